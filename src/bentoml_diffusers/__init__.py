@@ -1,0 +1,81 @@
+"""BentoML integration for Hugging Face diffusers.
+
+Importing this package makes ``bentoml.diffusers`` mean it, and loads neither torch nor
+diffusers: names are imported when they are first used.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _compat
+
+if TYPE_CHECKING:
+    from bentoml_diffusers.demo import import_demo_models
+    from bentoml_diffusers.engine import Engine, Handle, Result
+    from bentoml_diffusers.options import ModelOptions, RequestLimits
+    from bentoml_diffusers.serving.legacy import get_runnable, load_model
+    from bentoml_diffusers.serving.service import service
+    from bentoml_diffusers.store import (
+        get,
+        import_lora,
+        import_model,
+        import_textual_inversion,
+        save_model,
+    )
+    from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "API_VERSION": "store.layout",
+    "Engine": "engine",
+    "Handle": "engine",
+    "MODULE_NAME": "store.layout",
+    "ModelOptions": "options",
+    "RequestLimits": "options",
+    "Result": "engine",
+    "get": "store",
+    "get_runnable": "serving.legacy",
+    "import_demo_models": "demo",
+    "import_lora": "store",
+    "import_model": "store",
+    "import_textual_inversion": "store",
+    "load_model": "serving.legacy",
+    "save_model": "store",
+    "service": "serving.service",
+}
+
+__all__ = [
+    "API_VERSION",
+    "Engine",
+    "Handle",
+    "MODULE_NAME",
+    "ModelOptions",
+    "RequestLimits",
+    "Result",
+    "get",
+    "get_runnable",
+    "import_demo_models",
+    "import_lora",
+    "import_model",
+    "import_textual_inversion",
+    "load_model",
+    "save_model",
+    "service",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+_compat.alias_upstream_module(sys.modules[__name__])

@@ -1,0 +1,90 @@
+"""The only place that looks at versions, or into private corners, of other packages.
+
+Each entry says what will let us delete it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bentoml
+from bentoml import Tag
+
+
+@dataclass(frozen=True)
+class StoreAccess:
+    """BentoML's model store on disk. Until ``bentoml.models.create`` writes atomically."""
+
+    root: Path
+
+    def set_latest(self, tag: Tag) -> None:
+        """Makes ``tag`` the latest version of its name."""
+        temporary = self.root / tag.name / f".latest-{tag.version}"
+        temporary.write_text(tag.version)
+        temporary.rename(self.root / tag.latest_path())
+
+
+def model_store() -> StoreAccess:
+    """Returns the model store of the current ``BENTOML_HOME``."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    return StoreAccess(Path(BentoMLContainer.model_store_dir.get()))
+
+
+def is_runner_process() -> bool:
+    """True in the process of a legacy runner that ``bentoml serve`` started."""
+    from bentoml._internal.context import server_context
+
+    return bool(server_context.service_type == "runner")
+
+
+def runner_timeout_s() -> float | None:
+    """Seconds after which BentoML answers 504 for a runner; ``None`` outside of one."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    if not is_runner_process():
+        return None
+    return float(BentoMLContainer.runners_config.get()["traffic"]["timeout"])
+
+
+def alias_upstream_module(module: Any) -> None:
+    """Makes ``bentoml.diffusers`` this package, in whichever way it is reached.
+
+    Until BentoML drops its deprecated module, and after that for code that still says the name.
+    """
+    sys.modules["bentoml.diffusers"] = module
+    bentoml.diffusers = module
+
+
+def install_image_container() -> None:
+    """Lets PIL images of any making pass to a legacy runner.
+
+    BentoML encodes an image argument in ``image.format``, which is ``None`` for every image that
+    was created or resized, and fails; here it travels as it is. Until BentoML's
+    ``PILImageContainer`` does so (broken in 1.4.40).
+    """
+    from bentoml._internal.runner.container import (
+        DataContainerRegistry,
+        Payload,
+        PILImageContainer,
+    )
+    from bentoml._internal.types import LazyType
+
+    class PicklePILContainer(PILImageContainer):  # type: ignore[misc]
+        """A PIL image as pickled pixels: exact, for every mode, and faster than PNG."""
+
+        @classmethod
+        def to_payload(cls, batch: Any, batch_dim: int) -> Payload:
+            del batch_dim
+            return cls.create_payload(pickle.dumps(batch.copy()), batch_size=1)
+
+        @classmethod
+        def from_payload(cls, payload: Payload) -> Any:
+            return pickle.loads(payload.data)  # noqa: S301 - between BentoML's own processes
+
+    image_type = LazyType("PIL.Image", "Image")
+    DataContainerRegistry.register_container(image_type, image_type, PicklePILContainer)

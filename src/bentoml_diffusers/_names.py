@@ -1,0 +1,112 @@
+"""Names <-> classes. Nothing else in this package turns text into code.
+
+Only what diffusers itself exports can be named; a class object is taken as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidOption, InvalidRequest
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+BUNDLED_PIPELINES = ("stable_diffusion_mega",)
+
+_TASK_MAPPINGS = {
+    "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
+    "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
+}
+TASKS = tuple(_TASK_MAPPINGS)
+
+
+def resolve_pipeline_class(
+    value: str | type[DiffusionPipeline] | None,
+) -> type[DiffusionPipeline]:
+    """Returns a pipeline class; ``None`` gives ``DiffusionPipeline``, which reads the index.
+
+    Raises:
+        InvalidOption: 400, not a pipeline class that diffusers exports.
+    """
+    import diffusers
+
+    if value is None:
+        return diffusers.DiffusionPipeline  # type: ignore[no-any-return]
+    found = value if isinstance(value, type) else _exported_by_diffusers(value)
+    # The AutoPipelines have `from_pretrained` but no base class in common with pipelines.
+    if found is None or not hasattr(found, "from_pretrained") or not hasattr(found, "config_name"):
+        raise InvalidOption(
+            "pipeline_class", value, "a pipeline class, or the name of one that diffusers exports"
+        )
+    return found
+
+
+def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[SchedulerMixin]:
+    """Returns a scheduler class.
+
+    Raises:
+        InvalidOption: 400, not a scheduler class that diffusers exports.
+    """
+    from diffusers import SchedulerMixin
+
+    found = value if isinstance(value, type) else _exported_by_diffusers(value)
+    if found is None or not issubclass(found, SchedulerMixin):
+        raise InvalidOption(
+            "scheduler_class",
+            value,
+            "a scheduler class, or the name of one that diffusers exports, "
+            "such as 'EulerDiscreteScheduler'",
+        )
+    return found
+
+
+def resolve_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
+    """Returns a ``torch.dtype``; text such as ``"float16"`` or ``"torch.bfloat16"`` is taken.
+
+    Raises:
+        InvalidOption: 400, not a floating dtype.
+    """
+    import torch
+
+    if value is None:
+        return None
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidOption("torch_dtype", value, "a floating dtype such as 'float16'")
+    return dtype
+
+
+def task_class(pipeline: DiffusionPipeline, task: str) -> type[DiffusionPipeline]:
+    """Returns the class that does ``task`` with the components of ``pipeline``.
+
+    Raises:
+        InvalidRequest: 400, diffusers knows no such task for this family of models.
+    """
+    from diffusers.pipelines import auto_pipeline
+
+    mapping = getattr(auto_pipeline, _TASK_MAPPINGS[task])
+    for base in type(pipeline).__mro__:
+        found: type[DiffusionPipeline] | None = auto_pipeline._get_task_class(
+            mapping, base.__name__, throw_error_if_not_exist=False
+        )
+        if found is not None:
+            return found
+    raise InvalidRequest("task", task, f"a task that {type(pipeline).__name__} can do")
+
+
+@functools.lru_cache(maxsize=256)
+def _exported_by_diffusers(name: str) -> type[Any] | None:
+    """Finds ``Name``, ``diffusers.Name`` or ``diffusers.<anything>.Name`` among its exports."""
+    import diffusers
+
+    module, _, short = name.rpartition(".")
+    if module and module.split(".")[0] != "diffusers":
+        return None
+    if short.startswith("_") or short not in dir(diffusers):
+        return None
+    found = getattr(diffusers, short)
+    return found if isinstance(found, type) else None

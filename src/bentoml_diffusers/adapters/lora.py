@@ -1,0 +1,144 @@
+"""LoRAs on a pipeline through PEFT: static ones that stay, and those of one request."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidModel, InvalidRequest, UnsupportedByPipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.adapters.sources import Adapter
+
+logger = logging.getLogger(__name__)
+
+MAX_LORAS_PER_REQUEST = 16
+
+
+class LoraSwitch:
+    """Switches LoRAs of one pipeline. Not thread-safe: one request at a time.
+
+    Args:
+        pipeline: The pipeline whose components get the LoRAs.
+        static: LoRAs that stay active, below those of a request.
+
+    Raises:
+        UnsupportedByPipeline: 400, static LoRAs for a class without LoRA.
+        InvalidModel: 400, a file that is no LoRA for this pipeline.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, static: Sequence[Adapter] = ()) -> None:
+        self._pipeline = pipeline
+        self._counter = itertools.count()
+        self._static: dict[str, float] = {}
+        for adapter in static:
+            self._static[self._load(adapter)] = adapter.scale
+        self._activate(self._static)
+
+    @contextlib.contextmanager
+    def applied(self, adapters: Sequence[Adapter]) -> Iterator[None]:
+        """Adds ``adapters`` to the static ones; afterwards all is as it was, also on failure.
+
+        Raises:
+            InvalidRequest: 400, too many LoRAs.
+            InvalidModel: 400, a file that is no LoRA for this pipeline.
+            UnsupportedByPipeline: 400, the pipeline's class takes no LoRA.
+        """
+        wanted = [adapter for adapter in adapters if adapter.scale != 0]
+        if len(wanted) > MAX_LORAS_PER_REQUEST:
+            raise InvalidRequest(
+                "lora_weights", len(wanted), f"at most {MAX_LORAS_PER_REQUEST} LoRAs"
+            )
+        if not wanted:
+            yield
+            return
+        loaded: dict[str, float] = {}
+        try:
+            for adapter in wanted:
+                loaded[self._load(adapter)] = adapter.scale
+            self._activate({**self._static, **loaded})
+            yield
+        finally:
+            self._remove_all_but_static()
+
+    def _load(self, adapter: Adapter) -> str:
+        if not supports_lora(self._pipeline):
+            raise UnsupportedByPipeline(type(self._pipeline).__name__, "LoRA")
+        name = f"lora_{next(self._counter)}"
+        try:
+            self._pipeline.load_lora_weights(
+                adapter.path, adapter_name=name, use_safetensors=True, **adapter.arguments
+            )
+        except Exception as err:
+            if not self._static:
+                self._pipeline.unload_lora_weights()
+            raise InvalidModel(
+                adapter.name, f"is no LoRA for {type(self._pipeline).__name__}: {_first_line(err)}"
+            ) from err
+        if name not in _resident(self._pipeline):
+            raise InvalidModel(
+                adapter.name, f"has no layer in common with {type(self._pipeline).__name__}"
+            )
+        return name
+
+    def _activate(self, scales: dict[str, float]) -> None:
+        if scales:
+            self._pipeline.set_adapters(list(scales), list(scales.values()))
+
+    def _remove_all_but_static(self) -> None:
+        if not self._static:
+            self._pipeline.unload_lora_weights()
+            return
+        extra = sorted(_resident(self._pipeline) - set(self._static))
+        if extra:
+            self._pipeline.delete_adapters(extra)
+        for component in _modules(self._pipeline):
+            _unwrap_empty_layers(component)
+        self._activate(self._static)
+
+
+def supports_lora(pipeline: DiffusionPipeline | type[DiffusionPipeline]) -> bool:
+    """True if the pipeline, or its class, takes LoRAs; asked of diffusers, not of one mixin."""
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    cls = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return issubclass(cls, LoraBaseMixin)
+
+
+def _resident(pipeline: DiffusionPipeline) -> set[str]:
+    lists: dict[str, list[str]] = pipeline.get_list_adapters()
+    return {name for names in lists.values() for name in names}
+
+
+def _modules(pipeline: DiffusionPipeline) -> list[torch.nn.Module]:
+    import torch
+
+    return [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+
+
+def _unwrap_empty_layers(module: torch.nn.Module) -> None:
+    """Puts back the plain layer where a wrapper has no adapter left.
+
+    ``delete_adapters`` leaves the wrappers, so the names in the state dict would stay changed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer) and not _adapters_of(child):
+                setattr(parent, name, child.get_base_layer())
+
+
+def _adapters_of(layer: Any) -> set[str]:
+    return {key for attribute in layer.adapter_layer_names for key in getattr(layer, attribute, ())}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:300]

@@ -1,0 +1,204 @@
+"""From the names of LoRAs and textual inversions to files, within what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import bentoml
+
+from bentoml_diffusers.errors import (
+    AdapterNotFound,
+    InvalidModel,
+    InvalidRequest,
+    ModelNotFound,
+    UntrustedSource,
+)
+from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
+from bentoml_diffusers.store import adapter_file, get, list_entries, read_record
+
+Kind = Literal["lora", "textual_inversion"]
+
+_FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter that was asked for, found.
+
+    Attributes:
+        name: As it was asked for.
+        path: A local file, or a folder or hub repository for diffusers to look into.
+        scale: Weight of a LoRA; 1 is as trained, 0 is none, negative is the opposite.
+        token: Word of a textual inversion, ``None`` for what its file says.
+        arguments: More arguments for diffusers' loader, such as ``weight_name``.
+    """
+
+    name: str
+    path: str
+    scale: float = 1.0
+    token: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterFinder:
+    """Finds adapters by name.
+
+    Attributes:
+        kind: What is looked for.
+        sources: Where a name may lead, see ``ModelOptions.adapter_sources``.
+        folder: Folder for relative file names; ``None``: no file can be named.
+    """
+
+    kind: Kind
+    sources: tuple[AdapterSource, ...]
+    folder: Path | None
+
+    @property
+    def field(self) -> str:
+        """Name of the request's field, for messages."""
+        return _FIELDS[self.kind]
+
+    def find_all(self, value: object) -> list[Adapter]:
+        """Returns the adapters that ``value`` names: one name, a mapping, or a list of either.
+
+        Raises:
+            InvalidRequest: 400, malformed.
+            UntrustedSource: 400, outside of what is allowed.
+            AdapterNotFound: 404, not there.
+        """
+        if value is None:
+            return []
+        many = isinstance(value, Sequence) and not isinstance(value, str)
+        items = list(value) if many else [value]  # type: ignore[call-overload]
+        return [self._find(item) for item in items]
+
+    def _find(self, item: object) -> Adapter:
+        if isinstance(item, str):
+            return self._find_name(item.strip(), scale=1.0, token=None)
+        if not isinstance(item, Mapping):
+            raise InvalidRequest(self.field, item, "a name, a mapping, or a list of either")
+        values = dict(item)
+        name = values.pop("name", None) or values.pop("model_name", None)
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest(f"{self.field}.name", item, "the name of an adapter")
+        scale = _read_scale(self.field, values.pop("scale", 1.0))
+        token = values.pop("token", None)
+        weight_name = values.pop("weight_name", None)
+        if weight_name is None:
+            return self._find_name(name, scale=scale, token=token, **values)
+        return self._find_in_folder(name, str(weight_name), scale, token, values)
+
+    def _find_name(self, name: str, scale: float, token: str | None, **more: Any) -> Adapter:
+        if not name:
+            raise InvalidRequest(self.field, name, "the name of an adapter")
+        for source in self.sources:
+            found = getattr(self, f"_in_{source}")(name)
+            if found is not None:
+                path, known_token = found
+                if source == "hub" and name.count("/") > 1:
+                    # "owner/repository/file", as bentoml.diffusers wrote it
+                    owner, repository, more["weight_name"] = name.split("/", 2)
+                    path = f"{owner}/{repository}"
+                return Adapter(name, path, scale, token or known_token, more)
+        raise self._not_found(name)
+
+    def _find_in_folder(
+        self, name: str, weight_name: str, scale: float, token: str | None, more: dict[str, Any]
+    ) -> Adapter:
+        """``{"model_name": folder or repository, "weight_name": file}``."""
+        if self.folder is not None and (self.folder / name).is_dir():
+            return self._find_name(f"{name}/{weight_name}", scale, token, **more)
+        if "path" in self.sources and Path(name).expanduser().is_dir():
+            path = Path(name).expanduser() / weight_name
+            return self._find_name(str(path), scale, token, **more)
+        if "hub" in self.sources and not Path(name).is_absolute():
+            return Adapter(name, name, scale, token, {**more, "weight_name": weight_name})
+        raise self._not_found(f"{name}/{weight_name}")
+
+    def _in_store(self, name: str) -> tuple[str, str | None] | None:
+        if "/" in name or name.endswith(".safetensors"):
+            return None
+        try:
+            path, record = adapter_file(get(name), self.kind)
+        except (ModelNotFound, InvalidModel, bentoml.exceptions.BentoMLException, ValueError):
+            return None
+        return str(path), record.details.get("token")
+
+    def _in_lora_dir(self, name: str) -> tuple[str, str | None] | None:
+        if self.folder is None or Path(name).is_absolute():
+            return None
+        root = self.folder.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            return None
+        return self._checked_file(path)
+
+    def _in_path(self, name: str) -> tuple[str, str | None] | None:
+        return self._checked_file(Path(name).expanduser())
+
+    def _in_hub(self, name: str) -> tuple[str, str | None] | None:
+        is_repository = "/" in name and not name.startswith((".", "/", "~"))
+        return (name, None) if is_repository else None
+
+    def _checked_file(self, path: Path) -> tuple[str, str | None] | None:
+        if not path.is_file() or path.suffix != ".safetensors":
+            return None
+        return str(path), None
+
+    def _not_found(self, name: str) -> Exception:
+        """Refused if no allowed source could ever mean this name, else not found."""
+        reaches_out = (
+            Path(name).is_absolute()
+            or ".." in Path(name).parts
+            or "://" in name
+            or name.startswith("~")
+            or self._is_link_out(name)
+        )
+        is_pickle = Path(name).suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        in_hub_form = "/" in name and self.folder is None
+        if reaches_out or is_pickle or in_hub_form:
+            return UntrustedSource(self.field, name, self._allowed())
+        return AdapterNotFound(self.field, name, self.known())
+
+    def _is_link_out(self, name: str) -> bool:
+        return self.folder is not None and (
+            not (self.folder / name).resolve().is_relative_to(self.folder.resolve())
+        )
+
+    def _allowed(self) -> str:
+        words = {
+            "store": "tags of the model store",
+            "lora_dir": "safetensors files below lora_dir",
+            "path": "safetensors files by their path",
+            "hub": "repositories of the hub",
+        }
+        return ", ".join(words[source] for source in ADAPTER_SOURCES if source in self.sources)
+
+    def known(self) -> list[str]:
+        """Returns the names that can be asked for."""
+        names: set[str] = set()
+        if "store" in self.sources:
+            for model in list_entries():
+                record = read_record(Path(model.path))
+                if record is not None and record.kind == self.kind:
+                    names.add(model.tag.name)
+        if "lora_dir" in self.sources and self.folder is not None and self.folder.is_dir():
+            names |= {
+                path.relative_to(self.folder).as_posix()
+                for path in self.folder.rglob("*.safetensors")
+            }
+        return sorted(names)
+
+
+def _read_scale(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidRequest(f"{name}.scale", value, "a number")
+    if not math.isfinite(value) or abs(value) > MAX_SCALE:
+        raise InvalidRequest(f"{name}.scale", value, f"from {-MAX_SCALE:g} to {MAX_SCALE:g}")
+    return float(value)

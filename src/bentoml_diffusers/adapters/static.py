@@ -1,0 +1,36 @@
+"""The adapters that a model is loaded with, and the finders for those of requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.adapters.lora import LoraSwitch
+from bentoml_diffusers.adapters.sources import AdapterFinder
+from bentoml_diffusers.adapters.textual_inversion import load_textual_inversions
+from bentoml_diffusers.options import ADAPTER_SOURCES
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.options import ModelOptions
+
+_DEFAULT_SOURCES = ("store", "lora_dir")
+
+
+def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -> LoraSwitch:
+    """Loads the adapters of the options, which the operator wrote: every source is open.
+
+    A relative file is looked for in ``lora_dir``, by default the working directory.
+    """
+    folder = Path(options.lora_dir or ".").expanduser()
+    inversions = AdapterFinder("textual_inversion", ADAPTER_SOURCES, folder)  # type: ignore[arg-type]
+    loras = AdapterFinder("lora", ADAPTER_SOURCES, folder)  # type: ignore[arg-type]
+    load_textual_inversions(pipeline, inversions.find_all(options.textual_inversions))
+    return LoraSwitch(pipeline, loras.find_all(options.lora_weights))
+
+
+def request_finder(options: ModelOptions) -> AdapterFinder:
+    """Returns the finder for the LoRAs of requests, within what the options allow."""
+    folder = Path(options.lora_dir).expanduser() if options.lora_dir else None
+    return AdapterFinder("lora", options.adapter_sources or _DEFAULT_SOURCES, folder)  # type: ignore[arg-type]

@@ -1,0 +1,149 @@
+"""Checks the arguments of a call before anything runs; reads errors of diffusers' own checks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidRequest, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+# In `**kwargs` of diffusers' own pipelines only these mean something.
+_LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
+_WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
+_NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_scale")
+
+
+def bind_arguments(
+    method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments by name.
+
+    Raises:
+        InvalidRequest: 400, an argument that the method does not have.
+    """
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    named = [
+        item.name
+        for item in parameters
+        if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+    ]
+    if len(args) > len(named):
+        raise InvalidRequest("arguments", len(args), f"at most {len(named)} positional ones")
+    bound = dict(zip(named, args, strict=False))
+    for name, value in kwargs.items():
+        if name in bound:
+            raise InvalidRequest(name, value, "each argument once")
+        if name not in named and not _takes_anything(method, parameters, name):
+            raise InvalidRequest(
+                name, value, f"a known argument{suggest(name, named)}: {', '.join(named)}"
+            )
+        bound[name] = value
+    return bound
+
+
+def check_arguments(
+    method: Callable[..., Any], arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
+) -> None:
+    """Checks what the checks of diffusers leave out, in terms of the caller's fields.
+
+    Raises:
+        InvalidRequest: 400, names the first field that is wrong.
+    """
+    parameters = inspect.signature(method).parameters
+    if "prompt" in parameters and "prompt_embeds" in parameters:
+        _check_prompt(arguments)
+    for name in _WHOLE_NUMBERS:
+        value = arguments.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise InvalidRequest(name, value, "a whole number")
+        if value is not None and value < 1:
+            raise InvalidRequest(name, value, "a whole number from 1")
+    for name in _NUMBERS:
+        value = arguments.get(name)
+        if value is not None and not _is_finite(value):
+            raise InvalidRequest(name, value, "a finite number")
+    _check_steps(parameters, arguments, scheduler)
+
+
+def complete_size(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with both sides if one was given.
+
+    Some pipelines of diffusers silently take their default size when either side is missing.
+    """
+    sample_size = getattr(pipeline, "default_sample_size", None) or getattr(
+        getattr(getattr(pipeline, "unet", None), "config", None), "sample_size", None
+    )
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    height, width = arguments.get("height"), arguments.get("width")
+    if (height is None) == (width is None) or not isinstance(sample_size, int) or not scale:
+        return dict(arguments)
+    default = sample_size * scale
+    return {**arguments, "height": height or default, "width": width or default}
+
+
+def invalid_request_from(error: BaseException) -> InvalidRequest | None:
+    """Returns the caller's fault if ``error`` came out of a pipeline's ``check_inputs``."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "check_inputs":
+            field = re.search(r"`(\w+)`", str(error))
+            invalid = InvalidRequest(field.group(1) if field else "arguments", "", "")
+            invalid.args = (str(error),)
+            invalid.message = str(error)
+            return invalid
+        trace = trace.tb_next
+    return None
+
+
+def _takes_anything(
+    method: Callable[..., Any], parameters: Sequence[inspect.Parameter], name: str
+) -> bool:
+    if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+        return False
+    is_diffusers = getattr(method, "__module__", "").startswith("diffusers.")
+    return name in _LEGACY_KEYWORDS or not is_diffusers
+
+
+def _check_prompt(arguments: Mapping[str, Any]) -> None:
+    prompt = arguments.get("prompt")
+    if prompt is None:
+        if arguments.get("prompt_embeds") is None:
+            raise InvalidRequest("prompt", None, "text")
+        return
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest("prompt", prompt, "text, or a list of texts")
+
+
+def _check_steps(
+    parameters: Mapping[str, inspect.Parameter],
+    arguments: Mapping[str, Any],
+    scheduler: SchedulerMixin | None,
+) -> None:
+    steps = arguments.get("num_inference_steps")
+    limit = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    if steps is not None and limit is not None and steps > limit:
+        raise InvalidRequest("num_inference_steps", steps, f"from 1 to {limit}")
+    strength = arguments.get("strength")
+    if strength is None:
+        return
+    if not 0 < strength <= 1:
+        raise InvalidRequest("strength", strength, "above 0, up to 1")
+    if steps is None and "num_inference_steps" in parameters:
+        steps = parameters["num_inference_steps"].default
+    if isinstance(steps, int) and int(steps * strength) < 1:
+        raise InvalidRequest(
+            "strength", strength, f"at least {1 / steps:.3g} with {steps} num_inference_steps"
+        )
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]

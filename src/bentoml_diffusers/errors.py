@@ -1,0 +1,190 @@
+"""Every error that this package raises on purpose, each with its HTTP status.
+
+::
+
+    BentoMLException (BentoML)
+    └── DiffusersError                      500
+        ├── InvalidRequest    (ValueError)  400   a field of a request is wrong
+        ├── InvalidOption     (ValueError)  400   an option of a model or service is wrong
+        ├── InvalidModel      (ValueError)  400   a source is no pipeline, LoRA or embedding
+        ├── UntrustedSource   (ValueError)  400   a name reaches outside what is allowed
+        ├── UnsupportedByPipeline           400   the pipeline's class cannot do it
+        ├── ModelNotFound     (LookupError) 404   not in the model store or on the hub
+        ├── AdapterNotFound   (LookupError) 404   no such LoRA or textual inversion
+        ├── TagConflict       (ValueError)  409   the tag holds something else
+        ├── RequestCancelled                503   cancelled by its caller, or on shutdown
+        ├── DeadlineExceeded  (TimeoutError) 504  ran past its deadline
+        ├── PipelineFailed                  500   the pipeline raised
+        └── DeviceOutOfMemory               503   the device has too little memory
+"""
+
+from __future__ import annotations
+
+import difflib
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class DiffusersError(BentoMLException):  # type: ignore[misc]
+    """Root of the tree; pickles across processes with its text and status."""
+
+    error_code = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+def _rebuild(cls: type[DiffusersError], message: str, state: dict[str, Any]) -> DiffusersError:
+    error: DiffusersError = cls.__new__(cls)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidRequest(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]
+    """A field of a request is wrong (400)."""
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, field: str, got: object, expected: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: got {shorten(got)}, expected {expected}")
+
+
+class InvalidOption(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]
+    """An option of a model, a runner or a service is unknown or has a wrong value (400)."""
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, option: str, got: object, expected: str) -> None:
+        self.option = option
+        super().__init__(f"option {option!r}: got {shorten(got)}, expected {expected}")
+
+    @classmethod
+    def unknown(cls, option: str, known: Iterable[str]) -> InvalidOption:
+        """For an option that does not exist; names the near matches and the known ones."""
+        names = sorted(known)
+        hint = suggest(option, names)
+        return cls(option, "an unknown option", f"one of {', '.join(names)}{hint}")
+
+
+class InvalidModel(DiffusersError, ValueError):
+    """A source holds no pipeline, LoRA or textual inversion (400)."""
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, source: object, problem: str, next_step: str = "") -> None:
+        super().__init__(_sentence(f"{str(source)!r} {problem}", next_step))
+
+
+class UntrustedSource(DiffusersError, ValueError):
+    """A name reaches outside the sources that the operator allowed (400)."""
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, field: str, got: object, allowed: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {shorten(got)} is refused; allowed: {allowed}")
+
+
+class UnsupportedByPipeline(DiffusersError, NotImplementedError):
+    """The pipeline's class lacks what was asked for (400)."""
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, pipeline_class: str, what: str) -> None:
+        super().__init__(f"{pipeline_class} does not support {what}")
+
+
+class ModelNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[misc]
+    """The model is not in the store, or not on the hub (404)."""
+
+    error_code = HTTPStatus.NOT_FOUND
+
+    def __init__(self, name: object, problem: str, next_step: str = "") -> None:
+        super().__init__(_sentence(f"model {str(name)!r} {problem}", next_step))
+
+
+class AdapterNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[misc]
+    """There is no LoRA or textual inversion of that name (404)."""
+
+    error_code = HTTPStatus.NOT_FOUND
+
+    def __init__(self, field: str, name: str, known: Iterable[str]) -> None:
+        self.field = field
+        names = sorted(known)
+        listed = ", ".join(names[:20]) or "none"
+        super().__init__(
+            f"{field}: {shorten(name)} was not found{suggest(name, names)}; known: {listed}"
+        )
+
+
+class TagConflict(DiffusersError, ValueError):
+    """The tag is taken by something else (409)."""
+
+    error_code = HTTPStatus.CONFLICT
+
+    def __init__(self, tag: object, holds: str, asked: str) -> None:
+        super().__init__(
+            f"tag {str(tag)!r} already holds {holds}, asked for {asked}; "
+            "choose another tag, give a new version (name:version), or delete the old model"
+        )
+
+
+class RequestCancelled(DiffusersError):
+    """The request was cancelled by its caller, or by the engine's shutdown (503)."""
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, reason: str = "the request was cancelled") -> None:
+        super().__init__(reason)
+
+
+class DeadlineExceeded(DiffusersError, TimeoutError):
+    """The request ran past its deadline and was stopped (504)."""
+
+    error_code = HTTPStatus.GATEWAY_TIMEOUT
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"not finished within {timeout_s:g} seconds; the request was stopped")
+
+
+class PipelineFailed(DiffusersError):
+    """The pipeline raised an error that is not the caller's fault (500)."""
+
+    error_code = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(self, pipeline_class: str, error: BaseException) -> None:
+        super().__init__(f"{pipeline_class} failed: {type(error).__name__}: {error}")
+
+
+class DeviceOutOfMemory(DiffusersError):
+    """The device has too little memory for this request (503)."""
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"too little device memory for {what}; ask for a smaller or for fewer images"
+        )
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """Returns ``repr(value)``, cut to ``limit`` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for near matches, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(repr(match) for match in near)}?)" if near else ""
+
+
+def _sentence(text: str, next_step: str) -> str:
+    return f"{text}; {next_step}" if next_step else text

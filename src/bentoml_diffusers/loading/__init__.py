@@ -1,0 +1,10 @@
+"""Stored models and options -> pipelines."""
+
+from bentoml_diffusers.loading.pipeline import (
+    bundled_pipeline_class,
+    denoiser_name,
+    load_pipeline,
+    stored_options,
+)
+
+__all__ = ["bundled_pipeline_class", "denoiser_name", "load_pipeline", "stored_options"]

@@ -1,0 +1,200 @@
+"""Every option once: how a stored model is loaded and run, and what a request may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from bentoml.models import ModelOptions as _BentoModelOptions
+
+from bentoml_diffusers.errors import InvalidOption
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+AdapterSpec: TypeAlias = "str | Mapping[str, Any]"
+AdapterSource = Literal["store", "lora_dir", "path", "hub"]
+ADAPTER_SOURCES: tuple[str, ...] = get_args(AdapterSource)
+
+
+@dataclass(frozen=True, kw_only=True, eq=True)
+class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
+    """How a stored pipeline is loaded and run.
+
+    ``Model.with_options``, ``load_model``, ``Engine.from_model`` and the stored model itself all
+    speak this one list. ``None`` means: not given, the next source decides (call, then stored
+    with the model, then the default in parentheses).
+
+    Attributes:
+        pipeline_class: A class, or the name of one that diffusers exports
+            (the class that the model's index names).
+        device_map: As in diffusers' ``from_pretrained`` (no map).
+        custom_pipeline: ``"stable_diffusion_mega"``, which comes with this package, or a file or
+            folder with pipeline code; the latter needs ``trust_remote_code=True``.
+        scheduler_class: A class, or the name of one that diffusers exports; built from the
+            config of the stored scheduler (the stored scheduler).
+        torch_dtype: A ``torch.dtype`` or its name, such as ``"float16"`` (float32; for a runner
+            on a GPU float16, as in ``bentoml.diffusers``).
+        low_cpu_mem_usage: Load weights without initialising them first (``True``).
+        enable_xformers: Memory-efficient attention of xformers (for a runner on a GPU, on if
+            xformers is installed; else off).
+        enable_attention_slicing: ``"auto"``, ``"max"`` or a slice size (off).
+        enable_model_cpu_offload: Keep on the GPU only the module that runs (off).
+        enable_sequential_cpu_offload: Keep on the GPU only the layer that runs (off).
+        enable_torch_compile: Compile the denoiser, whatever it is called (off).
+        variant: Load the files of that variant, such as ``"fp16"`` (the variant imported).
+        lora_weights: LoRAs that are always active: a name, a mapping, or a list of either.
+        textual_inversions: Textual inversions that are always loaded, in the same forms.
+        load_pretrained_extra_kwargs: More arguments for ``from_pretrained``.
+        lora_dir: Folder of the LoRA files that requests may name (for a runner, the working
+            directory).
+        adapter_sources: Where a *request's* names may lead: ``"store"``, ``"lora_dir"``;
+            ``"path"`` opens every file of the machine, ``"hub"`` every repository
+            (``("store", "lora_dir")``).
+        trust_remote_code: Run pipeline code that comes with a model (``False``).
+        partial_kwargs: For each method, arguments that a call gets unless it gives them itself.
+    """
+
+    pipeline_class: str | type[DiffusionPipeline] | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    custom_pipeline: str | None = None
+    scheduler_class: str | type[SchedulerMixin] | None = None
+    torch_dtype: str | torch.dtype | None = None
+    low_cpu_mem_usage: bool | None = None
+    enable_xformers: bool | None = None
+    enable_attention_slicing: int | str | None = None
+    enable_model_cpu_offload: bool | None = None
+    enable_sequential_cpu_offload: bool | None = None
+    enable_torch_compile: bool | None = None
+    variant: str | None = None
+    lora_weights: AdapterSpec | Sequence[AdapterSpec] | None = None
+    textual_inversions: AdapterSpec | Sequence[AdapterSpec] | None = None
+    load_pretrained_extra_kwargs: Mapping[str, Any] | None = None
+    lora_dir: str | None = None
+    adapter_sources: tuple[AdapterSource, ...] | None = None
+    trust_remote_code: bool | None = None
+    partial_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _BOOLEANS:
+            _check(name, getattr(self, name), bool, "true or false")
+        for name in ("custom_pipeline", "variant", "lora_dir"):
+            _check(name, getattr(self, name), str, "text")
+        _check("partial_kwargs", self.partial_kwargs, Mapping, "{method: {argument: value}}")
+        if self.enable_model_cpu_offload and self.enable_sequential_cpu_offload:
+            raise InvalidOption(
+                "enable_sequential_cpu_offload", True, "only one kind of CPU offload"
+            )
+        if self.adapter_sources is not None:
+            _check_adapter_sources(self.adapter_sources)
+            object.__setattr__(self, "adapter_sources", tuple(self.adapter_sources))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ModelOptions:
+        """Makes options from a mapping.
+
+        Raises:
+            InvalidOption: 400, an unknown name or a wrong value.
+        """
+        known = option_names()
+        for name in values:
+            if name not in known:
+                raise InvalidOption.unknown(name, known)
+        return cls(**values)
+
+    def with_options(self, **values: Any) -> ModelOptions:
+        """Returns a copy with other values.
+
+        Raises:
+            InvalidOption: 400, an unknown name or a wrong value.
+        """
+        return ModelOptions.from_mapping({**self.given(), **values})
+
+    def overridden_by(self, other: ModelOptions) -> ModelOptions:
+        """Returns these options with all that ``other`` gives: call over stored over default."""
+        return replace(self, **other.given())
+
+    def given(self) -> dict[str, Any]:
+        """Returns only what was given: all that differs from the default."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if getattr(self, item.name) != _default(item)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what was given as plain values that YAML and JSON can hold."""
+        return {name: _plain(value) for name, value in self.given().items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """What one request may ask for; beyond it a request is refused with 400.
+
+    Attributes:
+        max_side: Largest height and width, in pixels.
+        max_pixels: Largest height x width, in pixels.
+        max_steps: Largest number of denoising steps.
+        max_images: Largest number of images per request.
+        max_prompt_chars: Longest prompt, in characters.
+        max_upload_bytes: Largest uploaded image, in bytes.
+    """
+
+    max_side: int = 2048
+    max_pixels: int = 2048 * 2048
+    max_steps: int = 150
+    max_images: int = 8
+    max_prompt_chars: int = 2000
+    max_upload_bytes: int = 32 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, int) or value < 1:
+                raise InvalidOption(item.name, value, "a whole number from 1")
+
+
+def option_names() -> tuple[str, ...]:
+    """Returns the names of all model options, in their order."""
+    return tuple(item.name for item in fields(ModelOptions))
+
+
+_BOOLEANS = (
+    "low_cpu_mem_usage",
+    "enable_xformers",
+    "enable_model_cpu_offload",
+    "enable_sequential_cpu_offload",
+    "enable_torch_compile",
+    "trust_remote_code",
+)
+
+
+def _check(name: str, value: object, kind: type, expected: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise InvalidOption(name, value, expected)
+
+
+def _check_adapter_sources(sources: Sequence[str]) -> None:
+    for source in sources:
+        if source not in ADAPTER_SOURCES:
+            raise InvalidOption(
+                "adapter_sources", source, f"a tuple of {', '.join(ADAPTER_SOURCES)}"
+            )
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default is not MISSING else item.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return str(value).removeprefix("torch.")

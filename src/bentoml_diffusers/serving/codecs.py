@@ -1,0 +1,75 @@
+"""Pictures from and to bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from bentoml_diffusers.options import RequestLimits
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+_READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_JPEG_QUALITY = 95
+_WEBP_QUALITY = 90
+
+
+def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
+    """Decodes an uploaded picture, upright, as RGB.
+
+    Args:
+        data: A file in a common format; its content counts, not its declared type.
+        limits: Pixels are counted before they are decoded.
+
+    Raises:
+        ValueError: Not a picture, broken, or beyond the limits; the text says which.
+    """
+    if len(data) > limits.max_upload_bytes:
+        raise ValueError(f"{len(data)} bytes, expected at most {limits.max_upload_bytes}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on; our own limit is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=_READABLE)
+        if max(picture.size) > limits.max_side or picture.width * picture.height > (
+            limits.max_pixels
+        ):
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels, expected at most "
+                f"{limits.max_side} per side and {limits.max_pixels} in all"
+            )
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except UnidentifiedImageError as err:
+        raise ValueError(f"not a picture in a known format ({', '.join(_READABLE)})") from err
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as err:
+        raise ValueError(f"a broken picture: {err}") from err
+
+
+def decode_base64(text: str) -> bytes:
+    """Decodes base64, with or without ``data:image/...;base64,`` in front.
+
+    Raises:
+        ValueError: Not base64.
+    """
+    try:
+        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise ValueError("neither an uploaded file nor a picture in base64") from err
+
+
+def encode_image(picture: Image.Image, output_format: OutputFormat) -> bytes:
+    """Encodes a picture: PNG and its pixels exactly, JPEG and WebP at high quality."""
+    buffer = io.BytesIO()
+    if output_format == "png":
+        picture.save(buffer, "PNG")
+    elif output_format == "jpeg":
+        picture.convert("RGB").save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        picture.save(buffer, "WEBP", quality=_WEBP_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,180 @@
+"""What the services take: pydantic models with the limits of a service, and how they are read.
+
+BentoML's own reading of requests fetches text in a file field as a URL, answers 500 to a broken
+image, turns the prompt ``"12"`` of a form into a number, and ignores unknown fields.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import bentoml
+from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from bentoml_diffusers.options import RequestLimits
+from bentoml_diffusers.serving.codecs import OutputFormat, decode_base64, decode_image
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+_SIZE_STEP = 8
+
+
+class LoraChoice(BaseModel):
+    """A LoRA by name, with its weight."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, description="Tag in the model store, or file below lora_dir.")
+    scale: float = Field(1.0, ge=-10, le=10, description="Weight; 1 is as trained, 0 is none.")
+
+
+class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
+    """A request body, read strictly: JSON, or a form with files."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limits: ClassVar[RequestLimits] = RequestLimits()
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        """Reads a request; whatever is wrong with it is a ``ValidationError``, answered by 400."""
+        del serde
+        media_type = request.headers.get("content-type", "").split(";")[0].strip()
+        if media_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            values = await cls._read_form(request)
+        else:
+            values = cls._read_json(await request.body())
+        for name in cls.multipart_fields:
+            if name in values:
+                values[name] = cls._decode_image(name, values[name])
+        return cls.model_validate(values)
+
+    @classmethod
+    async def _read_form(cls, request: Request) -> dict[str, Any]:
+        from starlette.datastructures import UploadFile
+
+        values: dict[str, Any] = {}
+        async with request.form() as form:
+            for name, value in form.multi_items():
+                if name in values:
+                    raise cls._fault(name, "given more than once")
+                if isinstance(value, UploadFile):
+                    if name not in cls.multipart_fields:
+                        raise cls._fault(name, "a file, expected text")
+                    values[name] = await value.read()
+                elif name in cls.multipart_fields:
+                    raise cls._fault(name, "text, expected an uploaded file")
+                elif value != "":
+                    values[name] = _read_structure(value)
+        return values
+
+    @classmethod
+    def _read_json(cls, body: bytes) -> dict[str, Any]:
+        try:
+            values = json.loads(body or b"{}")
+        except ValueError as err:
+            raise cls._fault("body", f"not JSON: {err}") from err
+        if not isinstance(values, dict):
+            raise cls._fault("body", f"a {type(values).__name__}, expected an object of fields")
+        return values
+
+    @classmethod
+    def _decode_image(cls, name: str, value: Any) -> PILImage:
+        try:
+            if isinstance(value, str):
+                value = decode_base64(value)
+            if not isinstance(value, bytes):
+                raise ValueError(f"a {type(value).__name__}, expected a picture")
+            return decode_image(value, cls.limits)
+        except ValueError as err:
+            raise cls._fault(name, str(err)) from err
+
+    @classmethod
+    def _fault(cls, name: str, text: str) -> ValidationError:
+        error = PydanticCustomError("request", "{text}", {"text": text})
+        details = [InitErrorDetails(type=error, loc=(name,), input=None)]
+        return ValidationError.from_exception_data(cls.__name__, details)
+
+
+def _read_structure(text: str) -> Any:
+    """Forms carry lists and objects as JSON; all else stays text for pydantic to read."""
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
+    """Returns the request of txt2img under the limits of a service."""
+
+    class TextToImage(_make_base(limits)):  # type: ignore[misc]
+        height: int | None = Field(
+            None, ge=_SIZE_STEP, le=limits.max_side, multiple_of=_SIZE_STEP, description=_SIZE
+        )
+        width: int | None = Field(
+            None, ge=_SIZE_STEP, le=limits.max_side, multiple_of=_SIZE_STEP, description=_SIZE
+        )
+
+    return TextToImage
+
+
+def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
+    """Returns the request of img2img under the limits of a service."""
+
+    class ImageToImage(_make_base(limits)):  # type: ignore[misc]
+        image: PILImage = Field(description="The picture to start from: a file, or base64.")
+        strength: float = Field(
+            0.8,
+            gt=0,
+            le=1,
+            description="How much of the picture is painted anew; 1 keeps nothing.",
+        )
+
+    return ImageToImage
+
+
+_SIZE = "Pixels, a multiple of 8; by default the size that the model was trained for."
+
+
+def _make_base(limits: RequestLimits) -> type[RequestModel]:
+    class Base(RequestModel):
+        prompt: str = Field(
+            min_length=1,
+            max_length=limits.max_prompt_chars,
+            pattern=r"\S",
+            description="What to paint.",
+            examples=["a big red circle on a blue background at the left"],
+        )
+        negative_prompt: str = Field(
+            "", max_length=limits.max_prompt_chars, description="What not to paint."
+        )
+        num_inference_steps: int = Field(
+            25, ge=1, le=limits.max_steps, description="Denoising steps."
+        )
+        guidance_scale: float = Field(
+            7.5, ge=0, le=50, description="How closely to follow the prompt; up to 1 is off."
+        )
+        seed: int | None = Field(
+            None,
+            ge=0,
+            le=2**32 - 1,
+            description="The same seed paints the same picture; by default one is drawn.",
+        )
+        scheduler: str | None = Field(
+            None,
+            description="Name of a scheduler of diffusers that fits the model.",
+            examples=["EulerDiscreteScheduler"],
+        )
+        lora_weights: list[LoraChoice] | None = Field(
+            None, max_length=16, description="LoRAs for this request only."
+        )
+        output_format: OutputFormat = Field("png", description="Format of the answer.")
+
+    Base.limits = limits
+    return Base

@@ -1,0 +1,127 @@
+"""Modern BentoML services over an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+from bentoml.models import BentoModel
+from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
+from starlette.responses import JSONResponse, Response
+
+from bentoml_diffusers.engine import Engine
+from bentoml_diffusers.errors import DiffusersError, RequestCancelled
+from bentoml_diffusers.options import ModelOptions, RequestLimits
+from bentoml_diffusers.serving.codecs import encode_image
+from bentoml_diffusers.serving.schema import make_img2img_model, make_txt2img_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.engine import Result
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+def service(
+    model: str,
+    *,
+    name: str = "diffusers",
+    limits: RequestLimits | None = None,
+    service_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> bentoml.Service[Any]:
+    """Makes a service with ``/txt2img`` and ``/img2img`` for a stored model.
+
+    Args:
+        model: Tag of a pipeline in the model store.
+        name: Name of the service.
+        limits: What a request may ask for.
+        service_options: Arguments for ``bentoml.service``, such as
+            ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
+        **options: See :class:`bentoml_diffusers.ModelOptions`.
+
+    Raises:
+        InvalidOption: 400, an unknown option or a wrong value.
+    """
+    given = ModelOptions.from_mapping(options)
+    bounds = limits or RequestLimits()
+
+    @bentoml.service(name=name, **dict(service_options or {}))
+    class DiffusersService:
+        bento_model = BentoModel(model)
+
+        def __init__(self) -> None:
+            self.engine = Engine.from_model(self.bento_model, **given.given())
+
+        @bentoml.api(input_spec=make_txt2img_model(bounds), output_spec=None)
+        async def txt2img(self, ctx: bentoml.Context, **fields: Any) -> Image:
+            """Paints a picture from text. The seed used is in the header `x-seed`."""
+            return await answer(self.engine, ctx, "txt2img", fields)
+
+        @bentoml.api(input_spec=make_img2img_model(bounds), output_spec=None)
+        async def img2img(self, ctx: bentoml.Context, **fields: Any) -> Image:
+            """Paints a picture over another one. The seed used is in the header `x-seed`."""
+            return await answer(self.engine, ctx, "img2img", fields)
+
+        @bentoml.on_shutdown
+        def close_engine(self) -> None:
+            self.engine.close(cancel=True)
+
+    return DiffusersService
+
+
+async def answer(engine: Engine, ctx: bentoml.Context, task: str, fields: Mapping[str, Any]) -> Any:
+    """Runs a request of a service and answers it: a picture with its seed, or an error as JSON.
+
+    The request is stopped within one denoising step when its client goes away or BentoML's
+    ``traffic.timeout`` cancels it.
+    """
+    arguments = {key: value for key, value in fields.items() if value is not None}
+    output_format = arguments.pop("output_format")
+    if "lora_weights" in arguments:
+        arguments["lora_weights"] = [lora.model_dump() for lora in arguments["lora_weights"]]
+    try:
+        result = await _run_while_connected(engine, ctx, task, arguments)
+    except DiffusersError as error:
+        return _error_response(ctx, error)
+    body = await asyncio.to_thread(encode_image, result.images[0], output_format)
+    return Response(
+        body,
+        media_type=f"image/{output_format}",
+        headers={"x-seed": str(result.seeds[0])} if result.seeds else None,
+    )
+
+
+async def _run_while_connected(
+    engine: Engine, ctx: bentoml.Context, task: str, arguments: Mapping[str, Any]
+) -> Result:
+    running = asyncio.ensure_future(engine.arun(task, **arguments))
+    try:
+        while True:
+            done, _ = await asyncio.wait({running}, timeout=_POLL_S)
+            if done:
+                return running.result()
+            if await ctx.request.is_disconnected():
+                raise RequestCancelled("the client went away")
+    finally:
+        running.cancel()
+
+
+def _error_response(ctx: bentoml.Context, error: DiffusersError) -> Response:
+    status = int(error.error_code)
+    ctx.response.status_code = status  # else BentoML puts its own 200 on the answer
+    field = getattr(error, "field", None)
+    detail = [{"loc": [field], "msg": str(error)}] if field else []
+    return JSONResponse({"error": _public_text(error), "detail": detail}, status_code=status)
+
+
+def _public_text(error: DiffusersError) -> str:
+    """What a client may read: a failure of the pipeline can quote paths of the server."""
+    if error.error_code == 500:
+        return "the picture could not be painted; the server's log says why"
+    return str(error)
