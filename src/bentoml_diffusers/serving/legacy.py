@@ -108,7 +108,7 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
             input_spec=signature.input_spec,
             output_spec=signature.output_spec,
         )
-    return DiffusersRunnable  # type: ignore[no-any-return]
+    return DiffusersRunnable
 
 
 class Failure:

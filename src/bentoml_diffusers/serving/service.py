@@ -58,17 +58,17 @@ def service(
         def __init__(self) -> None:
             self.engine = Engine.from_model(self.bento_model, **given.given())
 
-        @bentoml.api(input_spec=make_txt2img_model(bounds), output_spec=None)
+        @bentoml.api(input_spec=make_txt2img_model(bounds))  # type: ignore[untyped-decorator]
         async def txt2img(self, ctx: bentoml.Context, **fields: Any) -> Image:
             """Paints a picture from text. The seed used is in the header `x-seed`."""
-            return await answer(self.engine, ctx, "txt2img", fields)
+            return await answer(self.engine, ctx, "txt2img", fields)  # type: ignore[no-any-return]
 
-        @bentoml.api(input_spec=make_img2img_model(bounds), output_spec=None)
+        @bentoml.api(input_spec=make_img2img_model(bounds))  # type: ignore[untyped-decorator]
         async def img2img(self, ctx: bentoml.Context, **fields: Any) -> Image:
             """Paints a picture over another one. The seed used is in the header `x-seed`."""
-            return await answer(self.engine, ctx, "img2img", fields)
+            return await answer(self.engine, ctx, "img2img", fields)  # type: ignore[no-any-return]
 
-        @bentoml.on_shutdown
+        @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         def close_engine(self) -> None:
             self.engine.close(cancel=True)
 
