@@ -1,0 +1,54 @@
+# Two commands are for users: `make demo` and `make test`. Both make what they need.
+#
+#   VENV=DIR      environment to use or to make (.venv)
+#   PYTHON=NAME   Python 3.10 or newer to make it with (python3)
+#   ARGS="..."    passed on, such as ARGS="--port 3001" or ARGS="-k lora"
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+
+help:
+	@echo "make demo    serve the bundled demo model on http://localhost:3000"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and format"
+	@echo "make types   check the types"
+	@echo "make docs    build the documentation into docs/_build/html"
+	@echo "make clean   remove what was built; the environment stays"
+
+demo: $(VENV)/.installed
+	$(BIN)/bentoml diffusers demo $(ARGS)
+
+test: $(VENV)/.installed-test
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-lint
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf docs/_build build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
+
+# A stamp says what was installed; a change of the dependencies makes it stale.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+.PHONY: help demo test lint types docs clean
+.PRECIOUS: $(VENV)/.installed-%
