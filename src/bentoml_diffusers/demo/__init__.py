@@ -47,4 +47,8 @@ def import_demo_models() -> dict[str, bentoml.Model]:
     return models
 
 
-_SIGNATURES = {"__call__": {"batchable": False}}
+# The methods of `custom_pipeline="stable_diffusion_mega"`; without it a runner has `__call__`,
+# and the tasks `img2img` and `inpaint`.
+_SIGNATURES = {
+    method: {"batchable": False} for method in ("__call__", "text2img", "img2img", "inpaint")
+}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+from bentoml import Tag
 from bentoml.models import BentoModel
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 from starlette.responses import JSONResponse, Response
 
 from bentoml_diffusers.engine import Engine
-from bentoml_diffusers.errors import DiffusersError, RequestCancelled
+from bentoml_diffusers.errors import DiffusersError, InvalidModel, RequestCancelled
 from bentoml_diffusers.options import ModelOptions, RequestLimits
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.schema import make_img2img_model, make_txt2img_model
+from bentoml_diffusers.store import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +59,12 @@ def service(
         bento_model = BentoModel(model)
 
         def __init__(self) -> None:
-            self.engine = Engine.from_model(self.bento_model, **given.given())
+            self.engine = Engine.from_model(_find_model(DiffusersService, model), **given.given())
+
+        @bentoml.on_deployment  # type: ignore[untyped-decorator]
+        def check_model() -> None:
+            """Runs once, before the workers: BentoML restarts one that fails for ever."""
+            _check_is_pipeline(_find_model(DiffusersService, model))
 
         @bentoml.api(input_spec=make_txt2img_model(bounds))  # type: ignore[untyped-decorator]
         async def txt2img(self, ctx: bentoml.Context, **fields: Any) -> Image:
@@ -73,6 +81,20 @@ def service(
             self.engine.close(cancel=True)
 
     return DiffusersService
+
+
+def _find_model(service: Any, tag: str) -> bentoml.Model:
+    """A bento is served with the version that it was built with, even if there is a later one."""
+    name = Tag.from_taglike(tag).name
+    models = service.bento.info.all_models if service.bento else ()
+    pinned = next((info.tag for info in models if info.tag.name == name), tag)
+    return BentoModel(pinned).resolve()
+
+
+def _check_is_pipeline(model: bentoml.Model) -> None:
+    record = read_record(Path(model.path))
+    if record is not None and record.kind != "pipeline":
+        raise InvalidModel(model.tag, f"is a {record.kind}, not a pipeline")
 
 
 async def answer(engine: Engine, ctx: bentoml.Context, task: str, fields: Mapping[str, Any]) -> Any:
