@@ -1,0 +1,180 @@
+"""Which way imports run, what stays unloaded, what is public, where text becomes code."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bentoml_diffusers
+
+SOURCE = Path(bentoml_diffusers.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+PACKAGE = "bentoml_diffusers"
+
+# Each room may import itself and those before it.
+ROOMS = ("errors", "options", "store", "loading", "adapters", "engine", "serving")
+BASE = ("_compat", "_names")
+OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the rooms; only `serving` may know them
+HEAVY = ("torch", "diffusers", "transformers", "peft")
+
+PUBLIC = {
+    "API_VERSION",
+    "Engine",
+    "Handle",
+    "MODULE_NAME",
+    "ModelOptions",
+    "RequestLimits",
+    "Result",
+    "get",
+    "get_runnable",
+    "import_demo_models",
+    "import_lora",
+    "import_model",
+    "import_textual_inversion",
+    "load_model",
+    "save_model",
+    "service",
+}
+
+
+def module_name(path):
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in (PACKAGE, *parts) if part != "__init__")
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
+def own_imports(path):
+    """Modules of this package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            if (node.module or "").split(".")[0] == PACKAGE:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name if name in NAMES else name.rpartition(".")[0] for name in found}
+
+
+def room(name):
+    return [*name.split("."), ""][1]
+
+
+def is_upward(source, target):
+    if target in BASE:
+        return False
+    if source in BASE:
+        return target != "errors"
+    if target in OUTSIDE:
+        return source != "serving"
+    return ROOMS.index(target) > ROOMS.index(source)
+
+
+def test_imports_run_one_way():
+    upward = [
+        f"{module_name(path)} imports {target}"
+        for path in MODULES
+        if room(module_name(path)) in (*ROOMS, *BASE)
+        for target in sorted(own_imports(path))
+        if target != PACKAGE and is_upward(room(module_name(path)), room(target))
+    ]
+    assert not upward
+
+
+def test_every_module_belongs_to_a_room():
+    assert {room(name) for name in NAMES} == {"", *ROOMS, *BASE, *OUTSIDE}
+
+
+def test_no_circle():
+    graph = {module_name(path): own_imports(path) for path in MODULES}
+    graph[PACKAGE] = set()  # its names are imported when they are used
+    done = set()
+
+    def visit(name, trail):
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for target in graph[name] - {name}:
+                visit(target, [*trail, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_modules_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def loaded_by(code):
+    report = f"import json, sys; print(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_by("import bentoml_diffusers") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["diffusers", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"""
+import contextlib
+from bentoml_cli.cli import cli
+with contextlib.suppress(SystemExit):
+    cli({arguments!r})
+"""
+    assert loaded_by(code) == []
+
+
+def test_the_check_for_heavy_imports_works():
+    assert "torch" in loaded_by("import bentoml_diffusers; bentoml_diffusers.Engine; import torch")
+
+
+def test_public_names_are_exact():
+    assert set(bentoml_diffusers.__all__) == PUBLIC
+    assert len(bentoml_diffusers.__all__) == len(PUBLIC)
+    assert set(dir(bentoml_diffusers)) == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_names_are_documented(name):
+    value = getattr(bentoml_diffusers, name)
+    if callable(value):
+        # A class inherits no docstring here: `inspect.getdoc` would look at its bases.
+        assert inspect.cleandoc(value.__doc__ or "")
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'load'"):
+        bentoml_diffusers.load  # noqa: B018
+
+
+def dynamic_code(path):
+    """Lines where text becomes code: imports by a name that is not written out, eval, exec."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func).rpartition(".")[2]
+        if called in ("import_module", "__import__"):
+            if not node.args or not isinstance(node.args[0], ast.Constant):
+                yield node.lineno
+        elif isinstance(node.func, ast.Name) and called in ("eval", "exec", "compile"):
+            yield node.lineno
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if module_name(path) not in (PACKAGE, f"{PACKAGE}._names")],
+    ids=module_name,
+)
+def test_text_becomes_code_in_one_file_only(path):
+    assert list(dynamic_code(path)) == []
