@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel, InvalidRequest, UnsupportedByPipeline
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters.sources import Adapter
 
 logger = logging.getLogger(__name__)
+
+# PEFT says so for every adapter after the first one; here that is the purpose.
+warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
 
 MAX_LORAS_PER_REQUEST = 16
 
@@ -77,8 +81,6 @@ class LoraSwitch:
                 adapter.path, adapter_name=name, use_safetensors=True, **adapter.arguments
             )
         except Exception as err:
-            if not self._static:
-                self._pipeline.unload_lora_weights()
             raise InvalidModel(
                 adapter.name, f"is no LoRA for {type(self._pipeline).__name__}: {_first_line(err)}"
             ) from err

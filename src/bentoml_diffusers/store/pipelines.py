@@ -53,7 +53,7 @@ def get(tag_like: str | Tag) -> bentoml.Model:
         ModelNotFound: 404, no such model, or one of another framework.
     """
     try:
-        model = bentoml.models.get(tag_like)
+        model = bentoml.models.get(str(tag_like))  # a Tag would get a version written into it
     except bentoml.exceptions.NotFound as err:
         names = {entry.tag.name for entry in list_entries()}
         raise ModelNotFound(
@@ -263,7 +263,7 @@ def _refuse_missing_path(path: Path, text: str) -> None:
 
 def _stored(tag: Tag) -> bentoml.Model | None:
     try:
-        return bentoml.models.get(tag)
+        return bentoml.models.get(str(tag))  # a Tag would get the latest version written into it
     except bentoml.exceptions.NotFound:
         return None
 

@@ -1,0 +1,75 @@
+"""A model store of its own for the test run, and tiny pipelines of real classes."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+_HOME = tempfile.mkdtemp(prefix="bentoml-home-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ["BENTOML_HOME"] = _HOME
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models run fastest on one thread
+
+import itertools  # noqa: E402 - the environment comes first
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import bentoml_diffusers  # noqa: E402
+from bentoml_diffusers import testing  # noqa: E402
+
+_names = itertools.count()
+
+
+@pytest.fixture
+def name():
+    """A name that no other test uses."""
+    return f"model{next(_names)}"
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A tiny Stable Diffusion, saved by diffusers. Not to be written to."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    testing.tiny_stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lora_dir(tmp_path_factory):
+    """A folder with the LoRAs `one.safetensors` and `two.safetensors`. Not to be written to."""
+    folder = tmp_path_factory.mktemp("loras")
+    testing.save_tiny_lora(folder, "one.safetensors", seed=1)
+    testing.save_tiny_lora(folder, "two.safetensors", seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(pipeline_folder):
+    """A tiny Stable Diffusion in the model store."""
+    return bentoml_diffusers.import_model("tiny", pipeline_folder)
+
+
+@pytest.fixture
+def run_local():
+    """Starts the runner of a model in this process; returns its method as a function."""
+
+    def start(model, method="__call__", **options):
+        runner = model.with_options(**options).to_runner()
+        runner.init_local(quiet=True)
+        return getattr(runner, method).run
+
+    return start
+
+
+@pytest.fixture
+def pixels():
+    """Turns a picture, or the output of a runner, into an array of whole numbers."""
+
+    def convert(value):
+        picture = value[0][0] if isinstance(value, tuple) else value
+        return np.asarray(picture).astype(int)
+
+    return convert
