@@ -25,5 +25,5 @@ async def txt2img(input_data: dict):
 
 @svc.api(input=Multipart(img=Image(), data=JSON()), output=Image())
 async def img2img(img: PIL.Image.Image, data: dict):
-    images = await runner.img2img.async_run(image=img, **data)
+    images = await runner.img2img.async_run(image=img.convert("RGB"), **data)
     return images[0][0]

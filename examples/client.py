@@ -1,0 +1,68 @@
+"""Asks a running service for a picture, with nothing but Python's own library.
+
+bentoml diffusers demo
+python client.py "a big red circle on a blue background at the left"
+python client.py "a small yellow star on a black background" --image picture.png
+"""
+
+import argparse
+import base64
+import json
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+
+def paint(url: str, task: str, **fields: Any) -> tuple[bytes, str]:
+    """Posts a request to ``/txt2img`` or ``/img2img``.
+
+    Returns:
+        The picture's file, and the seed that paints it again.
+
+    Raises:
+        urllib.error.HTTPError: The service refused; the body says which field is wrong.
+    """
+    request = urllib.request.Request(  # noqa: S310 - the address is the user's own
+        f"{url}/{task}",
+        data=json.dumps(fields).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+        return answer.read(), answer.headers["x-seed"]
+
+
+def main() -> None:
+    """Paints from text, or over a picture if there is one."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("--image", type=Path, help="picture to start from")
+    parser.add_argument("--strength", type=float, default=0.8, help="how much to paint anew")
+    parser.add_argument("--num-inference-steps", type=int, default=25)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--lora", action="append", default=[], help="name of a stored LoRA")
+    parser.add_argument("--output", type=Path, default=Path("picture.png"))
+    parser.add_argument("--url", default="http://localhost:3000")
+    given = parser.parse_args()
+    fields: dict[str, Any] = {
+        "prompt": given.prompt,
+        "num_inference_steps": given.num_inference_steps,
+        "lora_weights": [{"name": name} for name in given.lora],
+        "seed": given.seed,
+    }
+    if given.image:
+        fields["image"] = base64.b64encode(given.image.read_bytes()).decode()
+        fields["strength"] = given.strength
+    try:
+        picture, seed = paint(given.url, "img2img" if given.image else "txt2img", **fields)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{error.code}: {error.read().decode()}")
+    except urllib.error.URLError as error:
+        sys.exit(f"{given.url} does not answer: {error.reason}")
+    given.output.write_bytes(picture)
+    print(f"{given.output}: painted with seed {seed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Servers and commands as real processes, over tiny pipelines, with model stores of their own."""
+
+import io
+import os
+import shutil
+import subprocess
+
+import bentoml
+import pytest
+from PIL import Image
+from processes import BENTOML, ROOT, start_server
+
+import bentoml_diffusers
+from bentoml_diffusers import testing
+
+_SIGNATURES = {
+    name: {"batchable": False} for name in ("__call__", "text2img", "img2img", "inpaint")
+}
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory):
+    """Makes a folder for BENTOML_HOME with copies of stored models."""
+
+    def make(*models):
+        home = tmp_path_factory.mktemp("home")
+        for model in models:
+            target = home / "models" / model.tag.name
+            shutil.copytree(model.path, target / model.tag.version)
+            (target / "latest").write_text(model.tag.version)
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A tiny Stable Diffusion stored as `demo`, the name that the services know."""
+    model = bentoml_diffusers.save_model(
+        "demo", testing.tiny_stable_diffusion(), signatures=_SIGNATURES
+    )
+    yield model
+    bentoml.models.delete(model.tag)
+
+
+@pytest.fixture(scope="session")
+def tiny_home(make_home, tiny_model, lora_dir):
+    """A store with the tiny `demo`, and the LoRA `tiny-lora` for it. Not to be written to."""
+    lora = bentoml_diffusers.import_lora("tiny-lora", lora_dir / "one.safetensors")
+    return make_home(tiny_model, lora)
+
+
+@pytest.fixture(scope="session")
+def environment():
+    """Makes the environment of a process that knows this package only as it is installed."""
+
+    def make(home, **more):
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if key != "PYTHONPATH" and not key.startswith("BENTOML_")
+        }
+        return {
+            **inherited,
+            "BENTOML_HOME": str(home),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "OMP_NUM_THREADS": "1",  # tiny models only lose by threads
+            **more,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory, environment):
+    """Runs `bentoml serve TARGET`, or another command that serves, until the block ends."""
+
+    def start(*target, home, command=("serve",), folder=ROOT / "services", **env):
+        log_path = tmp_path_factory.mktemp("server") / "log.txt"
+        return start_server([*command, *target], folder, environment(home, **env), log_path)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_command(environment):
+    """Runs a command of `bentoml` and returns what became of it."""
+
+    def run(*words, home, folder=ROOT, **env):
+        return subprocess.run(
+            [BENTOML, *words],
+            cwd=folder,
+            env=environment(home, **env),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def open_picture():
+    """Opens the body of an answer."""
+
+    def open_bytes(body):
+        picture = Image.open(io.BytesIO(body))
+        picture.load()
+        return picture
+
+    return open_bytes
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """Encodes a picture of one colour into the bytes of a file."""
+
+    def to_bytes(image_format="PNG", mode="RGB", size=(32, 32), colour=None):
+        buffer = io.BytesIO()
+        Image.new(mode, size, colour or 120).save(buffer, image_format)
+        return buffer.getvalue()
+
+    return to_bytes

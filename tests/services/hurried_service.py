@@ -1,0 +1,5 @@
+"""A service that gives each request two seconds."""
+
+import bentoml_diffusers
+
+svc = bentoml_diffusers.service("demo:latest", service_options={"traffic": {"timeout": 2}})

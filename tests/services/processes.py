@@ -1,0 +1,95 @@
+"""`bentoml serve` as a real process: started, waited for, and always stopped."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+BENTOML = str(Path(sys.executable).with_name("bentoml"))
+
+# Half a minute for a tiny pipeline on one core: whoever is served soon has not waited for it.
+SLOW = {"prompt": "a blue star", "num_inference_steps": 150, "height": 1024, "width": 1024}
+
+# A legacy service is three processes, and each of them imports torch.
+_START_S = 120
+_STOP_S = 20
+
+
+@dataclass
+class Server:
+    """A running server: a client for it, and what it has logged."""
+
+    url: str
+    process: subprocess.Popen
+    log_path: Path
+    client: httpx.Client
+
+    @property
+    def log(self):
+        return self.log_path.read_text()
+
+    def paint(self, path="/txt2img", **fields):
+        """Posts JSON and returns the body of a 200."""
+        body = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 1, **fields}
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def stop(self):
+        """Stops the server as an operator does; returns the seconds that it took."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_STOP_S)
+        return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def start_server(words, folder, environment, log_path):
+    """Runs `bentoml *words` on a free port, in a session of its own, until the block ends."""
+    port = _find_free_port()
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            [BENTOML, *words, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, timeout=90) as client:
+            server = Server(url, process, log_path, client)
+            _wait_until_ready(server)
+            yield server
+            server.stop()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _find_free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(server):
+    give_up = time.monotonic() + _START_S
+    while time.monotonic() < give_up:
+        assert server.process.poll() is None, server.log
+        with contextlib.suppress(httpx.TransportError):
+            if server.client.get("/readyz", timeout=2).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"not ready after {_START_S} s:\n{server.log}")

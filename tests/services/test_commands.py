@@ -1,0 +1,65 @@
+"""`bentoml diffusers ...`, and servers that cannot start."""
+
+import time
+
+from processes import ROOT
+
+
+def complain(process, *words):
+    """A command failed with one line that says why."""
+    assert process.returncode == 1
+    lines = [line for line in process.stderr.splitlines() if "Warning" not in line]
+    assert "Traceback" not in process.stderr
+    assert lines[-1].startswith("Error: ")
+    for word in words:
+        assert word in lines[-1]
+
+
+def test_help(run_command, tiny_home):
+    process = run_command("diffusers", "--help", home=tiny_home)
+    assert process.returncode == 0
+    for command in ("demo", "hook", "import", "list", "serve"):
+        assert f"\n  {command} " in process.stdout
+
+
+def test_list(run_command, tiny_home, tiny_model):
+    process = run_command("diffusers", "list", home=tiny_home)
+    assert process.returncode == 0
+    rows = {line.split()[0]: line.split()[1:3] for line in process.stdout.splitlines()}
+    assert rows[str(tiny_model.tag)] == ["pipeline", "StableDiffusionPipeline"]
+    assert next(row for tag, row in rows.items() if tag.startswith("tiny-lora:"))[0] == "lora"
+
+
+def test_import_then_list(run_command, make_home, pipeline_folder):
+    home = make_home()
+    process = run_command("diffusers", "import", "mine:one", str(pipeline_folder), home=home)
+    assert (process.returncode, process.stdout) == (0, "mine:one\n")
+    assert "mine:one" in run_command("diffusers", "list", home=home).stdout
+
+
+def test_import_of_a_folder_without_pipeline(run_command, make_home, tmp_path):
+    home = make_home()
+    process = run_command("diffusers", "import", "mine", str(tmp_path), home=home)
+    complain(process, "model_index.json")
+    assert not list((home / "models").glob("mine*"))
+
+
+def test_serve_unknown_tag(run_command, tiny_home):
+    process = run_command("diffusers", "serve", "dem0", home=tiny_home)
+    complain(process, "'dem0'", "did you mean 'demo'?")
+
+
+def test_service_without_its_model_does_not_start(run_command, make_home):
+    started = time.monotonic()
+    folder = ROOT / "services"
+    modern = run_command("serve", "service:svc", home=make_home(), folder=folder)
+    complain(modern, "demo:latest", "not be found")
+    legacy = run_command("serve", "legacy_mega:svc", home=make_home(), folder=folder)
+    complain(legacy, "'demo:latest' is not in the model store")
+    assert time.monotonic() - started < 60
+
+
+def test_service_of_a_lora_does_not_start(run_command, tiny_home):
+    complain(
+        run_command("diffusers", "serve", "tiny-lora", home=tiny_home), "is a lora, not a pipeline"
+    )

@@ -1,0 +1,111 @@
+"""The services of BentoML's documentation, with runners in processes of their own."""
+
+import pytest
+
+ONE_API_PROCESS = ("--api-workers", "1")
+
+
+@pytest.fixture(scope="module")
+def simple(serve, tiny_home):
+    with serve("legacy_txt2img:svc", *ONE_API_PROCESS, home=tiny_home) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mega(serve, tiny_home):
+    with serve("legacy_mega:svc", *ONE_API_PROCESS, home=tiny_home) as running:
+        yield running
+
+
+def refuse(server, status, *words, **body):
+    """Posts what must be refused at once, and not after the runner's 60 seconds."""
+    answer = server.client.post("/txt2img", **body)
+    assert answer.status_code == status, answer.text
+    assert answer.elapsed.total_seconds() < 3
+    assert "Traceback" not in answer.text
+    for word in words:
+        assert word in answer.text
+
+
+class TestSimple:
+    def test_picture(self, simple, open_picture):
+        picture = open_picture(simple.paint())
+        assert (picture.format, picture.size) == ("JPEG", (32, 32))
+
+    def test_same_request_same_bytes(self, simple):
+        assert simple.paint() == simple.paint()
+        assert simple.paint() != simple.paint(prompt="a blue star")
+        assert simple.paint() != simple.paint(seed=2)
+
+    def test_lora_of_one_request(self, simple):
+        plain = simple.paint()
+        assert simple.paint(lora_weights="tiny-lora") != plain
+        assert simple.paint(lora_weights={"model_name": "tiny-lora", "scale": 0.5}) != plain
+        assert simple.paint() == plain
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("height", 63),
+            ("num_inference_steps", 0),
+            ("num_inference_steps", 10_000),
+            ("num_inference_steps", "many"),
+            ("guidance_scale", "high"),
+            ("prompt", None),
+            ("prompt", 5),
+            ("heigth", 64),
+            ("scheduler", "os.system"),
+            ("lora_weights", "/etc/passwd"),
+            ("lora_weights", "../../etc/passwd"),
+        ],
+    )
+    def test_error_of_the_runner_comes_back_at_once(self, simple, field, value):
+        refuse(simple, 400, field, json={"prompt": "a red circle", field: value})
+
+    def test_unknown_lora(self, simple):
+        body = {"prompt": "a red circle", "lora_weights": "tiny-lara"}
+        refuse(simple, 404, "did you mean 'tiny-lora'?", json=body)
+
+    def test_no_json(self, simple):
+        headers = {"content-type": "application/json"}
+        refuse(simple, 400, "JSON", content=b"{prompt", headers=headers)
+
+    def test_pictures_come_after_errors(self, simple):
+        plain = simple.paint()
+        refuse(simple, 400, json={"prompt": "a red circle", "height": 63})
+        assert simple.paint() == plain
+
+
+class TestMega:
+    def paint_over(self, server, picture, media_type="image/png", seed=1):
+        data = f'{{"prompt": "a blue star", "num_inference_steps": 4, "seed": {seed}}}'
+        answer = server.client.post(
+            "/img2img",
+            files={"img": ("a", picture, media_type), "data": (None, data, "application/json")},
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def test_both_tasks(self, mega, encode, open_picture):
+        first = mega.paint()
+        assert open_picture(first).size == (32, 32)
+        over_first = self.paint_over(mega, first, "image/jpeg")
+        over_other = self.paint_over(mega, encode())
+        assert over_first != over_other
+        assert self.paint_over(mega, first, "image/jpeg") == over_first
+        assert mega.paint() == first
+
+    @pytest.mark.parametrize(
+        ("image_format", "mode"),
+        [("PNG", "RGBA"), ("PNG", "P"), ("PNG", "L"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "L")],
+    )
+    def test_pictures_of_any_making(self, mega, encode, open_picture, image_format, mode):
+        picture = encode(image_format, mode)
+        painted = self.paint_over(mega, picture, f"image/{image_format.lower()}")
+        assert open_picture(painted).size == (32, 32)
+
+    def test_size_that_is_no_multiple_of_8(self, mega, encode, open_picture):
+        assert open_picture(self.paint_over(mega, encode(size=(47, 33)))).size == (40, 32)
+
+    def test_error_names_the_field(self, mega):
+        refuse(mega, 400, "height", json={"prompt": "a red circle", "height": 63})

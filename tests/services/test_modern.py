@@ -1,0 +1,384 @@
+"""The modern service as `bentoml diffusers serve` runs it, over real HTTP."""
+
+import base64
+import json
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from processes import ROOT, SLOW
+
+MANY_BRACKETS = b"[" * 100_000
+
+
+@pytest.fixture(scope="module")
+def server(serve, tiny_home):
+    with serve("demo", home=tiny_home, command=("diffusers", "serve")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def plain(server):
+    """The picture of a request without anything special."""
+    return server.paint()
+
+
+@pytest.fixture
+def refused(server, tiny_home):
+    """Posts what must be refused at once; returns the status and the text of the answer."""
+
+    def post(path="/txt2img", field=None, **body):
+        answer = server.client.post(path, **body)
+        assert 400 <= answer.status_code < 500, answer.text
+        assert answer.elapsed.total_seconds() < 1
+        if field is not None:
+            assert field in str(answer.json()["detail"][0]["loc"])
+        for inside in (str(ROOT), sys.prefix, str(tiny_home), "Traceback", 'File "'):
+            assert inside not in answer.text
+        return answer.status_code, answer.text
+
+    return post
+
+
+class TestPictures:
+    def test_picture_and_its_seed(self, server, open_picture):
+        body = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 7}
+        answer = server.client.post("/txt2img", json=body)
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["x-seed"] == "7"
+        assert (open_picture(answer.content).format, open_picture(answer.content).size) == (
+            "PNG",
+            (32, 32),
+        )
+
+    def test_seed_that_was_drawn_paints_the_picture_again(self, server):
+        body = {"prompt": "a red circle", "num_inference_steps": 4}
+        answer = server.client.post("/txt2img", json=body)
+        assert server.paint(seed=int(answer.headers["x-seed"])) == answer.content
+
+    def test_same_request_same_bytes(self, server, plain):
+        assert server.paint() == plain
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"prompt": "a blue star"},
+            {"negative_prompt": "a green square"},
+            {"num_inference_steps": 5},
+            {"guidance_scale": 2},
+            {"seed": 2},
+            {"scheduler": "EulerDiscreteScheduler"},
+            {"height": 40},
+            {"lora_weights": [{"name": "tiny-lora"}]},
+        ],
+        ids=lambda fields: next(iter(fields)),
+    )
+    def test_each_field_arrives(self, server, plain, fields):
+        assert server.paint(**fields) != plain
+        assert server.paint() == plain  # and nothing of it stays
+
+    @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+    def test_formats(self, server, open_picture, output_format):
+        body = {"prompt": "a red circle", "num_inference_steps": 4, "output_format": output_format}
+        answer = server.client.post("/txt2img", json=body)
+        assert answer.headers["content-type"] == f"image/{output_format}"
+        assert open_picture(answer.content).format == output_format.upper()
+
+    def test_size(self, server, open_picture):
+        assert open_picture(server.paint(height=40, width=24)).size == (24, 40)
+
+    def test_scale_of_lora(self, server, plain):
+        half, whole, none = (
+            server.paint(lora_weights=[{"name": "tiny-lora", "scale": scale}])
+            for scale in (0.5, 1, 0)
+        )
+        assert none == plain
+        assert len({plain, half, whole}) == 3
+
+    def test_requests_at_once_are_as_alone(self, server):
+        requests = [
+            {"prompt": "a red circle", "seed": 1},
+            {"prompt": "a blue star", "seed": 2, "lora_weights": [{"name": "tiny-lora"}]},
+            {"prompt": "a green square", "seed": 3, "scheduler": "EulerDiscreteScheduler"},
+            {"prompt": "a red star", "seed": 4, "height": 64, "num_inference_steps": 8},
+        ]
+        alone = [server.paint(**fields) for fields in requests]
+        with ThreadPoolExecutor(len(requests)) as pool:
+            together = list(pool.map(lambda fields: server.paint(**fields), requests))
+        assert together == alone
+
+
+FORM = {"prompt": "a blue star", "num_inference_steps": "4", "seed": "1"}
+
+
+class TestPictureFromPicture:
+    def paint(self, server, name, data, media_type, **fields):
+        answer = server.client.post(
+            "/img2img",
+            files={"image": (name, data, media_type)},
+            data={**FORM, **fields},
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def test_picture_matters(self, server, encode):
+        dark, light = (encode(colour=(grey,) * 3) for grey in (10, 240))
+        assert self.paint(server, "a.png", dark, "image/png") != self.paint(
+            server, "a.png", light, "image/png"
+        )
+
+    def test_strength(self, server, encode):
+        weak, strong = (
+            self.paint(server, "a.png", encode(), "image/png", strength=strength)
+            for strength in ("0.5", "1")
+        )
+        assert weak != strong
+
+    def test_base64_in_json_is_the_same(self, server, encode):
+        form = self.paint(server, "a.png", encode(), "image/png")
+        text = base64.b64encode(encode()).decode()
+        for image in (text, f"data:image/png;base64,{text}"):
+            assert server.paint("/img2img", prompt="a blue star", image=image) == form
+
+    def test_content_counts_not_the_declared_type(self, server, encode):
+        right = self.paint(server, "a.png", encode(), "image/png")
+        assert self.paint(server, "a.jpg", encode(), "image/jpeg") == right
+
+    @pytest.mark.parametrize(
+        ("image_format", "mode"),
+        [
+            ("PNG", "RGBA"),
+            ("PNG", "LA"),
+            ("PNG", "P"),
+            ("PNG", "1"),
+            ("PNG", "I;16"),
+            ("JPEG", "L"),
+            ("TIFF", "CMYK"),
+            ("GIF", "P"),
+            ("WEBP", "RGB"),
+            ("BMP", "RGB"),
+        ],
+    )
+    def test_pictures_of_any_making(self, server, encode, open_picture, image_format, mode):
+        data = encode(image_format, mode)
+        picture = open_picture(self.paint(server, "a", data, "application/octet-stream"))
+        assert picture.size == (32, 32)
+
+    def test_side_that_is_no_multiple_of_8(self, server, encode, open_picture):
+        data = encode(size=(47, 33))
+        assert open_picture(self.paint(server, "a.png", data, "image/png")).size == (40, 32)
+
+    def test_lora_in_a_form(self, server, encode):
+        plain = self.paint(server, "a.png", encode(), "image/png")
+        styled = self.paint(
+            server, "a.png", encode(), "image/png", lora_weights='[{"name": "tiny-lora"}]'
+        )
+        assert styled != plain
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("prompt", ""),
+            ("prompt", "   "),
+            ("prompt", 5),
+            ("prompt", ["a", "b"]),
+            ("prompt", None),
+            ("prompt", "x" * 2001),
+            ("negative_prompt", 5),
+            ("num_inference_steps", "many"),
+            ("num_inference_steps", 0),
+            ("num_inference_steps", 2.5),
+            ("num_inference_steps", 10_000),
+            ("guidance_scale", "high"),
+            ("guidance_scale", -1),
+            ("guidance_scale", "nan"),
+            ("height", 63),
+            ("height", 0),
+            ("width", 100_000),
+            ("seed", -1),
+            ("seed", 2**32),
+            ("seed", "today"),
+            ("output_format", "gif"),
+            ("scheduler", "NoSuchScheduler"),
+            ("scheduler", "os.system"),
+            ("scheduler", "StableDiffusionPipeline"),
+            ("lora_weights", "tiny-lora"),
+            ("lora_weights", [{"scale": 1}]),
+            ("lora_weights", [{"name": "tiny-lora", "scale": 1e9}]),
+            ("lora_weights", [{"name": "tiny-lora"}] * 17),
+            ("lora_weights", [{"name": "/etc/passwd"}]),
+            ("lora_weights", [{"name": "../../etc/passwd"}]),
+            ("lora_weights", [{"name": "~/lora.safetensors"}]),
+            ("lora_weights", [{"name": "https://example.com/lora.safetensors"}]),
+            ("lora_weights", [{"name": "somebody/some-lora"}]),
+            ("heigth", 64),
+        ],
+        ids=repr,
+    )
+    def test_field_is_named(self, refused, field, value):
+        body = {"prompt": "a red circle", "num_inference_steps": 4, field: value}
+        status, _ = refused(field=field, json=body)
+        assert status == 400
+
+    def test_missing_prompt(self, refused):
+        assert refused(field="prompt", json={})[0] == 400
+
+    def test_unknown_lora(self, refused):
+        body = {"prompt": "a red circle", "lora_weights": [{"name": "tiny-lara"}]}
+        status, text = refused(field="lora_weights", json=body)
+        assert status == 404
+        assert "did you mean 'tiny-lora'?" in text
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"{prompt",
+            b"[1, 2]",
+            b'"text"',
+            b"null",
+            b'{"prompt": "\xff"}',
+            b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+            pytest.param(
+                MANY_BRACKETS,
+                id="deep",
+                marks=pytest.mark.xfail(strict=True, reason="RecursionError is answered by 500"),
+            ),
+        ],
+    )
+    def test_body_that_is_no_object(self, refused, content):
+        assert refused(content=content, headers={"content-type": "application/json"})[0] == 400
+
+    @pytest.mark.xfail(strict=True, reason="starlette's error about the form is answered by 500")
+    @pytest.mark.parametrize("parameters", ["", "; boundary=x"])
+    def test_broken_form(self, refused, parameters):
+        headers = {"content-type": f"multipart/form-data{parameters}"}
+        assert refused("/img2img", content=b"no form", headers=headers)[0] == 400
+
+    @pytest.mark.xfail(strict=True, reason="pydantic quotes the input in its error")
+    def test_prompt_of_a_refused_request_is_not_logged(self, server, refused):
+        refused(json={"prompt": "my secret dream", "height": 63})
+        refused("/img2img", json={"prompt": "my secret dream"})
+        assert "secret dream" not in server.log
+
+
+class TestBadPictures:
+    def refuse(self, refused, data, name="a.png", media_type="image/png"):
+        files = {"image": (name, data, media_type)}
+        status, text = refused("/img2img", field="image", files=files, data=FORM)
+        assert status == 400
+        return text
+
+    def test_no_picture(self, refused):
+        assert refused("/img2img", field="image", json={"prompt": "a"})[0] == 400
+
+    def test_broken(self, refused, encode):
+        assert "broken" in self.refuse(refused, encode()[:60])
+
+    def test_text_file(self, refused):
+        text = self.refuse(refused, b"I am no picture", "a.txt", "text/plain")
+        assert "not a picture" in text
+
+    def test_empty_file(self, refused):
+        self.refuse(refused, b"")
+
+    def test_two_pictures(self, refused, encode):
+        files = [("image", ("a.png", encode(), "image/png"))] * 2
+        assert refused("/img2img", field="image", files=files, data=FORM)[0] == 400
+
+    @pytest.mark.parametrize("side", [3_000, 50_000])
+    def test_enormous_picture_is_refused_by_its_header(self, refused, side):
+        text = self.refuse(refused, png_header(side))
+        assert "pixels" in text
+
+    @pytest.mark.xfail(strict=True, reason="a side below the size step is answered by 500")
+    def test_picture_of_one_pixel(self, refused, encode):
+        self.refuse(refused, encode(size=(1, 1)))
+
+    def test_enormous_file(self, refused):
+        self.refuse(refused, bytes(33 * 1024 * 1024))
+
+    def test_address_is_never_fetched(self, refused):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}/a.png"
+            form = {"image": (None, address), "prompt": (None, "a")}
+            refused("/img2img", field="image", files=form)
+            refused("/img2img", field="image", data={**FORM, "image": address})
+            refused("/img2img", field="image", json={"prompt": "a", "image": address})
+            connected, _, _ = select.select([listener], [], [], 0.5)
+        assert not connected
+
+
+def png_header(side):
+    """A PNG that says it has side x side pixels, and has almost none."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_client_that_goes_away_frees_the_server(server, plain):
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/txt2img", json=SLOW, timeout=1)
+    started = time.monotonic()
+    assert server.paint() == plain
+    assert time.monotonic() - started < 8
+
+
+def test_example_client(server, tmp_path, plain, open_picture):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    script = [sys.executable, str(ROOT / "examples" / "client.py"), "--url", server.url]
+    options = ["--num-inference-steps", "4", "--seed", "1"]
+    subprocess.run([*script, "a red circle", *options, "--output", first], check=True)
+    assert first.read_bytes() == plain
+    subprocess.run(
+        [*script, "a blue star", *options, "--image", first, "--output", second], check=True
+    )
+    assert open_picture(second.read_bytes()).size == (32, 32)
+    assert second.read_bytes() != first.read_bytes()
+
+
+class TestOpenApi:
+    @pytest.fixture(scope="class")
+    def document(self, server):
+        return server.client.get("/docs.json").json()
+
+    @pytest.mark.parametrize(
+        ("path", "media_type"),
+        [("/txt2img", "application/json"), ("/img2img", "multipart/form-data")],
+    )
+    def test_every_field_is_described(self, document, path, media_type):
+        body = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]
+        schema = resolve(document, body)
+        assert document["paths"][path]["post"]["description"]
+        assert schema["required"][0] == "prompt"
+        for name, field in schema["properties"].items():
+            assert field.get("description"), name
+            assert "default" in field or "examples" in field or name == "image", name
+            text = json.dumps(field)
+            if '"integer"' in text or '"number"' in text:
+                assert '"minimum"' in text or '"exclusiveMinimum"' in text, name
+                assert '"maximum"' in text, name
+
+
+def resolve(document, schema):
+    while "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def test_page_for_people(server):
+    assert server.client.get("/").status_code == 200
