@@ -1,13 +1,20 @@
 """The services of BentoML's documentation, with runners in processes of their own."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from processes import SLOW
 
 ONE_API_PROCESS = ("--api-workers", "1")
 
 
 @pytest.fixture(scope="module")
-def simple(serve, tiny_home):
-    with serve("legacy_txt2img:svc", *ONE_API_PROCESS, home=tiny_home) as running:
+def simple(serve, tiny_home, tmp_path_factory):
+    config = tmp_path_factory.mktemp("config") / "configuration.yaml"
+    config.write_text("runners: {traffic: {timeout: 4}}")
+    target = ("legacy_txt2img:svc", *ONE_API_PROCESS)
+    with serve(*target, home=tiny_home, BENTOML_CONFIG=str(config)) as running:
         yield running
 
 
@@ -18,7 +25,7 @@ def mega(serve, tiny_home):
 
 
 def refuse(server, status, *words, **body):
-    """Posts what must be refused at once, and not after the runner's 60 seconds."""
+    """Posts what must be refused at once, and not after the timeout of the runner."""
     answer = server.client.post("/txt2img", **body)
     assert answer.status_code == status, answer.text
     assert answer.elapsed.total_seconds() < 3
@@ -69,6 +76,24 @@ class TestSimple:
     def test_no_json(self, simple):
         headers = {"content-type": "application/json"}
         refuse(simple, 400, "JSON", content=b"{prompt", headers=headers)
+
+    def test_requests_at_once_are_as_alone(self, simple):
+        requests = [
+            {"seed": 1},
+            {"seed": 2, "lora_weights": "tiny-lora"},
+            {"seed": 3, "scheduler": "EulerDiscreteScheduler"},
+        ]
+        alone = [simple.paint(**fields) for fields in requests]
+        with ThreadPoolExecutor(len(requests)) as pool:
+            assert list(pool.map(lambda fields: simple.paint(**fields), requests)) == alone
+
+    def test_timeout_of_the_runner(self, simple):
+        plain = simple.paint()
+        started = time.monotonic()
+        # BentoML turns the timeout of a runner into an empty 500 if it comes before ours.
+        assert simple.client.post("/txt2img", json=SLOW).status_code in (500, 504)
+        assert simple.paint() == plain
+        assert time.monotonic() - started < 12
 
     def test_pictures_come_after_errors(self, simple):
         plain = simple.paint()
