@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -202,6 +203,7 @@ def demo_server(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 @pytest.mark.parametrize("page", REQUESTS)
 def test_requests_of_a_page_are_answered(page, demo_server, tmp_path):
     for words in REQUESTS[page]:
