@@ -1,7 +1,6 @@
 """`bentoml serve` as a real process: started, waited for, and always stopped."""
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[2]
 BENTOML = str(Path(sys.executable).with_name("bentoml"))
@@ -51,10 +51,21 @@ class Server:
             self.process.wait(_STOP_S)
         return time.monotonic() - started
 
+    def kill(self):
+        """Stops the server, and kills what then still runs: workers have sessions of their own."""
+        workers = []
+        if self.process.poll() is None:
+            workers = psutil.Process(self.process.pid).children(recursive=True)
+            self.stop()
+        for process in (self.process, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
 
 @contextlib.contextmanager
 def start_server(words, folder, environment, log_path):
-    """Runs `bentoml *words` on a free port, in a session of its own, until the block ends."""
+    """Runs `bentoml *words` on a free port until the block ends."""
     port = _find_free_port()
     with log_path.open("w") as log:
         process = subprocess.Popen(
@@ -63,19 +74,15 @@ def start_server(words, folder, environment, log_path):
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
-    try:
-        with httpx.Client(base_url=url, timeout=90) as client:
-            server = Server(url, process, log_path, client)
+    with httpx.Client(base_url=url, timeout=90) as client:
+        server = Server(url, process, log_path, client)
+        try:
             _wait_until_ready(server)
             yield server
-            server.stop()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        finally:
+            server.kill()
 
 
 def _find_free_port():

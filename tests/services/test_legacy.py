@@ -12,7 +12,7 @@ ONE_API_PROCESS = ("--api-workers", "1")
 @pytest.fixture(scope="module")
 def simple(serve, tiny_home, tmp_path_factory):
     config = tmp_path_factory.mktemp("config") / "configuration.yaml"
-    config.write_text("runners: {traffic: {timeout: 4}}")
+    config.write_text("runners: {traffic: {timeout: 8}}")
     target = ("legacy_txt2img:svc", *ONE_API_PROCESS)
     with serve(*target, home=tiny_home, BENTOML_CONFIG=str(config)) as running:
         yield running
@@ -90,10 +90,10 @@ class TestSimple:
     def test_timeout_of_the_runner(self, simple):
         plain = simple.paint()
         started = time.monotonic()
-        # BentoML turns the timeout of a runner into an empty 500 if it comes before ours.
+        # BentoML's own timeout, a 500, mostly comes before that of the engine.
         assert simple.client.post("/txt2img", json=SLOW).status_code in (500, 504)
         assert simple.paint() == plain
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 18  # of 30 without a timeout
 
     def test_pictures_come_after_errors(self, simple):
         plain = simple.paint()
