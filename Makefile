@@ -9,6 +9,7 @@ PYTHON ?= python3
 ARGS ?=
 
 BIN = $(VENV)/bin
+LOWEST = build/lowest
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 help:
@@ -17,7 +18,7 @@ help:
 	@echo "make lint    check style and format"
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
-	@echo "make lowest  run the tests with the lowest versions of pyproject.toml, in .venv-lowest"
+	@echo "make lowest  run the tests with the lowest versions of pyproject.toml"
 	@echo "make clean   remove what was built; the environment stays"
 
 demo: $(VENV)/.installed
@@ -36,8 +37,8 @@ types: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-lowest: .venv-lowest/.installed
-	BENTOML_DO_NOT_TRACK=True .venv-lowest/bin/python -m pytest $(ARGS)
+lowest: $(LOWEST)/.installed
+	BENTOML_DO_NOT_TRACK=True $(LOWEST)/bin/python -m pytest $(ARGS)
 
 clean:
 	rm -rf docs/_build build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
@@ -51,10 +52,10 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) ".[$*]"
 	@touch $@
 
-.venv-lowest/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv-lowest
-	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml > .venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install -c .venv-lowest/lowest.txt -e ".[test]"
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install -c $(LOWEST)/lowest.txt -e ".[test]"
 	@touch $@
 
 $(BIN)/python:
