@@ -10,7 +10,7 @@ ARGS ?=
 
 BIN = $(VENV)/bin
 LOWEST = build/lowest
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 
 help:
 	@echo "make demo    serve the bundled demo model on http://localhost:3000"
