@@ -90,6 +90,14 @@ def test_code_is_that_of_the_wheel(server):
     assert "code of the wheel" in server.log
 
 
+def test_wheel_holds_the_whole_package(bento):
+    with zipfile.ZipFile(next((bento / "src" / "wheels").iterdir())) as wheel:
+        packed = set(wheel.namelist())
+    files = (path for path in (ROOT / "src").rglob("*") if path.is_file())
+    names = {path.relative_to(ROOT / "src").as_posix() for path in files}
+    assert {name for name in names if "__pycache__" not in name} <= packed
+
+
 def test_archive_holds_all_models(bento, tiny_model):
     names = {path.name for path in (bento / "models").iterdir()}
     assert names >= {"demo", "outline", "stripes"}
