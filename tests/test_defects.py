@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bentoml
 import diffusers
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-import bentoml
 import bentoml_diffusers
 from bentoml_diffusers import errors, testing
 from bentoml_diffusers.adapters import supports_lora
@@ -217,7 +217,7 @@ def test_16_dtype_as_text(model, dtype):
 
 
 def test_17_unknown_arguments_are_errors(run):
-    with pytest.raises(errors.InvalidRequest, match="guidence_scale.*guidance_scale"):
+    with pytest.raises(errors.InvalidRequest, match=r"guidence_scale.*guidance_scale"):
         run(**CALL, guidence_scale=2)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import bentoml
     from bentoml import Tag
 
+_DOWN_KEYS = (".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.")
 _LORA_KEYS = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up", "lokr_", "hada_")
 
 
@@ -37,7 +38,7 @@ def import_lora(name: Tag | str, source: str | os.PathLike[str]) -> bentoml.Mode
     shapes = _read_shapes(path)
     if not any(part in key for key in shapes for part in _LORA_KEYS):
         raise InvalidModel(path.name, "holds no LoRA: no tensor is named like one")
-    ranks = [shape[0] for key, shape in shapes.items() if "lora_A" in key or "down" in key]
+    ranks = [shape[0] for key, shape in shapes.items() if any(part in key for part in _DOWN_KEYS)]
     details = {"rank": max(ranks, default=None), "tensors": len(shapes)}
     return _import_adapter(name, path, "lora", details)
 
