@@ -54,7 +54,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
-	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install -c $(LOWEST)/lowest.txt -e ".[test]"
 	@touch $@
 
