@@ -19,8 +19,21 @@ _SIGNATURES = {
 
 
 @pytest.fixture(scope="session")
+def set_aside(tmp_path_factory):
+    """Moves a model out of the store of this test run, where its name can mean another one."""
+
+    def move(model):
+        folder = tmp_path_factory.mktemp("model") / model.tag.version
+        shutil.copytree(model.path, folder)
+        bentoml.models.delete(model.tag)
+        return bentoml.Model.from_path(folder)
+
+    return move
+
+
+@pytest.fixture(scope="session")
 def make_home(tmp_path_factory):
-    """Makes a folder for BENTOML_HOME with copies of stored models."""
+    """Makes a folder for BENTOML_HOME with copies of models."""
 
     def make(*models):
         home = tmp_path_factory.mktemp("home")
@@ -34,20 +47,20 @@ def make_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_model():
-    """A tiny Stable Diffusion stored as `demo`, the name that the services know."""
-    model = bentoml_diffusers.save_model(
-        "demo", testing.tiny_stable_diffusion(), signatures=_SIGNATURES
+def tiny_model(set_aside):
+    """A tiny Stable Diffusion named `demo`, as the services know it."""
+    return set_aside(
+        bentoml_diffusers.save_model(
+            "demo", testing.tiny_stable_diffusion(), signatures=_SIGNATURES
+        )
     )
-    yield model
-    bentoml.models.delete(model.tag)
 
 
 @pytest.fixture(scope="session")
-def tiny_home(make_home, tiny_model, lora_dir):
+def tiny_home(make_home, set_aside, tiny_model, lora_dir):
     """A store with the tiny `demo`, and the LoRA `tiny-lora` for it. Not to be written to."""
     lora = bentoml_diffusers.import_lora("tiny-lora", lora_dir / "one.safetensors")
-    return make_home(tiny_model, lora)
+    return make_home(tiny_model, set_aside(lora))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import sys
 import tarfile
 import zipfile
 
-import bentoml
 import numpy as np
 import pytest
 from processes import ROOT
@@ -18,7 +17,7 @@ PLAIN = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 1}
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory, run_command, make_home, tiny_model, lora_dir):
+def archive(tmp_path_factory, run_command, make_home, set_aside, tiny_model, lora_dir):
     """A bento in a file, built in a copy of this project from a store that it then leaves."""
     project = tmp_path_factory.mktemp("project")
     for name in ("bentofile.yaml", "services", "README.md"):
@@ -26,11 +25,11 @@ def archive(tmp_path_factory, run_command, make_home, tiny_model, lora_dir):
         copy(ROOT / name, project / name)
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", project / "wheels"]
     subprocess.run([*wheel, ROOT], check=True)
-    loras = [
-        bentoml_diffusers.import_lora("outline", lora_dir / "one.safetensors"),
-        bentoml_diffusers.import_lora("stripes", lora_dir / "two.safetensors"),
-    ]
-    home = make_home(tiny_model, *loras)
+    home = make_home(
+        tiny_model,
+        set_aside(bentoml_diffusers.import_lora("outline", lora_dir / "one.safetensors")),
+        set_aside(bentoml_diffusers.import_lora("stripes", lora_dir / "two.safetensors")),
+    )
     built = run_command(
         "build", home=home, folder=project, UV_CONSTRAINT=str(ROOT / "constraints.txt")
     )
@@ -38,8 +37,6 @@ def archive(tmp_path_factory, run_command, make_home, tiny_model, lora_dir):
     target = tmp_path_factory.mktemp("export") / "diffusers.tar.gz"
     exported = run_command("export", "diffusers:latest", str(target), home=home)
     assert exported.returncode == 0, exported.stderr
-    for lora in loras:
-        bentoml.models.delete(lora.tag)
     return target
 
 
@@ -53,11 +50,10 @@ def bento(archive, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(archive, bento, serve, run_command, make_home, tmp_path_factory):
+def server(archive, bento, serve, run_command, make_home, set_aside, tmp_path_factory):
     """The bento in a store that holds a later `demo` too, running the code of its own wheel."""
-    later = bentoml_diffusers.save_model("demo", testing.tiny_stable_diffusion(seed=9))
+    later = set_aside(bentoml_diffusers.save_model("demo", testing.tiny_stable_diffusion(seed=9)))
     home = make_home(later)
-    bentoml.models.delete(later.tag)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     imported = run_command("import", str(archive), home=home, folder=elsewhere)
     assert imported.returncode == 0, imported.stderr
