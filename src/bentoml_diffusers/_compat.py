@@ -5,8 +5,10 @@ Each entry says what will let us delete it.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,18 @@ def runner_timeout_s() -> float | None:
     if not is_runner_process():
         return None
     return float(BentoMLContainer.runners_config.get()["traffic"]["timeout"])
+
+
+def quiet_lora_loading() -> None:
+    """Silences what diffusers and PEFT say at every ordinary LoRA of a request.
+
+    That it has no part for the text encoder (diffusers 0.42), and that there is more than one
+    (PEFT 0.21). Until they say it at a lower level.
+    """
+    warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+    logging.getLogger("diffusers.loaders.lora_base").addFilter(
+        lambda record: "No LoRA keys associated to" not in record.getMessage()
+    )
 
 
 def alias_upstream_module(module: Any) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline, SchedulerMixin
 
+TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"  # tells the processes of `serve TAG` their tag
 BUNDLED_PIPELINES = ("stable_diffusion_mega",)
 
 _TASK_MAPPINGS = {

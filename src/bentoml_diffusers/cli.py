@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bentoml_diffusers._names import TAG_VARIABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"
 _SERVE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 

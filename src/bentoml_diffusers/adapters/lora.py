@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import InvalidModel, InvalidRequest, UnsupportedByPipeline
 
 if TYPE_CHECKING:
@@ -18,12 +17,9 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters.sources import Adapter
 
-logger = logging.getLogger(__name__)
-
-# PEFT says so for every adapter after the first one; here that is the purpose.
-warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-
 MAX_LORAS_PER_REQUEST = 16
+
+_compat.quiet_lora_loading()
 
 
 class LoraSwitch:

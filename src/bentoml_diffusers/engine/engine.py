@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from bentoml_diffusers.engine.arguments import (
     invalid_request_from,
 )
 from bentoml_diffusers.engine.request import Handle, Request, Result, Ticket
+from bentoml_diffusers.engine.seeds import choose_seeds
 from bentoml_diffusers.engine.view import make_view
 from bentoml_diffusers.errors import (
     DeviceOutOfMemory,
@@ -34,15 +33,12 @@ from bentoml_diffusers.options import ModelOptions
 from bentoml_diffusers.store import get
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
 
     from bentoml import Tag
     from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
-
-MAX_SEED = 2**32 - 1
 
 
 class Engine:
@@ -140,6 +136,7 @@ class Engine:
         """
         if self._closed:
             raise RequestCancelled("the engine is closed")
+        _check_timeout(timeout_s)
         request = self._resolve(task, args, arguments, seed, scheduler, lora_weights)
         ticket = Ticket(timeout_s)
         handle = Handle(self._worker.submit(self._work, request, ticket), ticket)
@@ -188,7 +185,7 @@ class Engine:
             pipeline_class=cls,
             method=method_name,
             arguments=complete_size(self.pipeline, bound),
-            seeds=_choose_seeds(seed, bound, takes_seeds="generator" in _parameters(method)),
+            seeds=choose_seeds(method, seed, bound),
             scheduler_class=scheduler_class,
             loras=self._finder.find_all(lora_weights),
         )
@@ -270,37 +267,10 @@ def has_method(cls: type[Any], name: str) -> bool:
     return any(name in vars(base) for base in cls.__mro__)
 
 
-def _parameters(method: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(method).parameters
-
-
-def _choose_seeds(
-    seed: int | list[int] | None, arguments: Mapping[str, Any], *, takes_seeds: bool
-) -> tuple[int, ...]:
-    if arguments.get("generator") is not None or not takes_seeds:
-        if seed is not None:
-            raise InvalidRequest("seed", seed, "no seed: the noise comes from elsewhere")
-        return ()
-    count = _count_images(arguments)
-    given = seed if isinstance(seed, list) else [secrets.randbits(32) if seed is None else seed]
-    for value in given:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
-            raise InvalidRequest("seed", value, f"a whole number from 0 to {MAX_SEED}")
-    if isinstance(seed, list) and len(seed) != count:
-        raise InvalidRequest("seed", seed, f"one seed, or {count}, one per image")
-    if isinstance(seed, list):
-        return tuple(seed)
-    return tuple((given[0] + image) % (MAX_SEED + 1) for image in range(count))
-
-
-def _count_images(arguments: Mapping[str, Any]) -> int:
-    prompt = arguments.get("prompt")
-    embeds = arguments.get("prompt_embeds")
-    prompts = len(prompt) if isinstance(prompt, list) else 1
-    if embeds is not None:
-        prompts = len(embeds)
-    per_prompt = arguments.get("num_images_per_prompt") or arguments.get("batch_size") or 1
-    return prompts * int(per_prompt)
+def _check_timeout(timeout_s: float | None) -> None:
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (is_number and timeout_s > 0):
+        raise InvalidRequest("timeout_s", timeout_s, "a number of seconds above 0")
 
 
 def _to_tuple(output: Any) -> tuple[Any, ...]:

@@ -36,4 +36,6 @@ class StableDiffusionMegaPipeline(StableDiffusionPipeline):  # type: ignore[misc
         return self._as(StableDiffusionInpaintPipeline)(*args, **kwargs)
 
     def _as(self, cls: type[DiffusionPipeline]) -> DiffusionPipeline:
-        return cls(**self.components, requires_safety_checker=False)
+        pipeline = cls(**self.components, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return pipeline

@@ -2,7 +2,7 @@
 
 import os
 
-from bentoml_diffusers.cli import TAG_VARIABLE
+from bentoml_diffusers._names import TAG_VARIABLE
 from bentoml_diffusers.serving.service import service
 
 svc = service(os.environ.get(TAG_VARIABLE, "demo:latest"))

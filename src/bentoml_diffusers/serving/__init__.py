@@ -1,0 +1,1 @@
+"""Runners and services over an engine."""
