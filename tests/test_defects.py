@@ -264,8 +264,9 @@ def test_26_mega_runs_offline_by_its_name(model, run_local, pixels):
 
 
 def test_26_a_signature_that_the_class_lacks_is_said_at_once(pipeline_folder, name):
-    model = bentoml_diffusers.import_model(name, pipeline_folder, signatures={"text2img": {}})
-    with pytest.raises(errors.InvalidOption, match="text2img"):
+    signatures = {"text2img": {}, "text2video": {}}
+    model = bentoml_diffusers.import_model(name, pipeline_folder, signatures=signatures)
+    with pytest.raises(errors.InvalidOption, match="text2video"):
         model.with_options(pipeline_class="StableDiffusionPipeline").to_runner()
 
 

@@ -88,6 +88,12 @@ def test_weights_are_not_cast_by_another_task(pixels):
         assert half.unet.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1"])
+def test_pictures_of_any_mode_are_taken(engine, mode):
+    result = engine.run("img2img", **CALL, image=PICTURE.convert(mode), strength=0.9)
+    assert result.images[0].size == (32, 32)
+
+
 def test_seeds_are_drawn_and_returned(engine, pixels):
     first = engine.run("txt2img", **CALL)
     (seed,) = first.seeds

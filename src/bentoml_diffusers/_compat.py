@@ -45,12 +45,15 @@ def is_runner_process() -> bool:
 
 
 def runner_timeout_s() -> float | None:
-    """Seconds after which BentoML answers 504 for a runner; ``None`` outside of one."""
+    """Seconds that a call of a runner may take; ``None`` outside of one.
+
+    A little less than BentoML's own timeout, whose answer has no text.
+    """
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     if not is_runner_process():
         return None
-    return float(BentoMLContainer.runners_config.get()["traffic"]["timeout"])
+    return 0.95 * float(BentoMLContainer.runners_config.get()["traffic"]["timeout"])
 
 
 def quiet_lora_loading() -> None:

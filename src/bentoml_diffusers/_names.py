@@ -19,6 +19,7 @@ BUNDLED_PIPELINES = ("stable_diffusion_mega",)
 
 _TASK_MAPPINGS = {
     "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "text2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",  # as the mega pipeline calls it
     "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
     "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,6 @@ def _serve(tag: str, arguments: list[str]) -> None:
 
 
 def _port(arguments: list[str]) -> str:
-    for option, value in itertools.pairwise(arguments):
-        if option in ("-p", "--port"):
-            return value
-    return os.environ.get("BENTOML_PORT", "3000")
+    """Reads the port out of options that are passed on: ``-p 1``, ``-p1``, ``--port 1``."""
+    found = re.search(r"(?:^| )(?:-p|--port)[ =]?(\d+)", " ".join(arguments))
+    return found.group(1) if found else os.environ.get("BENTOML_PORT", "3000")

@@ -7,6 +7,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from bentoml_diffusers.errors import InvalidRequest, suggest
 
 if TYPE_CHECKING:
@@ -86,6 +88,21 @@ def complete_size(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> 
         return dict(arguments)
     default = sample_size * scale
     return {**arguments, "height": height or default, "width": width or default}
+
+
+def with_rgb_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with PIL pictures as RGB: pipelines fail on other modes. Masks stay."""
+    return {
+        name: _to_rgb(value) if "image" in name and "mask" not in name else value
+        for name, value in arguments.items()
+    }
+
+
+def _to_rgb(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_rgb(item) for item in value]
+    is_other = isinstance(value, Image.Image) and value.mode != "RGB"
+    return value.convert("RGB") if is_other else value
 
 
 def invalid_request_from(error: BaseException) -> InvalidRequest | None:

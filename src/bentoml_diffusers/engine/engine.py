@@ -17,6 +17,7 @@ from bentoml_diffusers.engine.arguments import (
     check_arguments,
     complete_size,
     invalid_request_from,
+    with_rgb_images,
 )
 from bentoml_diffusers.engine.request import Handle, Request, Result, Ticket
 from bentoml_diffusers.engine.seeds import choose_seeds
@@ -184,7 +185,7 @@ class Engine:
         return Request(
             pipeline_class=cls,
             method=method_name,
-            arguments=complete_size(self.pipeline, bound),
+            arguments=with_rgb_images(complete_size(self.pipeline, bound)),
             seeds=choose_seeds(method, seed, bound),
             scheduler_class=scheduler_class,
             loras=self._finder.find_all(lora_weights),

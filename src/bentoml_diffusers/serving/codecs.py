@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SIZE_STEP = 8  # pixels; sides of pictures are multiples of it
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 90
 
@@ -37,6 +38,10 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
             # Pillow warns from 89 million pixels on; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=_READABLE)
+        if min(picture.size) < SIZE_STEP:
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels, expected at least {SIZE_STEP} per side"
+            )
         if max(picture.size) > limits.max_side or picture.width * picture.height > (
             limits.max_pixels
         ):

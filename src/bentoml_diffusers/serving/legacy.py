@@ -179,5 +179,5 @@ def _check_methods(model: bentoml.Model, options: ModelOptions) -> None:
     if cls is None or cls is _names.resolve_pipeline_class(None):
         return  # known only once the index, or the custom code, is read
     for name in model.info.signatures:
-        if not has_method(cls, name):
-            raise InvalidOption("signatures", name, f"methods that {cls.__name__} has")
+        if not has_method(cls, name) and name not in _names.TASKS:
+            raise InvalidOption("signatures", name, f"tasks, or methods of {cls.__name__}")

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import bentoml
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.serving.codecs import OutputFormat, decode_base64, decode_image
+from bentoml_diffusers.serving.codecs import SIZE_STEP, OutputFormat, decode_base64, decode_image
 
 if TYPE_CHECKING:
+    from starlette.datastructures import FormData
     from starlette.requests import Request
-
-_SIZE_STEP = 8
 
 
 class LoraChoice(BaseModel):
@@ -35,9 +34,18 @@ class LoraChoice(BaseModel):
 class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
     """A request body, read strictly: JSON, or a form with files."""
 
-    model_config = ConfigDict(extra="forbid")
+    # A validation error is logged by BentoML: no prompts and no pictures in it.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     limits: ClassVar[RequestLimits] = RequestLimits()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any) -> Any:
+        """No field is one, and pydantic would read ``true`` as 1."""
+        if isinstance(value, bool):
+            raise PydanticCustomError("no_boolean", "Input should not be true or false")
+        return value
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
@@ -55,31 +63,40 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     @classmethod
     async def _read_form(cls, request: Request) -> dict[str, Any]:
+        from starlette.exceptions import HTTPException
+
+        try:
+            async with request.form() as form:
+                return await cls._read_fields(form)
+        except HTTPException as err:
+            raise cls._fault("body", f"a broken form: {err.detail}") from err
+
+    @classmethod
+    async def _read_fields(cls, form: FormData) -> dict[str, Any]:
         from starlette.datastructures import UploadFile
 
         values: dict[str, Any] = {}
-        async with request.form() as form:
-            for name, value in form.multi_items():
-                if name in values:
-                    raise cls._fault(name, "given more than once")
-                if isinstance(value, UploadFile):
-                    if name not in cls.multipart_fields:
-                        raise cls._fault(name, "a file, expected text")
-                    values[name] = await value.read()
-                elif name in cls.multipart_fields:
-                    raise cls._fault(name, "text, expected an uploaded file")
-                elif value != "":
-                    values[name] = _read_structure(value)
+        for name, value in form.multi_items():
+            if name in values:
+                raise cls._fault(name, "given more than once")
+            if isinstance(value, UploadFile):
+                if name not in cls.multipart_fields:
+                    raise cls._fault(name, "a file, expected text")
+                values[name] = await value.read()
+            elif name in cls.multipart_fields:
+                raise cls._fault(name, "text, expected an uploaded file")
+            elif value != "":
+                values[name] = _read_structure(value)
         return values
 
     @classmethod
     def _read_json(cls, body: bytes) -> dict[str, Any]:
         try:
             values = json.loads(body or b"{}")
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise cls._fault("body", f"not JSON: {err}") from err
         if not isinstance(values, dict):
-            raise cls._fault("body", f"a {type(values).__name__}, expected an object of fields")
+            raise cls._fault("body", f"got {type(values).__name__}, expected an object of fields")
         return values
 
     @classmethod
@@ -88,7 +105,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             if isinstance(value, str):
                 value = decode_base64(value)
             if not isinstance(value, bytes):
-                raise ValueError(f"a {type(value).__name__}, expected a picture")
+                raise ValueError(f"got {type(value).__name__}, expected a picture")
             return decode_image(value, cls.limits)
         except ValueError as err:
             raise cls._fault(name, str(err)) from err
@@ -115,10 +132,20 @@ def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
 
     class TextToImage(_make_base(limits)):  # type: ignore[misc]
         height: int | None = Field(
-            None, ge=_SIZE_STEP, le=limits.max_side, multiple_of=_SIZE_STEP, description=_SIZE
+            None,
+            ge=SIZE_STEP,
+            le=limits.max_side,
+            multiple_of=SIZE_STEP,
+            description=_SIZE,
+            examples=[512],
         )
         width: int | None = Field(
-            None, ge=_SIZE_STEP, le=limits.max_side, multiple_of=_SIZE_STEP, description=_SIZE
+            None,
+            ge=SIZE_STEP,
+            le=limits.max_side,
+            multiple_of=SIZE_STEP,
+            description=_SIZE,
+            examples=[512],
         )
 
     return TextToImage
@@ -134,6 +161,7 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
             gt=0,
             le=1,
             description="How much of the picture is painted anew; 1 keeps nothing.",
+            examples=[0.6],
         )
 
     return ImageToImage
@@ -152,19 +180,27 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
             examples=["a big red circle on a blue background at the left"],
         )
         negative_prompt: str = Field(
-            "", max_length=limits.max_prompt_chars, description="What not to paint."
+            "",
+            max_length=limits.max_prompt_chars,
+            description="What not to paint.",
+            examples=["blurred"],
         )
         num_inference_steps: int = Field(
-            25, ge=1, le=limits.max_steps, description="Denoising steps."
+            25, ge=1, le=limits.max_steps, description="Denoising steps.", examples=[25]
         )
         guidance_scale: float = Field(
-            7.5, ge=0, le=50, description="How closely to follow the prompt; up to 1 is off."
+            7.5,
+            ge=0,
+            le=50,
+            description="How closely to follow the prompt; up to 1 is off.",
+            examples=[7.5],
         )
         seed: int | None = Field(
             None,
             ge=0,
             le=2**32 - 1,
             description="The same seed paints the same picture; by default one is drawn.",
+            examples=[7],
         )
         scheduler: str | None = Field(
             None,
@@ -172,9 +208,14 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
             examples=["EulerDiscreteScheduler"],
         )
         lora_weights: list[LoraChoice] | None = Field(
-            None, max_length=16, description="LoRAs for this request only."
+            None,
+            max_length=16,
+            description="LoRAs for this request only.",
+            examples=[[{"name": "outline", "scale": 0.8}]],
         )
-        output_format: OutputFormat = Field("png", description="Format of the answer.")
+        output_format: OutputFormat = Field(
+            "png", description="Format of the answer.", examples=["webp"]
+        )
 
     Base.limits = limits
     return Base

@@ -85,7 +85,7 @@ def _import_adapter(
 ) -> bentoml.Model:
     tag = make_tag(name)
     record = Record(
-        kind=kind, origin=str(path.resolve()), files={path.name: hash_file(path)}, details=details
+        kind=kind, origin=f"file {path.name}", files={path.name: hash_file(path)}, details=details
     )
     try:
         stored = get(tag)

@@ -123,7 +123,7 @@ def import_model(
             raise InvalidOption("sync_with_hub_version", True, "false for a folder")
         check_pipeline_folder(local)
         found = Download(folder=local, commit="")
-        origin = str(local.resolve())
+        origin = f"folder {local.resolve().name}"  # entries travel: no path of this machine
     else:
         _refuse_missing_path(local, str(model_name_or_path))
         origin = str(model_name_or_path)

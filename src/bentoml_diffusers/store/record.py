@@ -43,7 +43,7 @@ class Record:
 
     Attributes:
         kind: What the entry is.
-        origin: Hub repository, absolute folder, or ``"memory"``.
+        origin: Hub repository, ``"folder NAME"``, ``"file NAME"`` or ``"memory"``.
         revision: Revision asked for, when it came from the hub.
         commit: Commit that the revision stood for, when it came from the hub.
         variant: Variant of the weights, such as ``"fp16"``.
