@@ -54,7 +54,7 @@ def arrivals(spy):
     """What each option turned into, by its name."""
     return {
         "device_map": spy.loaded.get("device_map") == "balanced",
-        "torch_dtype": spy.loaded.get("torch_dtype") is torch.bfloat16,
+        "torch_dtype": spy.loaded.get("dtype") is torch.bfloat16,
         "low_cpu_mem_usage": spy.loaded.get("low_cpu_mem_usage") is False,
         "variant": spy.loaded.get("variant") == "fp16",
         "load_pretrained_extra_kwargs": "safety_checker" in spy.loaded

@@ -116,7 +116,7 @@ def hook(action: str) -> None:
     """Make `bentoml.diffusers` this package in every Python start, without an import.
 
     Writes, or removes, one line in the folder of installed packages, which Python runs whenever
-    it starts (about two milliseconds). It is not needed where your code says
+    it starts. It is not needed where your code says
     `import bentoml_diffusers`, nor for `import bentoml.diffusers` where both packages are
     installed in the same folder.
     """

@@ -69,8 +69,10 @@ class InvalidOption(DiffusersError, InvalidArgument, ValueError):  # type: ignor
     def unknown(cls, option: str, known: Iterable[str]) -> InvalidOption:
         """For an option that does not exist; names the near matches and the known ones."""
         names = sorted(known)
-        hint = suggest(option, names)
-        return cls(option, "an unknown option", f"one of {', '.join(names)}{hint}")
+        error = cls(option, None, "")
+        text = f"unknown option {option!r}{suggest(option, names)}, known: {', '.join(names)}"
+        error.args, error.message = (text,), text
+        return error
 
 
 class InvalidModel(DiffusersError, ValueError):

@@ -135,9 +135,8 @@ class RequestLimits:
 
     Attributes:
         max_side: Largest height and width, in pixels.
-        max_pixels: Largest height x width, in pixels.
+        max_pixels: Largest height x width, in pixels, of a picture that comes or is asked for.
         max_steps: Largest number of denoising steps.
-        max_images: Largest number of images per request.
         max_prompt_chars: Longest prompt, in characters.
         max_upload_bytes: Largest uploaded image, in bytes.
     """
@@ -145,7 +144,6 @@ class RequestLimits:
     max_side: int = 2048
     max_pixels: int = 2048 * 2048
     max_steps: int = 150
-    max_images: int = 8
     max_prompt_chars: int = 2000
     max_upload_bytes: int = 32 * 1024 * 1024
 

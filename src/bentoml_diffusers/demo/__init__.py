@@ -34,7 +34,7 @@ def import_demo_models() -> dict[str, bentoml.Model]:
     Doing it again returns what is stored.
 
     Returns:
-        The stored models by name: ``demo``, ``outline``, ``stripes``, ``teal``.
+        The stored models ``demo``, ``outline``, ``stripes`` and ``teal``, by name.
     """
     from bentoml_diffusers.store import import_lora, import_model, import_textual_inversion
 

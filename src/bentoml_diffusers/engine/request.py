@@ -60,7 +60,7 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The pictures: the first entry of the output."""
+        """Returns the pictures, which are the first entry of the output."""
         return list(self.output[0])
 
 

@@ -85,7 +85,7 @@ def _from_pretrained(
 ) -> DiffusionPipeline:
     cls = bundled_pipeline_class(options) or _names.resolve_pipeline_class(options.pipeline_class)
     arguments: dict[str, Any] = {
-        "torch_dtype": _names.resolve_dtype(options.torch_dtype),
+        "dtype": _names.resolve_dtype(options.torch_dtype),
         "low_cpu_mem_usage": options.low_cpu_mem_usage is not False,
         "device_map": options.device_map,
         "variant": options.variant,

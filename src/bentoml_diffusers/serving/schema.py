@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import bentoml
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import Self
 
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.serving.codecs import SIZE_STEP, OutputFormat, decode_base64, decode_image
@@ -147,6 +148,16 @@ def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
             description=_SIZE,
             examples=[512],
         )
+
+        @model_validator(mode="after")
+        def _check_pixels(self) -> Self:
+            if (self.height or 0) * (self.width or 0) > limits.max_pixels:
+                raise PydanticCustomError(
+                    "too_many_pixels",
+                    "height x width should be at most {pixels} pixels",
+                    {"pixels": limits.max_pixels},
+                )
+            return self
 
     return TextToImage
 
