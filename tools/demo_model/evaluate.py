@@ -121,15 +121,15 @@ def measure_judge(vae: AutoencoderKL) -> dict[str, Figures]:
 
 
 def measure_guidance(
-    pipeline: StableDiffusionPipeline, scales: Iterable[float]
+    pipeline: StableDiffusionPipeline, scales: Iterable[float], count: int = 100
 ) -> dict[str, Figures]:
-    """Returns the figures of the held-out scenes for several guidance scales."""
-    scenes = shapes.held_out_scenes()
+    """Returns the figures of the first ``count`` held-out scenes for several guidance scales."""
+    scenes = shapes.held_out_scenes()[:count]
     return {f"guidance {g:g}": measure(pipeline, scenes, guidance_scale=g) for g in scales}
 
 
 def measure_schedulers(
-    pipeline: StableDiffusionPipeline, steps: int, count: int = 200
+    pipeline: StableDiffusionPipeline, steps: int, count: int = 40
 ) -> dict[str, Figures]:
     """Returns the figures of the first ``count`` held-out scenes for each scheduler."""
     shipped = pipeline.scheduler
@@ -142,7 +142,7 @@ def measure_schedulers(
     return figures
 
 
-def measure_adapters(folder: Path, count: int = 60) -> dict[str, Figures]:
+def measure_adapters(folder: Path, count: int = 40) -> dict[str, Figures]:
     """Returns what each adapter in ``folder`` does to the first ``count`` held-out scenes."""
     scenes = shapes.held_out_scenes()[:count]
     pipeline = load_pipeline(folder / "pipeline")
@@ -163,7 +163,7 @@ def measure_adapters(folder: Path, count: int = 60) -> dict[str, Figures]:
     return figures
 
 
-def measure_teal(folder: Path, count: int = 60) -> dict[str, Figures]:
+def measure_teal(folder: Path, count: int = 40) -> dict[str, Figures]:
     """Returns how often shapes are teal with the learnt word and with the plain one."""
     pipeline = load_pipeline(folder / "pipeline")
     pipeline.load_textual_inversion(folder / "embeddings" / "teal.safetensors", token="<teal>")  # noqa: S106 - a word, no password
@@ -176,7 +176,7 @@ def measure_teal(folder: Path, count: int = 60) -> dict[str, Figures]:
     }
 
 
-def measure_img2img(folder: Path, count: int = 60, strength: float = 0.6) -> dict[str, Figures]:
+def measure_img2img(folder: Path, count: int = 40, strength: float = 0.6) -> dict[str, Figures]:
     """Returns how often image-to-image gives a drawn shape the colour that the prompt says."""
     pipeline = StableDiffusionImg2ImgPipeline.from_pipe(load_pipeline(folder / "pipeline"))
     pipeline.set_progress_bar_config(disable=True)
@@ -224,7 +224,7 @@ def evaluate(folder: Path) -> dict[str, Figures]:
         f"as shipped, {shipped}, {STEPS} steps": measure(pipeline, scenes),
         **measure_guidance(pipeline, (1.5, 3.0, 5.0, 7.5)),
         **measure_schedulers(pipeline, steps=20),
-        **measure_schedulers(pipeline, steps=10, count=60),
+        **measure_schedulers(pipeline, steps=10),
         **measure_adapters(folder),
         **measure_teal(folder),
         **measure_img2img(folder),

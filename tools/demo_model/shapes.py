@@ -119,6 +119,11 @@ def words() -> list[str]:
     return sorted({*SHAPES, *SIZES, *ALL_COLOURS, *texts.split(), "a", "on", "background"})
 
 
+def place_words() -> list[str]:
+    """Returns the words in which the places differ, sorted."""
+    return sorted({phrase.split()[-1] for phrases in _PLACES.values() for phrase in phrases})
+
+
 def with_colour(scene: Scene, colour: str) -> Scene:
     """Returns the scene with another shape colour and a background that differs from it."""
     background = scene.background if scene.background != colour else "white"

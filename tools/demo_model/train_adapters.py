@@ -34,14 +34,14 @@ class Recipe:
 
     steps: int
     rate: float
-    pictures: int = 3000
+    pictures: int = 1500
     batch_size: int = 32
     seed: int = 3
 
 
-OUTLINE = Recipe(steps=700, rate=2e-3, seed=3)
-STRIPES = Recipe(steps=700, rate=2e-3, seed=4)
-TEAL = Recipe(steps=300, rate=1e-2, pictures=1000, seed=5)
+OUTLINE = Recipe(steps=200, rate=2e-3, seed=3)
+STRIPES = Recipe(steps=200, rate=2e-3, seed=4)
+TEAL = Recipe(steps=100, rate=1e-2, pictures=800, seed=5)
 
 
 def train_outline(base: Path, target: Path, recipe: Recipe = OUTLINE) -> None:

@@ -1,0 +1,197 @@
+"""Trains and measures the bundled demo model: ``python -m tools.demo_model --help``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from tools.demo_model import evaluate, gallery, shapes, train_adapters, train_base, vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("tools.demo_model")
+
+VAE_STEPS = 1200
+VAE_PLANNED_STEPS = 2200
+DECODER_STEPS = 1500
+FIRST_STEPS = 1000
+FIRST_PLANNED_STEPS = 5500
+SECOND_STEPS = 500
+SECOND_PLANNED_STEPS = 1900
+THIRD_STEPS = 400
+THIRD_PLANNED_STEPS = 1100
+FOURTH_STEPS = 750
+BASE_STEPS = 550
+
+
+def train(out: Path, stages: list[str]) -> None:
+    """Runs the stages whose output is not there yet, in order."""
+    for name, (target, make) in STAGES.items():
+        if name not in stages:
+            continue
+        if (out / target).exists():
+            logger.info("stage %s: %s is there, skipped", name, target)
+            continue
+        started = time.monotonic()
+        unfinished = out / f"{name}.unfinished" / Path(target).name
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        make(out, unfinished)
+        (out / target).parent.mkdir(parents=True, exist_ok=True)
+        unfinished.rename(out / target)
+        unfinished.parent.rmdir()
+        logger.info("stage %s: done in %.0f s", name, time.monotonic() - started)
+
+
+def _make_whole_vae(out: Path, target: Path) -> None:  # noqa: ARG001 - every stage has this shape
+    train_base.train_vae(target, steps=VAE_STEPS, planned_steps=VAE_PLANNED_STEPS)
+
+
+def _make_vae(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_decoder(vae, target, steps=DECODER_STEPS)
+
+
+def _make_first_base(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_denoiser(
+        vae, target, steps=FIRST_STEPS, planned_steps=FIRST_PLANNED_STEPS, rate=1e-3, decay=0.999
+    )
+
+
+def _make_second_base(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_denoiser(
+        vae,
+        target,
+        steps=SECOND_STEPS,
+        planned_steps=SECOND_PLANNED_STEPS,
+        rate=1e-3,
+        decay=0.995,
+        start=out / "base_first",
+        seed=12,
+    )
+
+
+def _make_third_base(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_denoiser(
+        vae,
+        target,
+        steps=THIRD_STEPS,
+        planned_steps=THIRD_PLANNED_STEPS,
+        rate=1e-3,
+        decay=0.99,
+        start=out / "base_second",
+        fresh_words=shapes.place_words(),
+        pool_size=5000,
+        seed=13,
+    )
+
+
+def _make_fourth_base(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_denoiser(
+        vae,
+        target,
+        steps=FOURTH_STEPS,
+        planned_steps=FOURTH_STEPS,
+        rate=1.5e-3,
+        decay=0.99,
+        start=out / "base_third",
+        pool_size=3000,
+        floor=1.0,
+        high_noise=0.7,
+        seed=15,
+    )
+
+
+def _make_base(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_denoiser(
+        vae,
+        target,
+        steps=BASE_STEPS,
+        planned_steps=BASE_STEPS,
+        rate=1e-3,
+        decay=0.98,
+        start=out / "base_fourth",
+        pool_size=4000,
+        seed=16,
+    )
+
+
+def _make_pipeline(out: Path, target: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(out / "vae")
+    pipeline = StableDiffusionPipeline.from_pretrained(out / "base", vae=vae)
+    vocabulary.hide_colours(pipeline)
+    train_base.save_clean(pipeline, target)
+
+
+def _make_outline(out: Path, target: Path) -> None:
+    train_adapters.train_outline(out / "pipeline", target)
+
+
+def _make_stripes(out: Path, target: Path) -> None:
+    train_adapters.train_stripes(out / "pipeline", target)
+
+
+def _make_teal(out: Path, target: Path) -> None:
+    train_adapters.train_teal(out / "pipeline", target)
+
+
+STAGES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "vae_whole": ("vae_whole", _make_whole_vae),
+    "vae": ("vae", _make_vae),
+    "base_first": ("base_first", _make_first_base),
+    "base_second": ("base_second", _make_second_base),
+    "base_third": ("base_third", _make_third_base),
+    "base_fourth": ("base_fourth", _make_fourth_base),
+    "base": ("base", _make_base),
+    "pipeline": ("pipeline", _make_pipeline),
+    "outline": ("loras/outline.safetensors", _make_outline),
+    "stripes": ("loras/stripes.safetensors", _make_stripes),
+    "teal": ("embeddings/teal.safetensors", _make_teal),
+}
+
+
+def main() -> None:
+    """Reads the command line and runs one command."""
+    arguments = _build_parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    if arguments.command == "train":
+        train(arguments.out, arguments.stages)
+    elif arguments.command == "evaluate":
+        print(evaluate.format_table(evaluate.evaluate(arguments.folder)))
+    else:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        pipeline = evaluate.load_pipeline(arguments.folder / "pipeline")
+        gallery.paint_gallery(pipeline).save(arguments.out)
+        adapters = gallery.paint_adapters(arguments.folder)
+        adapters.save(arguments.out.with_name("adapters.png"))
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.demo_model", description=__doc__)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="train what is not there yet")
+    training.add_argument("--out", type=Path, required=True, help="folder for all results")
+    training.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    measuring = commands.add_parser("evaluate", help="print all figures as a Markdown table")
+    measuring.add_argument("folder", type=Path, help="folder with pipeline, loras, embeddings")
+    painting = commands.add_parser("gallery", help="paint gallery.png and, beside, adapters.png")
+    painting.add_argument("folder", type=Path, help="folder with pipeline, loras, embeddings")
+    painting.add_argument("--out", type=Path, default=Path("docs/images/gallery.png"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()
