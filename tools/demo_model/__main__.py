@@ -128,8 +128,15 @@ def _make_base(out: Path, target: Path) -> None:
 
 
 def _make_pipeline(out: Path, target: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(out / "vae")
-    pipeline = StableDiffusionPipeline.from_pretrained(out / "base", vae=vae)
+    _put_together(out / "base", out / "vae", target)
+
+
+def _make_fourth_pipeline(out: Path, target: Path) -> None:
+    _put_together(out / "base_fourth", out / "vae", target)
+
+
+def _put_together(base: Path, vae: Path, target: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(base, vae=AutoencoderKL.from_pretrained(vae))
     vocabulary.hide_colours(pipeline)
     train_base.save_clean(pipeline, target)
 
@@ -138,12 +145,13 @@ def _make_outline(out: Path, target: Path) -> None:
     train_adapters.train_outline(out / "pipeline", target)
 
 
+# The last two adapters were trained while the base model was still in its last stage.
 def _make_stripes(out: Path, target: Path) -> None:
-    train_adapters.train_stripes(out / "pipeline", target)
+    train_adapters.train_stripes(out / "pipeline_fourth", target)
 
 
 def _make_teal(out: Path, target: Path) -> None:
-    train_adapters.train_teal(out / "pipeline", target)
+    train_adapters.train_teal(out / "pipeline_fourth", target)
 
 
 STAGES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
@@ -153,6 +161,7 @@ STAGES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "base_second": ("base_second", _make_second_base),
     "base_third": ("base_third", _make_third_base),
     "base_fourth": ("base_fourth", _make_fourth_base),
+    "pipeline_fourth": ("pipeline_fourth", _make_fourth_pipeline),
     "base": ("base", _make_base),
     "pipeline": ("pipeline", _make_pipeline),
     "outline": ("loras/outline.safetensors", _make_outline),

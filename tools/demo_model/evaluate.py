@@ -121,7 +121,7 @@ def measure_judge(vae: AutoencoderKL) -> dict[str, Figures]:
 
 
 def measure_guidance(
-    pipeline: StableDiffusionPipeline, scales: Iterable[float], count: int = 100
+    pipeline: StableDiffusionPipeline, scales: Iterable[float], count: int = 40
 ) -> dict[str, Figures]:
     """Returns the figures of the first ``count`` held-out scenes for several guidance scales."""
     scenes = shapes.held_out_scenes()[:count]
@@ -129,7 +129,7 @@ def measure_guidance(
 
 
 def measure_schedulers(
-    pipeline: StableDiffusionPipeline, steps: int, count: int = 40
+    pipeline: StableDiffusionPipeline, steps: int, count: int = 20
 ) -> dict[str, Figures]:
     """Returns the figures of the first ``count`` held-out scenes for each scheduler."""
     shipped = pipeline.scheduler
@@ -222,7 +222,7 @@ def evaluate(folder: Path) -> dict[str, Figures]:
     return {
         **{f"judge, {kind}": rates for kind, rates in measure_judge(pipeline.vae).items()},
         f"as shipped, {shipped}, {STEPS} steps": measure(pipeline, scenes),
-        **measure_guidance(pipeline, (1.5, 3.0, 5.0, 7.5)),
+        **measure_guidance(pipeline, (3.0, 5.0, 7.5)),
         **measure_schedulers(pipeline, steps=20),
         **measure_schedulers(pipeline, steps=10),
         **measure_adapters(folder),

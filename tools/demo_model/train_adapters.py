@@ -39,7 +39,7 @@ class Recipe:
     seed: int = 3
 
 
-OUTLINE = Recipe(steps=200, rate=2e-3, seed=3)
+OUTLINE = Recipe(steps=280, rate=3e-3, seed=3)
 STRIPES = Recipe(steps=200, rate=2e-3, seed=4)
 TEAL = Recipe(steps=100, rate=1e-2, pictures=800, seed=5)
 
