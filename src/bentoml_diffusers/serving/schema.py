@@ -200,11 +200,11 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
             25, ge=1, le=limits.max_steps, description="Denoising steps.", examples=[25]
         )
         guidance_scale: float = Field(
-            7.5,
+            5.0,
             ge=0,
             le=50,
             description="How closely to follow the prompt; up to 1 is off.",
-            examples=[7.5],
+            examples=[5.0],
         )
         seed: int | None = Field(
             None,
