@@ -77,8 +77,10 @@ class LoraSwitch:
                 adapter.path, adapter_name=name, use_safetensors=True, **adapter.arguments
             )
         except Exception as err:
+            # A client reads this: no path of the server.
+            reason = _first_line(err).replace(adapter.path, adapter.name)
             raise InvalidModel(
-                adapter.name, f"is no LoRA for {type(self._pipeline).__name__}: {_first_line(err)}"
+                adapter.name, f"is no LoRA for {type(self._pipeline).__name__}: {reason}"
             ) from err
         if name not in _resident(self._pipeline):
             raise InvalidModel(

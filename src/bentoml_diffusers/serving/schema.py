@@ -130,24 +130,18 @@ def _read_structure(text: str) -> Any:
 
 def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of txt2img under the limits of a service."""
+    side = Field(
+        None,
+        ge=SIZE_STEP,
+        le=limits.max_side,
+        multiple_of=SIZE_STEP,
+        description=_SIZE,
+        examples=[512],
+    )
 
     class TextToImage(_make_base(limits)):  # type: ignore[misc]
-        height: int | None = Field(
-            None,
-            ge=SIZE_STEP,
-            le=limits.max_side,
-            multiple_of=SIZE_STEP,
-            description=_SIZE,
-            examples=[512],
-        )
-        width: int | None = Field(
-            None,
-            ge=SIZE_STEP,
-            le=limits.max_side,
-            multiple_of=SIZE_STEP,
-            description=_SIZE,
-            examples=[512],
-        )
+        height: int | None = side
+        width: int | None = side
 
         @model_validator(mode="after")
         def _check_pixels(self) -> Self:
