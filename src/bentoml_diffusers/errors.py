@@ -15,6 +15,7 @@
         ├── RequestCancelled                503   cancelled by its caller, or on shutdown
         ├── DeadlineExceeded  (TimeoutError) 504  ran past its deadline
         ├── PipelineFailed                  500   the pipeline raised
+        ├── AdaptersBusy                    503   running requests hold every adapter slot
         └── DeviceOutOfMemory               503   the device has too little memory
 """
 
@@ -163,6 +164,18 @@ class PipelineFailed(DiffusersError):
 
     def __init__(self, pipeline_class: str, error: BaseException) -> None:
         super().__init__(f"{pipeline_class} failed: {type(error).__name__}: {error}")
+
+
+class AdaptersBusy(DiffusersError):
+    """Running requests hold so many adapters that there is no room for more (503)."""
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, option: str, size: int, wanted: int) -> None:
+        super().__init__(
+            f"no room for {wanted} more: running requests hold all of {option}={size}; "
+            f"try again when one is done, or raise {option}"
+        )
 
 
 class DeviceOutOfMemory(DiffusersError):

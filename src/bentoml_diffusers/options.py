@@ -53,6 +53,17 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         adapter_sources: Where a *request's* names may lead: ``"store"``, ``"lora_dir"``;
             ``"path"`` opens every file of the machine, ``"hub"`` every repository
             (``("store", "lora_dir")``).
+        lora_slots: LoRAs of requests that can be on the device at once, 1 to 1024 (8). Memory is
+            taken for a layer when the first LoRA touches it.
+        max_lora_rank: Largest rank of a request's LoRA, 1 to 1024 (128). Slots grow to it in
+            steps; a LoRA beyond it is refused.
+        lora_cache_bytes: Host memory for LoRAs and embeddings that were read, in bytes, from 0
+            (1 GiB).
+        embedding_slots: Vectors of requests' textual inversions beside each text encoder, 1 to
+            65536 (256).
+        check_finite: Refuse a request's LoRA or embedding that holds NaN or infinity (``True``).
+        fuse_static_loras: Add ``lora_weights`` to the base weights instead of keeping them apart:
+            faster, rounded once in the weights' dtype (``False``).
         trust_remote_code: Run pipeline code that comes with a model (``False``).
         partial_kwargs: For each method, arguments that a call gets unless it gives them itself.
     """
@@ -74,6 +85,12 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
     load_pretrained_extra_kwargs: Mapping[str, Any] | None = None
     lora_dir: str | None = None
     adapter_sources: tuple[AdapterSource, ...] | None = None
+    lora_slots: int | None = None
+    max_lora_rank: int | None = None
+    lora_cache_bytes: int | None = None
+    embedding_slots: int | None = None
+    check_finite: bool | None = None
+    fuse_static_loras: bool | None = None
     trust_remote_code: bool | None = None
     partial_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -82,6 +99,8 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
             _check(name, getattr(self, name), bool, "true or false")
         for name in ("custom_pipeline", "variant", "lora_dir"):
             _check(name, getattr(self, name), str, "text")
+        for name, (low, high) in _WHOLE_NUMBERS.items():
+            _check_whole_number(name, getattr(self, name), low, high)
         _check("partial_kwargs", self.partial_kwargs, Mapping, "{method: {argument: value}}")
         if self.enable_model_cpu_offload and self.enable_sequential_cpu_offload:
             raise InvalidOption(
@@ -165,13 +184,28 @@ _BOOLEANS = (
     "enable_model_cpu_offload",
     "enable_sequential_cpu_offload",
     "enable_torch_compile",
+    "check_finite",
+    "fuse_static_loras",
     "trust_remote_code",
 )
+
+_WHOLE_NUMBERS = {
+    "lora_slots": (1, 1024),
+    "max_lora_rank": (1, 1024),
+    "lora_cache_bytes": (0, 2**50),
+    "embedding_slots": (1, 2**16),
+}
 
 
 def _check(name: str, value: object, kind: type, expected: str) -> None:
     if value is not None and not isinstance(value, kind):
         raise InvalidOption(name, value, expected)
+
+
+def _check_whole_number(name: str, value: object, low: int, high: int) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_whole and low <= value <= high):  # type: ignore[operator]
+        raise InvalidOption(name, value, f"a whole number from {low} to {high}")
 
 
 def _check_adapter_sources(sources: Sequence[str]) -> None:
