@@ -68,6 +68,14 @@ class LoraSwitch:
         finally:
             self._remove_all_but_static()
 
+    def fuse_static(self) -> None:
+        """Adds the static LoRAs to the base weights, for good."""
+        if self._static:
+            parts = [name for name, here in self._pipeline.get_list_adapters().items() if here]
+            self._pipeline.fuse_lora(components=parts, adapter_names=list(self._static))
+            self._pipeline.unload_lora_weights()
+            self._static = {}
+
     def _load(self, adapter: Adapter) -> str:
         if not supports_lora(self._pipeline):
             raise UnsupportedByPipeline(type(self._pipeline).__name__, "LoRA")

@@ -13,6 +13,7 @@ from bentoml_diffusers.options import ADAPTER_SOURCES
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from bentoml_diffusers.adapters.sources import Kind
     from bentoml_diffusers.options import ModelOptions
 
 _DEFAULT_SOURCES = ("store", "lora_dir")
@@ -27,10 +28,13 @@ def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -
     inversions = AdapterFinder("textual_inversion", ADAPTER_SOURCES, folder)  # type: ignore[arg-type]
     loras = AdapterFinder("lora", ADAPTER_SOURCES, folder)  # type: ignore[arg-type]
     load_textual_inversions(pipeline, inversions.find_all(options.textual_inversions))
-    return LoraSwitch(pipeline, loras.find_all(options.lora_weights))
+    switch = LoraSwitch(pipeline, loras.find_all(options.lora_weights))
+    if options.fuse_static_loras:
+        switch.fuse_static()
+    return switch
 
 
-def request_finder(options: ModelOptions) -> AdapterFinder:
-    """Returns the finder for the LoRAs of requests, within what the options allow."""
+def request_finder(options: ModelOptions, kind: Kind = "lora") -> AdapterFinder:
+    """Returns the finder for the adapters of requests, within what the options allow."""
     folder = Path(options.lora_dir).expanduser() if options.lora_dir else None
-    return AdapterFinder("lora", options.adapter_sources or _DEFAULT_SOURCES, folder)  # type: ignore[arg-type]
+    return AdapterFinder(kind, options.adapter_sources or _DEFAULT_SOURCES, folder)  # type: ignore[arg-type]

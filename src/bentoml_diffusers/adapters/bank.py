@@ -1,0 +1,302 @@
+"""Everything about the adapters of one pipeline: found, read, brought into slots, applied."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.adapters.cache import HostCache
+from bentoml_diffusers.adapters.files import file_key, local_file, read_tensors
+from bentoml_diffusers.adapters.layers import LayerMap
+from bentoml_diffusers.adapters.lora import MAX_LORAS_PER_REQUEST, supports_lora
+from bentoml_diffusers.adapters.pool import SlotPool
+from bentoml_diffusers.adapters.reading import convert_lora
+from bentoml_diffusers.adapters.records import AdapterReport, AdapterSet, PreparedAdapters
+from bentoml_diffusers.adapters.runs import Running, make_run
+from bentoml_diffusers.adapters.static import attach_static_adapters, request_finder
+from bentoml_diffusers.adapters.words import (
+    Tokenizers,
+    Word,
+    WordTable,
+    find_encoders,
+    read_embedding,
+)
+from bentoml_diffusers.errors import InvalidRequest, UnsupportedByPipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.adapters.layers import HostLora
+    from bentoml_diffusers.adapters.runs import Pairs, Words
+    from bentoml_diffusers.adapters.sources import Adapter
+    from bentoml_diffusers.adapters.words import Encoder, HostEmbedding
+    from bentoml_diffusers.options import ModelOptions
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SLOTS = 8
+DEFAULT_MAX_RANK = 128
+DEFAULT_CACHE_BYTES = 2**30
+DEFAULT_EMBEDDING_SLOTS = 256
+EMBEDDING_CACHE_BYTES = 64 * 2**20
+
+
+class Lease:
+    """Adapters of one request, held in slots until :meth:`release`.
+
+    Attributes:
+        exclusive: Slots cannot express them (DoRA, LoKr ...): run the request alone, inside
+            :meth:`applied`.
+        components: Components for the request's own copy of the pipeline.
+    """
+
+    def __init__(
+        self, bank: AdapterBank, prepared: PreparedAdapters, held: contextlib.ExitStack
+    ) -> None:
+        self.exclusive = prepared.exclusive
+        self.components: Mapping[str, Any] = prepared.tokenizers
+        self.prepared = prepared
+        self.pairs: Pairs = ()
+        self.words: dict[str, Words] = {}
+        self._bank = bank
+        self._held = held
+
+    def release(self) -> None:
+        """Gives the slots up; again does nothing. By the holder of the baton."""
+        self._held.close()
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Applies the adapters to everything that runs meanwhile; afterwards all is as it was.
+
+        Raises:
+            InvalidModel: 400, a file that is no LoRA for this pipeline.
+        """
+        with self._bank.applied(self):
+            yield
+
+
+class AdapterBank:
+    """The adapters of one pipeline.
+
+    :meth:`find` and :meth:`prepare` may be called from any thread and change nothing. The rest
+    belongs to the thread that runs the pipeline. Without LoRAs of requests the pipeline has no
+    hook, and with hooks a forward that nobody brought a LoRA for is bit for bit the plain one.
+
+    Args:
+        pipeline: The pipeline; gets the static adapters of the options.
+        options: Adapters, and the bounds of what requests may bring.
+
+    Raises:
+        UnsupportedByPipeline: 400, static adapters for a class without them.
+        InvalidModel: 400, a static adapter that is none for this pipeline.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+        self._pipeline = pipeline
+        self._options = options
+        self._switch = attach_static_adapters(pipeline, options)
+        self._lora_finder = request_finder(options)
+        self._inversion_finder = request_finder(options, "textual_inversion")
+        self._check_finite = options.check_finite is not False
+        self._embedding_slots = options.embedding_slots or DEFAULT_EMBEDDING_SLOTS
+        self._said_exclusive = False
+        self._layers = LayerMap(pipeline)
+        self._running: dict[int, Running] = {}
+        self._pool = SlotPool(self._layers, options.lora_slots or DEFAULT_SLOTS, self._runs_on)
+        size = options.lora_cache_bytes
+        size = DEFAULT_CACHE_BYTES if size is None else size
+        self._loras: HostCache[HostLora] = HostCache(size)
+        self._embeddings: HostCache[HostEmbedding] = HostCache(min(size, EMBEDDING_CACHE_BYTES))
+        self._encoders = find_encoders(pipeline)
+        self._tokenizers = Tokenizers(self._encoders)
+        self._tables: dict[str, WordTable] = {}
+
+    def find(self, lora_weights: object, textual_inversions: object = None) -> AdapterSet:
+        """Finds adapters by name; reads no file. Safe from any thread.
+
+        Args:
+            lora_weights: A name, a mapping with ``name`` and ``scale``, or a list of either.
+            textual_inversions: A name, a mapping with ``name`` and ``token``, or a list of either.
+
+        Raises:
+            InvalidRequest: 400, malformed, or too many.
+            UntrustedSource: 400, outside of what is allowed.
+            AdapterNotFound: 404, not there.
+            UnsupportedByPipeline: 400, the pipeline's class takes no such adapters.
+        """
+        loras = [one for one in self._lora_finder.find_all(lora_weights) if one.scale != 0]
+        inversions = self._inversion_finder.find_all(textual_inversions)
+        name = type(self._pipeline).__name__
+        if loras and not supports_lora(self._pipeline):
+            raise UnsupportedByPipeline(name, "LoRA")
+        if inversions and not self._encoders:
+            raise UnsupportedByPipeline(name, "textual inversion")
+        most = min(MAX_LORAS_PER_REQUEST, self._pool.slots)
+        if len(loras) > most:
+            raise InvalidRequest("lora_weights", len(loras), f"at most {most} LoRAs")
+        return AdapterSet(tuple(loras), tuple(inversions))
+
+    def prepare(self, wanted: AdapterSet) -> PreparedAdapters:
+        """Reads and checks the files. Safe from any thread; takes milliseconds.
+
+        Raises:
+            InvalidModel: 400, a file that is no such adapter for this pipeline.
+            InvalidRequest: 400, a word that exists already.
+        """
+        loras = tuple((self._read_lora(one), one.scale) for one in wanted.loras)
+        words = tuple(self._read_word(one) for one in wanted.inversions)
+        self._check_room(words)
+        return PreparedAdapters(wanted, loras, words, self._tokenizers.get(words) if words else {})
+
+    def acquire(self, prepared: PreparedAdapters) -> Lease:
+        """Brings adapters into slots and holds them there.
+
+        Raises:
+            AdaptersBusy: 503, running requests hold all slots.
+        """
+        with contextlib.ExitStack() as stack:
+            lease = Lease(self, prepared, stack)
+            if prepared.exclusive:
+                self._say_exclusive(prepared)
+            else:
+                lease.pairs = self._hold_loras(prepared, stack)
+            for encoder in self._encoders:
+                mine = prepared.embeddings_of(encoder.name)
+                if mine:
+                    table = self._table(encoder)
+                    lease.words[encoder.name], keys = table.acquire(mine)
+                    stack.callback(table.release, keys)
+            lease._held = stack.pop_all()
+        return lease
+
+    @contextlib.contextmanager
+    def forwarding(
+        self, module_name: str, shares: Sequence[tuple[Lease | None, int | None]]
+    ) -> Iterator[None]:
+        """Says whose samples the forward of a component holds, while it runs.
+
+        Args:
+            module_name: Name of the component.
+            shares: Each request's lease (``None``: it has none) and its samples, in the order of
+                the batch. ``None`` samples: the only request owns them all.
+
+        Raises:
+            ValueError: ``None`` samples beside another share.
+        """
+        running = self._runs_on(module_name)
+        before = running.run
+        running.run = make_run(
+            [
+                (lease.pairs, lease.words.get(module_name, ()), count) if lease else ((), (), count)
+                for lease, count in shares
+            ],
+            running.device,
+        )
+        try:
+            yield
+        finally:
+            running.run = before
+
+    @contextlib.contextmanager
+    def applied(self, lease: Lease) -> Iterator[None]:
+        """Applies a lease to everything that runs meanwhile. See :meth:`Lease.applied`."""
+        with contextlib.ExitStack() as stack:
+            for name in self._pipeline.components:
+                stack.enter_context(self.forwarding(name, [(lease, None)]))
+            if lease.exclusive:
+                stack.enter_context(self._switch.applied(lease.prepared.wanted.loras))
+            yield
+
+    def report(self) -> AdapterReport:
+        """Says what is known, in memory and in slots. Safe from any thread; lists files."""
+        caches = (self._loras, self._embeddings)
+        return AdapterReport(
+            known=tuple(self._lora_finder.known()),
+            known_inversions=tuple(self._inversion_finder.known()),
+            in_memory=tuple(name for cache in caches for name in cache.names()),
+            in_memory_bytes=sum(cache.n_bytes for cache in caches),
+            in_slots=tuple(self._pool.residents()),
+            slots=self._pool.slots,
+            hits=sum(cache.counts.hits for cache in caches) + self._pool.hits,
+            misses=sum(cache.counts.misses for cache in caches),
+            load_s=sum(cache.counts.load_s for cache in caches),
+        )
+
+    def close(self) -> None:
+        """Takes every hook away; the static adapters stay."""
+        self._pool.close()
+        for table in self._tables.values():
+            table.remove()
+        self._tables.clear()
+        self._loras.clear()
+        self._embeddings.clear()
+
+    def _runs_on(self, module_name: str) -> Running:
+        """Components that are one module under two names share what runs."""
+        module = getattr(self._pipeline, module_name, None)
+        return self._running.setdefault(id(module), Running())
+
+    def _hold_loras(self, prepared: PreparedAdapters, stack: contextlib.ExitStack) -> Pairs:
+        slots = self._pool.acquire(lora for lora, _ in prepared.loras)
+        stack.callback(self._pool.release, slots)
+        scales = [scale for _, scale in prepared.loras]
+        return tuple(zip(slots, scales, strict=True))
+
+    def _table(self, encoder: Encoder) -> WordTable:
+        if encoder.name not in self._tables:
+            self._tables[encoder.name] = WordTable(
+                encoder, self._embedding_slots, self._runs_on(encoder.name)
+            )
+        return self._tables[encoder.name]
+
+    def _read_lora(self, adapter: Adapter) -> HostLora:
+        key = file_key(adapter)
+        return self._pool.find(key) or self._loras.get(key, lambda: self._load_lora(adapter, key))
+
+    def _load_lora(self, adapter: Adapter, key: object) -> HostLora:
+        raw = convert_lora(self._pipeline, adapter.name, local_file(adapter))
+        rank = self._options.max_lora_rank or DEFAULT_MAX_RANK
+        fitted = self._layers.fit(adapter.name, raw, rank, check_finite=self._check_finite)
+        return replace(fitted, key=key)
+
+    def _read_word(self, adapter: Adapter) -> Word:
+        key = file_key(adapter)
+        embedding = self._embeddings.get(key, lambda: self._load_embedding(adapter, key))
+        token = adapter.token or embedding.token
+        if token is None:
+            raise InvalidRequest(
+                "textual_inversions.token", None, f"a word, since {adapter.name!r} names none"
+            )
+        return Word(token, embedding)
+
+    def _load_embedding(self, adapter: Adapter, key: object) -> HostEmbedding:
+        tensors = read_tensors(adapter.name, local_file(adapter))
+        return replace(
+            read_embedding(
+                self._pipeline,
+                self._encoders,
+                adapter.name,
+                tensors,
+                check_finite=self._check_finite,
+            ),
+            key=key,
+        )
+
+    def _check_room(self, words: Sequence[Word]) -> None:
+        for encoder in self._encoders:
+            wanted = sum(len(word.embedding.vectors.get(encoder.name, ())) for word in words)
+            if wanted > self._embedding_slots:
+                raise InvalidRequest(
+                    "textual_inversions", wanted, f"at most {self._embedding_slots} vectors"
+                )
+
+    def _say_exclusive(self, prepared: PreparedAdapters) -> None:
+        if not self._said_exclusive:
+            self._said_exclusive = True
+            kinds = sorted({lora.beyond_slots for lora, _ in prepared.loras if lora.beyond_slots})
+            logger.info("%s runs through PEFT, one request at a time", ", ".join(kinds))

@@ -1,0 +1,221 @@
+"""The layers of a base model that can take LoRAs, and whether a LoRA fits them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.adapters.reading import LayerLora, RawLora
+
+LayerKey = tuple[str, str]
+LayerWeights = tuple["torch.Tensor", "torch.Tensor", float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that a slot can serve.
+
+    Attributes:
+        module: What is called: the layer itself, or the wrapper of a static LoRA around it.
+        inputs: Numbers that a row of the first matrix takes: channels x kernel.
+        outputs: Channels that come out.
+        convolution: Arguments of the convolution, ``None`` for a linear layer.
+        kernel: Its kernel, empty for a linear layer.
+        channels: Channels that go in.
+    """
+
+    module: torch.nn.Module
+    inputs: int
+    outputs: int
+    channels: int
+    kernel: tuple[int, ...] = ()
+    convolution: Mapping[str, Any] | None = None
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """Returns the layer itself."""
+        return _unwrapped(self.module)
+
+
+@dataclass(frozen=True)
+class HostLora:
+    """A checked LoRA in host memory, as its slots will hold it.
+
+    Attributes:
+        name: As it was asked for.
+        layers: For each layer ``down`` of shape ``(rank, inputs)``, ``up`` of shape ``(rank,
+            outputs)``, both in the layer's dtype, and the factor alpha / rank.
+        rank: The largest rank of a layer.
+        n_bytes: Size of its tensors.
+        beyond_slots: What in it only PEFT can apply; then it has no layers here.
+        key: Tells files apart: the place, time and size of the file.
+    """
+
+    name: str
+    layers: Mapping[LayerKey, LayerWeights]
+    rank: int
+    n_bytes: int
+    beyond_slots: str | None = None
+    key: object = None
+
+
+class LayerMap:
+    """All layers of a pipeline that could take a LoRA, as they are now."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        import torch
+
+        self._pipeline = pipeline
+        self._modules = {
+            name: dict(part.named_modules())
+            for name, part in pipeline.components.items()
+            if isinstance(part, torch.nn.Module)
+        }
+        self._targets: dict[LayerKey, Target | None] = {}
+
+    def find(self, component: str, path: str) -> Target | None:
+        """Returns the layer; ``None`` if it is of a kind that slots cannot serve.
+
+        Raises:
+            KeyError: There is no such layer.
+        """
+        key = (component, path)
+        if key not in self._targets:
+            self._targets[key] = _target(self._modules[component][path])
+        return self._targets[key]
+
+    def servable(self, key: LayerKey) -> Target:
+        """Returns a layer that slots can serve."""
+        target = self.find(*key)
+        if target is None:
+            raise KeyError(key)
+        return target
+
+    def fit(self, name: str, raw: RawLora, max_rank: int, *, check_finite: bool) -> HostLora:
+        """Checks a LoRA against the base model and brings it into the form of slots.
+
+        Raises:
+            InvalidModel: 400, a layer is missing, has another shape, or the LoRA has too high a
+                rank or holds values that are not finite.
+        """
+        layers, beyond = {}, raw.beyond_slots
+        for component, path, lora in _each(raw):
+            target = self._checked(name, component, path, lora)
+            if target is None:
+                kind = type(_unwrapped(self._modules[component][path])).__name__
+                beyond = f"a LoRA of a {kind}"
+            else:
+                layers[component, path] = self._converted(target, lora)
+        if beyond is not None:
+            return HostLora(name, {}, 0, 0, beyond)
+        if check_finite:
+            _check_finite(name, layers)
+        rank = max(down.shape[0] for down, _, _ in layers.values())
+        if rank > max_rank:
+            raise InvalidModel(
+                name, f"has rank {rank}, more than max_lora_rank={max_rank}", "raise that option"
+            )
+        return HostLora(name, layers, rank, sum(_size(layer) for layer in layers.values()))
+
+    @property
+    def device(self) -> torch.device:
+        """Returns where layers run; their weights may be elsewhere while offloaded."""
+        return self._pipeline._execution_device  # type: ignore[no-any-return]
+
+    def _checked(self, name: str, component: str, path: str, lora: LayerLora) -> Target | None:
+        try:
+            target = self.find(component, path)
+        except KeyError:
+            raise InvalidModel(
+                name, f"was made for another base model: there is no layer {component}.{path}"
+            ) from None
+        if target is None:
+            return None
+        rank = lora.down.shape[0]
+        down = (target.channels, *target.kernel)
+        fits = (
+            tuple(lora.down.shape[1:]) == down
+            or (not target.kernel and lora.down[0].numel() == target.inputs)
+        ) and lora.up.numel() == target.outputs * rank == lora.up.shape[0] * rank
+        if not fits:
+            raise InvalidModel(
+                name,
+                f"was made for another base model: {component}.{path} maps {target.channels} to "
+                f"{target.outputs} channels, the LoRA has the shapes {tuple(lora.down.shape)} and "
+                f"{tuple(lora.up.shape)}",
+            )
+        return target
+
+    def _converted(self, target: Target, lora: LayerLora) -> LayerWeights:
+        dtype = self.dtype_of(target)
+        rank = lora.down.shape[0]
+        # Copies: the file is mapped into memory, and may change.
+        down = lora.down.reshape(rank, -1).to(dtype, copy=True)
+        up = lora.up.reshape(-1, rank).t().contiguous().to(dtype, copy=True)
+        return down, up, lora.factor
+
+    def dtype_of(self, target: Target) -> torch.dtype:
+        """Returns the dtype in which a layer computes; weights may be stored in fewer bits."""
+        import torch
+
+        floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+        weight = getattr(target.base, "weight", None)
+        if weight is not None and weight.dtype in floats:
+            return weight.dtype  # type: ignore[no-any-return]
+        whole = self._pipeline.dtype
+        return whole if whole in floats else torch.bfloat16
+
+
+def _target(module: torch.nn.Module) -> Target | None:
+    import torch
+
+    base = _unwrapped(module)
+    if isinstance(base, torch.nn.Linear):
+        return Target(module, base.in_features, base.out_features, base.in_features)
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    if not isinstance(base, kinds) or base.groups != 1 or base.padding_mode != "zeros":
+        return None
+    geometry = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation}
+    kernel = tuple(base.kernel_size)
+    inputs = base.in_channels * math.prod(kernel)
+    return Target(module, inputs, base.out_channels, base.in_channels, kernel, geometry)
+
+
+def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    get_base = getattr(module, "get_base_layer", None)
+    return get_base() if get_base is not None else module
+
+
+def _each(raw: RawLora) -> Iterator[tuple[str, str, LayerLora]]:
+    for component, loras in raw.layers.items():
+        for path, lora in loras.items():
+            yield component, path, lora
+
+
+def _check_finite(name: str, layers: Mapping[LayerKey, LayerWeights]) -> None:
+    for (component, path), (down, up, _) in layers.items():
+        if not (is_finite(down) and is_finite(up)):
+            raise InvalidModel(name, f"holds NaN or infinity in {component}.{path}")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True if no number of the tensor is NaN or infinite."""
+    import torch
+
+    # A bad number survives the sum, which is 20 times as fast as asking each number; a sum that
+    # overflowed is asked again.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _size(layer: LayerWeights) -> int:
+    down, up, _ = layer
+    return down.numel() * down.element_size() + up.numel() * up.element_size()

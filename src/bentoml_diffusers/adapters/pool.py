@@ -1,0 +1,124 @@
+"""Which LoRA is in which slot; the least recently used one makes room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.adapters.slots import SlotLayer
+from bentoml_diffusers.errors import AdaptersBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from bentoml_diffusers.adapters.layers import HostLora, LayerKey, LayerMap
+    from bentoml_diffusers.adapters.runs import Running
+
+
+@dataclass
+class _Resident:
+    lora: HostLora
+    slot: int
+    leases: int = 0
+
+
+class SlotPool:
+    """The slots of all layers of a pipeline. Not thread-safe.
+
+    Args:
+        layers: The layers that there are.
+        slots: LoRAs that can be resident at once.
+        running: Returns what runs on a component now, by its name.
+    """
+
+    def __init__(self, layers: LayerMap, slots: int, running: Callable[[str], Running]) -> None:
+        self.slots = slots
+        self.hits = 0
+        self._map = layers
+        self._running = running
+        self._layers: dict[LayerKey, SlotLayer] = {}
+        self._residents: OrderedDict[object, _Resident] = OrderedDict()
+        self._free = list(range(slots, 0, -1))
+
+    def acquire(self, loras: Iterable[HostLora]) -> list[int]:
+        """Brings LoRAs into slots and holds them there until :meth:`release`.
+
+        Returns:
+            The slot of each.
+
+        Raises:
+            AdaptersBusy: 503, there is no slot that could make room; nothing is held then.
+        """
+        held: list[int] = []
+        try:
+            for lora in loras:
+                resident = self._residents.get(lora.key) or self._load(lora)
+                resident.leases += 1
+                self._residents.move_to_end(lora.key)
+                held.append(resident.slot)
+        except BaseException:
+            self.release(held)
+            raise
+        return held
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Gives up slots; what is in them stays until it has to make room."""
+        by_slot = {resident.slot: resident for resident in self._residents.values()}
+        for slot in slots:
+            by_slot[slot].leases -= 1
+
+    def find(self, key: object) -> HostLora | None:
+        """Returns a LoRA that is in a slot. Safe from any thread."""
+        resident = self._residents.get(key)
+        if resident is None:
+            return None
+        self.hits += 1
+        return resident.lora
+
+    def residents(self) -> list[str]:
+        """Returns the names of the LoRAs in slots. Safe from any thread."""
+        return [resident.lora.name for resident in list(self._residents.values())]
+
+    def close(self) -> None:
+        """Takes every hook and buffer away."""
+        for layer in self._layers.values():
+            layer.remove()
+        self._layers.clear()
+        self._residents.clear()
+
+    def _load(self, lora: HostLora) -> _Resident:
+        slot = self._take_slot()
+        touched = []
+        try:
+            for key, weights in lora.layers.items():
+                layer = self._layer(key)
+                layer.reserve(len(weights[0]), weights[0], self._map.device)
+                touched.append(layer)
+                layer.put(slot, weights)
+        except BaseException:
+            for layer in touched:
+                layer.clear(slot)
+            self._free.append(slot)
+            raise
+        resident = _Resident(lora, slot)
+        self._residents[lora.key] = resident
+        return resident
+
+    def _take_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        for key, resident in self._residents.items():
+            if not resident.leases:
+                del self._residents[key]
+                for layer_key in resident.lora.layers:
+                    self._layers[layer_key].clear(resident.slot)
+                return resident.slot
+        raise AdaptersBusy("lora_slots", self.slots, 1)
+
+    def _layer(self, key: LayerKey) -> SlotLayer:
+        if key not in self._layers:
+            self._layers[key] = SlotLayer(
+                self._map.servable(key), self.slots, self._running(key[0])
+            )
+        return self._layers[key]

@@ -1,0 +1,94 @@
+"""The arithmetic of LoRA: what is added to the output of a linear layer or a convolution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from bentoml_diffusers.adapters.layers import Target
+
+
+def add_product(
+    target: Target,
+    inputs: torch.Tensor,
+    output: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scale: float,
+) -> None:
+    """Adds ``scale * up(down(inputs))`` to ``output`` in place.
+
+    Args:
+        target: The layer, linear or a convolution.
+        inputs: What went into it.
+        output: What came out of it.
+        down: Shape ``(rank, inputs of the layer)``.
+        up: Shape ``(rank, outputs of the layer)``.
+        scale: Any number.
+    """
+    import torch
+
+    inputs = inputs if inputs.dtype == down.dtype else inputs.to(down.dtype)
+    if target.convolution is not None:
+        hidden = _convolve(target, inputs, down)
+        rank = len(down)
+        wide = torch.bmm(up.t().expand(len(hidden), -1, -1), hidden.reshape(len(hidden), rank, -1))
+        output.add_(wide.view(output.shape), alpha=scale)
+        return
+    hidden = torch.mm(inputs.reshape(-1, inputs.shape[-1]), down.t())
+    if output.dtype == hidden.dtype and output.is_contiguous():
+        # One pass over the output instead of three.
+        output.view(-1, output.shape[-1]).addmm_(hidden, up, alpha=scale)
+    else:
+        output.add_(torch.mm(hidden, up).view(output.shape), alpha=scale)
+
+
+def gathered_product(
+    target: Target,
+    inputs: torch.Tensor,
+    output: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scales: torch.Tensor,
+) -> torch.Tensor:
+    """Returns ``output`` plus each sample's own product; of fixed shapes, so it compiles.
+
+    Args:
+        target: The layer, linear or a convolution.
+        inputs: What went into it; its first dimension is a multiple of the samples.
+        output: What came out of it.
+        down: Shape ``(samples, ranks, inputs of the layer)``; one sample stands for all.
+        up: Shape ``(samples, ranks, outputs of the layer)``.
+        scales: Shape ``(samples, ranks)``.
+    """
+    import torch
+
+    samples, inputs = len(down), inputs.to(down.dtype)
+    if target.convolution is None:
+        hidden = torch.bmm(inputs.reshape(samples, -1, inputs.shape[-1]), down.transpose(1, 2))
+        wide = torch.bmm(hidden * scales[:, None, :].to(hidden.dtype), up)
+        return output + wide.reshape(output.shape).to(output.dtype)
+    rows = len(inputs)
+    if samples == 1:
+        hidden = _convolve(target, inputs, down[0])
+        up, scales = up.expand(rows, -1, -1), scales.expand(rows, -1)
+    else:
+        times = rows // samples
+        down, up, scales = (part.repeat_interleave(times, 0) for part in (down, up, scales))
+        joined = inputs.reshape(1, -1, *inputs.shape[2:])
+        hidden = _convolve(target, joined, down.flatten(0, 1), groups=rows)
+    hidden = hidden.reshape(rows, scales.shape[1], -1) * scales[:, :, None].to(hidden.dtype)
+    wide = torch.bmm(up.transpose(1, 2), hidden)
+    return output + wide.reshape(output.shape).to(output.dtype)
+
+
+def _convolve(
+    target: Target, inputs: torch.Tensor, weights: torch.Tensor, groups: int = 1
+) -> torch.Tensor:
+    import torch.nn.functional as F
+
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(target.kernel) - 1]
+    kernels = weights.reshape(-1, target.channels, *target.kernel)
+    return function(inputs, kernels, None, **dict(target.convolution or {}), groups=groups)

@@ -1,0 +1,252 @@
+"""From a LoRA file to the weights of each layer, by diffusers' own converters; changes nothing.
+
+diffusers converts a file while it loads it into the pipeline's modules. Here its
+``load_lora_weights`` runs on a stand-in whose components only write down what they are given, so
+every layout that diffusers knows (kohya, XLabs, BFL ...) arrives in one form, within milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.adapters.files import tensor_names
+from bentoml_diffusers.errors import InvalidModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from diffusers import DiffusionPipeline
+
+Tensors = dict[str, "torch.Tensor"]
+
+_WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_PLAIN = re.compile(r"[\w.]+")
+# What a slot cannot hold, by what its keys contain.
+_BEYOND_SLOTS = {
+    "lora_magnitude_vector": "DoRA",
+    ".lokr_": "LoKr",
+    ".hada_": "LoHa",
+    "lora_embedding_": "a LoRA of an embedding",
+    "lora_B.bias": "a LoRA with bias",
+}
+
+
+@dataclass(frozen=True)
+class LayerLora:
+    """The LoRA of one layer.
+
+    Attributes:
+        down: First matrix, shape ``(rank, inputs)`` or that of a convolution.
+        up: Second matrix, shape ``(outputs, rank)`` or that of a 1 x 1 convolution.
+        factor: What its training multiplies it with: alpha / rank.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    factor: float
+
+
+@dataclass
+class RawLora:
+    """A file in diffusers' form.
+
+    Attributes:
+        layers: LoRA of each layer, by name of the component and path of the layer in it.
+        beyond_slots: What in it only PEFT can apply; ``None``: nothing.
+    """
+
+    layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)
+    beyond_slots: str | None = None
+
+
+def convert_lora(pipeline: DiffusionPipeline, name: str, path: Path) -> RawLora:
+    """Reads a LoRA as ``type(pipeline)`` reads it.
+
+    Args:
+        pipeline: A pipeline that takes LoRAs; only looked at.
+        name: Name of the LoRA, for messages.
+        path: A safetensors file.
+
+    Raises:
+        InvalidModel: 400, no LoRA for this pipeline.
+    """
+    _check_keys(name, tensor_names(name, path))
+    raw = RawLora()
+    stand_in = _stand_in(pipeline, name, raw)
+    try:
+        stand_in.load_lora_weights(str(path), adapter_name="request", use_safetensors=True)
+    except InvalidModel:
+        raise
+    except Exception as err:
+        reason = str(err).strip().split("\n", 1)[0][:300].replace(str(path), name)
+        raise InvalidModel(
+            name, f"is no LoRA for {type(pipeline).__name__}: {reason or type(err).__name__}"
+        ) from err
+    if not raw.layers and raw.beyond_slots is None:
+        raise InvalidModel(name, f"has no layer in common with {type(pipeline).__name__}")
+    return raw
+
+
+def _check_keys(name: str, keys: Sequence[str]) -> None:
+    """Refuses what diffusers would drop, or answer with a puzzling error."""
+    if not keys:
+        raise InvalidModel(name, "is empty")
+    if any("dora_scale" in key for key in keys):
+        raise InvalidModel(
+            name,
+            "is a DoRA in the layout of kohya, whose magnitudes diffusers drops",
+            "save it in the layout of diffusers",
+        )
+
+
+def _stand_in(pipeline: DiffusionPipeline, name: str, raw: RawLora) -> Any:
+    """Returns an object with the loaders of the pipeline's class and recorders for components."""
+    cls: type[DiffusionPipeline] = type(pipeline)
+    stand_in: Any = object.__new__(cls)
+    # Tells diffusers that there is no offloading whose hooks it would have to remove.
+    values: dict[str, Any] = {"hf_device_map": {}, "lora_state_dict": _checked(pipeline, name)}
+    for component, module in pipeline.components.items():
+        is_module = hasattr(module, "named_modules")
+        values[component] = _Recorder(component, module, raw) if is_module else module
+    stand_in.__dict__.update(values)
+    return stand_in
+
+
+def _checked(pipeline: DiffusionPipeline, name: str) -> Callable[..., Any]:
+    """Wraps ``lora_state_dict``: what would write to the base model is refused before it can."""
+
+    def lora_state_dict(*args: Any, **kwargs: Any) -> Any:
+        answer = pipeline.lora_state_dict(*args, **kwargs)
+        state = answer[0] if isinstance(answer, tuple) else answer
+        for key in state:
+            if "lora" not in key and "lokr" not in key and "alpha" not in key:
+                raise InvalidModel(
+                    name, f"holds {key!r}, which is no LoRA", "a request cannot replace weights"
+                )
+        _check_widths(pipeline, name, state)
+        return answer
+
+    return lora_state_dict
+
+
+def _check_widths(pipeline: DiffusionPipeline, name: str, state: Tensors) -> None:
+    """Refuses a LoRA that takes other inputs than its layer has.
+
+    diffusers widens the layers of some transformers for such a one (control LoRAs of Flux).
+    """
+    layers = dict[str, Any]()
+    for key, tensor in state.items():
+        component, _, rest = key.partition(".")
+        match = _WEIGHT.fullmatch(rest)
+        if match is None or match["side"] != "A":
+            continue
+        if component not in layers:
+            module = getattr(pipeline, component, None)
+            layers[component] = dict(module.named_modules()) if module is not None else {}
+        layer = layers[component].get(match["layer"])
+        inputs = getattr(layer, "in_features", None)
+        if inputs is not None and tensor[0].numel() != inputs:
+            raise InvalidModel(
+                name,
+                f"was made for another base model: {component}.{match['layer']} takes {inputs} "
+                f"inputs, the LoRA {tensor[0].numel()}",
+            )
+
+
+class _Recorder:
+    """Stands for a component; what is loaded into it goes to ``raw``."""
+
+    def __init__(self, name: str, module: Any, raw: RawLora) -> None:
+        self._name = name
+        self._module = module
+        self._raw = raw
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._module, attribute)
+
+    def load_lora_adapter(
+        self, state: Tensors, prefix: str | None = "transformer", **given: Any
+    ) -> None:
+        """Stands for ``PeftAdapterMixin.load_lora_adapter`` of diffusers."""
+        from diffusers.utils import convert_unet_state_dict_to_peft
+        from diffusers.utils.peft_utils import get_peft_kwargs
+
+        own = _below(state, prefix)
+        if not own or self._is_beyond_slots(own):
+            return
+        if "lora_A" not in next(iter(own)):
+            own = convert_unet_state_dict_to_peft(own)
+        config = given.get("metadata")
+        if config is not None:
+            config = _below(config, prefix)
+        else:
+            alphas = {
+                key.removeprefix(f"{prefix}."): value
+                for key, value in (given.get("network_alphas") or {}).items()
+                if key.startswith(f"{prefix}.")
+            }
+            ranks = {f"^{key}": value.shape[1] for key, value in own.items() if "lora_B" in key}
+            config = get_peft_kwargs(ranks, alphas, own)
+        self._record(own, config)
+
+    def load_adapter(self, *, adapter_state_dict: Tensors, peft_config: Any, **_given: Any) -> None:
+        """Stands for ``load_adapter`` of a text encoder of transformers."""
+        if not self._is_beyond_slots(adapter_state_dict):
+            self._record(adapter_state_dict, vars(peft_config))
+
+    def to(self, *_args: Any, **_given: Any) -> None:
+        """Does nothing: the module stays as it is."""
+
+    def _is_beyond_slots(self, state: Tensors) -> bool:
+        for key in state:
+            for part, what in _BEYOND_SLOTS.items():
+                if part in key:
+                    self._raw.beyond_slots = what
+                    return True
+        return False
+
+    def _record(self, state: Tensors, config: Mapping[str, Any]) -> None:
+        layers = self._raw.layers.setdefault(self._name, {})
+        for layer, down, up in _pairs(state):
+            layers[layer] = LayerLora(down, up, _factor(layer, down.shape[0], config))
+
+
+def _below(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
+    if prefix is None:
+        return dict(values)
+    start = f"{prefix}."
+    return {key[len(start) :]: value for key, value in values.items() if key.startswith(start)}
+
+
+def _pairs(state: Tensors) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    for key, down in state.items():
+        match = _WEIGHT.fullmatch(key)
+        if match is None:
+            raise ValueError(f"{key!r} is not understood")
+        if match["side"] == "A":
+            up = state.get(f"{match['layer']}.lora_B.weight")
+            if up is None:
+                raise ValueError(f"{key!r} has no second matrix")
+            yield match["layer"], down, up
+        elif f"{match['layer']}.lora_A.weight" not in state:
+            raise ValueError(f"{key!r} has no first matrix")
+
+
+def _factor(layer: str, rank: int, config: Mapping[str, Any]) -> float:
+    """As PEFT scales a layer: alpha / rank, where patterns name the alphas of single layers."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(layer, patterns.get(f"^{layer}"))
+    if alpha is None:
+        default = config.get("lora_alpha", rank)
+        alpha = next((patterns[key] for key in patterns if _matches(key, layer)), default)
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _matches(pattern: str, layer: str) -> bool:
+    if _PLAIN.fullmatch(pattern):
+        return layer.endswith(f".{pattern}")
+    return pattern[0] != "^" and re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None

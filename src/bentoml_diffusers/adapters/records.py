@@ -1,0 +1,82 @@
+"""What a request asked for, what became of it, and what a bank reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.adapters.layers import HostLora
+    from bentoml_diffusers.adapters.sources import Adapter
+    from bentoml_diffusers.adapters.words import HostEmbedding, Word
+
+
+@dataclass(frozen=True)
+class AdapterSet:
+    """The adapters that a request asked for, found.
+
+    Attributes:
+        loras: LoRAs, those of scale 0 left out.
+        inversions: Textual inversions.
+    """
+
+    loras: tuple[Adapter, ...] = ()
+    inversions: tuple[Adapter, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.loras or self.inversions)
+
+
+@dataclass(frozen=True)
+class PreparedAdapters:
+    """The adapters of a request, read and checked.
+
+    Attributes:
+        wanted: What was asked for.
+        loras: Each LoRA with its scale.
+        words: Each word with its embedding.
+        tokenizers: Tokenizers that know the words, by name of the component.
+    """
+
+    wanted: AdapterSet
+    loras: tuple[tuple[HostLora, float], ...] = ()
+    words: tuple[Word, ...] = ()
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def exclusive(self) -> bool:
+        """True if slots cannot express it: the request must run alone."""
+        return any(lora.beyond_slots for lora, _ in self.loras)
+
+    def embeddings_of(self, encoder: str) -> list[HostEmbedding]:
+        """Returns the embeddings that hold vectors for a text encoder."""
+        return [word.embedding for word in self.words if encoder in word.embedding.vectors]
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What a bank knows and does.
+
+    Attributes:
+        known: LoRAs that requests can name, by name; files on disk or in the store.
+        known_inversions: The same for textual inversions.
+        in_memory: Adapters in host memory.
+        in_memory_bytes: Their size.
+        in_slots: LoRAs in slots, the least recently used first.
+        slots: Slots that there are.
+        hits: Adapters that were found in host memory or a slot.
+        misses: Adapters that were read from a file.
+        load_s: Seconds that reading took, in all.
+    """
+
+    known: tuple[str, ...]
+    known_inversions: tuple[str, ...]
+    in_memory: tuple[str, ...]
+    in_memory_bytes: int
+    in_slots: tuple[str, ...]
+    slots: int
+    hits: int
+    misses: int
+    load_s: float

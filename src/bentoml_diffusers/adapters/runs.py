@@ -1,0 +1,114 @@
+"""Who owns which samples of a joint forward: what the hooks of a component look at."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+# Slots of LoRAs, each with the scale that the request asked for.
+Pairs = tuple[tuple[int, float], ...]
+# Rows of the embedding table for a request's private words, in the order of their ids.
+Words = tuple[int, ...]
+
+
+class Span(NamedTuple):
+    """Samples ``start`` to before ``stop`` of a joint batch, and what their request brought."""
+
+    start: int
+    stop: int
+    pairs: Pairs = ()
+    words: Words = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The owners of one forward.
+
+    Attributes:
+        spans: In order, without gaps. A single one owns whatever there is.
+        samples: Samples of the batch; 0: a single owner, however many there are.
+        index: Slots of each sample, shape ``(samples, LoRAs)``, filled up with the empty slot 0;
+            one row for a single owner.
+        scales: Their scales, of the same shape.
+    """
+
+    spans: tuple[Span, ...]
+    samples: int
+    index: torch.Tensor
+    scales: torch.Tensor
+
+
+class Running:
+    """The run of one component at this moment; ``None``: nobody brought anything."""
+
+    run: Run | None = None
+    device: torch.device | None = None
+
+
+def make_run(
+    shares: Sequence[tuple[Pairs, Words, int | None]], device: torch.device | None = None
+) -> Run | None:
+    """Joins the shares of a forward into a run.
+
+    Args:
+        shares: For each request its LoRA slots, its words and its samples, in the order of the
+            batch; ``None`` samples: all, if it is the only one.
+        device: Where the slots are.
+
+    Raises:
+        ValueError: ``None`` samples beside another share.
+    """
+    owners = {(pairs, words) for pairs, words, count in shares if count != 0}
+    if owners <= {((), ())}:
+        return None
+    if len(owners) == 1:
+        ((pairs, words),) = owners
+        return _alone(pairs, words, device)
+    return _shared(tuple(shares), device)
+
+
+@functools.lru_cache(maxsize=256)
+def _alone(pairs: Pairs, words: Words, device: torch.device | None) -> Run:
+    return _with_tensors((Span(0, 0, pairs, words),), 0, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _shared(
+    shares: tuple[tuple[Pairs, Words, int | None], ...], device: torch.device | None
+) -> Run:
+    spans: list[Span] = []
+    start = 0
+    for pairs, words, count in shares:
+        if count is None:
+            raise ValueError("a share without a number of samples must be the only one")
+        if spans and spans[-1][2:] == (pairs, words):
+            spans[-1] = spans[-1]._replace(stop=start + count)
+        else:
+            spans.append(Span(start, start + count, pairs, words))
+        start += count
+    return _with_tensors(tuple(spans), start, device)
+
+
+def _with_tensors(spans: tuple[Span, ...], samples: int, device: torch.device | None) -> Run:
+    """Adds, for each sample, its slots and scales, padded with the empty slot 0."""
+    import torch
+
+    width = max(len(span.pairs) for span in spans)
+    index, scales = [], []
+    for span in spans:
+        padded = span.pairs + ((0, 0.0),) * (width - len(span.pairs))
+        for _ in range(max(span.stop - span.start, 1)):
+            index.append([slot for slot, _ in padded])
+            scales.append([scale for _, scale in padded])
+    return Run(
+        spans,
+        samples,
+        torch.tensor(index, dtype=torch.long, device=device).reshape(-1, width),
+        torch.tensor(scales, dtype=torch.float32, device=device).reshape(-1, width),
+    )

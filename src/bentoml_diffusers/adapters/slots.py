@@ -1,0 +1,144 @@
+"""Slots: stacked LoRA matrices beside a layer, and the hook that adds each sample's own ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.adapters.products import add_product, gathered_product
+
+if TYPE_CHECKING:
+    import torch
+
+    from bentoml_diffusers.adapters.layers import LayerWeights, Target
+    from bentoml_diffusers.adapters.runs import Pairs, Run, Running
+
+_RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class SlotLayer:
+    """The slots of one layer. Slot 0 is empty: it stands for samples without LoRA.
+
+    The base layer is only listened to: its weights are neither read nor written.
+
+    Attributes:
+        rank: Ranks that there is room for in each slot; grows in steps.
+        down: First matrices, shape ``(slots + 1, rank, inputs)``.
+        up: Second matrices, transposed, shape ``(slots + 1, rank, outputs)``.
+        factors: alpha / rank of each slot, shape ``(slots + 1,)``.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    factors: torch.Tensor
+
+    def __init__(self, target: Target, slots: int, running: Running) -> None:
+        self.target = target
+        self.rank = 0
+        self._slots = slots
+        self._running = running
+        self._held: dict[int, LayerWeights] = {}
+        self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
+
+    def reserve(self, rank: int, like: torch.Tensor, device: torch.device) -> None:
+        """Makes room for ``rank``, in the dtype of ``like``; what is held stays."""
+        import torch
+
+        if rank <= self.rank:
+            return
+        size = next((step for step in _RANK_STEPS if step >= rank), rank)
+        shape = (self._slots + 1, size)
+        down = torch.zeros(*shape, self.target.inputs, dtype=like.dtype, device=device)
+        up = torch.zeros(*shape, self.target.outputs, dtype=like.dtype, device=device)
+        if self.rank:
+            down[:, : self.rank] = self.down
+            up[:, : self.rank] = self.up
+        else:
+            self.factors = torch.zeros(self._slots + 1, device=device)
+        self.down, self.up, self.rank = down, up, size
+        for slot, (held, _, factor) in self._held.items():
+            self._held[slot] = self._views(slot, held.shape[0], factor)
+
+    def put(self, slot: int, weights: LayerWeights) -> None:
+        """Copies a LoRA into a free slot that has room for it."""
+        down, up, factor = weights
+        views = self._views(slot, down.shape[0], factor)
+        self._held[slot] = views
+        views[0].copy_(down)
+        views[1].copy_(up)
+        self.factors[slot] = factor
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot."""
+        held = self._held.pop(slot, None)
+        if held is not None:
+            held[0].zero_()
+            held[1].zero_()
+
+    def remove(self) -> None:
+        """Takes the hook away."""
+        self._handle.remove()
+
+    def _views(self, slot: int, rank: int, factor: float) -> LayerWeights:
+        return self.down[slot, :rank], self.up[slot, :rank], factor
+
+    def _add(
+        self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        import torch
+
+        run = self._running.run
+        if run is None:
+            return None
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        if inputs.device != self.down.device:
+            self._move(inputs.device)
+        if torch.compiler.is_compiling() or (run.samples and inputs.device.type != "cpu"):
+            return self._add_gathered(inputs, output, run)
+        return self._add_spans(inputs, output, run)
+
+    def _add_spans(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
+        """One product for each request and LoRA: no gather, and no work for rows without."""
+        if not run.samples:
+            self._add_pairs(inputs, output, run.spans[0].pairs)
+            return output
+        times = self._rows_per_sample(inputs, run)
+        for span in run.spans:
+            if span.pairs:
+                rows = slice(span.start * times, span.stop * times)
+                self._add_pairs(inputs[rows], output[rows], span.pairs)
+        return output
+
+    def _add_pairs(self, inputs: torch.Tensor, output: torch.Tensor, pairs: Pairs) -> None:
+        for slot, scale in pairs:
+            held = self._held.get(slot)
+            if held is not None:
+                down, up, factor = held
+                add_product(self.target, inputs, output, down, up, scale * factor)
+
+    def _add_gathered(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
+        """One batched product for all requests, their LoRAs joined along the rank."""
+        index = run.index
+        if run.samples:
+            self._rows_per_sample(inputs, run)
+        samples = len(index)
+        weights = (run.scales * self.factors[index]).repeat_interleave(self.rank, dim=1)
+        down = self.down[index].reshape(samples, -1, self.target.inputs)
+        up = self.up[index].reshape(samples, -1, self.target.outputs)
+        return gathered_product(self.target, inputs, output, down, up, weights)
+
+    def _rows_per_sample(self, inputs: torch.Tensor, run: Run) -> int:
+        """Rows that a layer makes of a sample: 1, or frames, or tokens."""
+        times, rest = divmod(len(inputs), run.samples)
+        if rest or not times:
+            raise RuntimeError(
+                f"a layer with {len(inputs)} rows cannot be shared by {run.samples} samples "
+                "of several requests"
+            )
+        return times
+
+    def _move(self, device: torch.device) -> None:
+        """Follows the layer, as with offloading."""
+        self.down, self.up = self.down.to(device), self.up.to(device)
+        self.factors = self.factors.to(device)
+        for slot, (held, _, factor) in self._held.items():
+            self._held[slot] = self._views(slot, held.shape[0], factor)

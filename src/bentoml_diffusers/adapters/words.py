@@ -1,0 +1,327 @@
+"""Textual inversions of requests: private words in tokenizers, their vectors in a bounded table.
+
+Neither the shared tokenizers nor the shared embeddings change: a request gets a tokenizer of its
+own, whose added words have ids beyond the vocabulary, and a hook on the token embedding gives those
+ids the vectors of that request.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.adapters.layers import is_finite
+from bentoml_diffusers.errors import (
+    AdaptersBusy,
+    InvalidModel,
+    InvalidRequest,
+    UnsupportedByPipeline,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.adapters.runs import Running, Words
+
+# Names that files give the vectors of each text encoder.
+_FILE_KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+_KEPT_TOKENIZERS = 32
+
+
+@dataclass(frozen=True)
+class HostEmbedding:
+    """A checked textual inversion in host memory.
+
+    Attributes:
+        name: As it was asked for.
+        token: The word that its file gives, if any.
+        vectors: For each text encoder that it has vectors for, shape ``(vectors, width)``.
+        key: Tells files apart.
+    """
+
+    name: str
+    token: str | None
+    vectors: Mapping[str, torch.Tensor]
+    key: object = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of its vectors."""
+        return sum(one.numel() * one.element_size() for one in self.vectors.values())
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a request with its embedding."""
+
+    token: str
+    embedding: HostEmbedding
+
+
+class Encoder:
+    """A text encoder and the tokenizer that belongs to it."""
+
+    def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
+        self.name = name
+        self.tokenizer_name = name.replace("text_encoder", "tokenizer")
+        self.module = getattr(pipeline, name)
+        # Nobody else uses this copy, so any thread may copy it again.
+        self.tokenizer = copy.deepcopy(getattr(pipeline, self.tokenizer_name))
+        self.first_id = len(self.tokenizer)
+
+    @property
+    def width(self) -> int:
+        """Returns the length of a vector."""
+        return int(self.module.get_input_embeddings().weight.shape[-1])
+
+
+def find_encoders(pipeline: DiffusionPipeline) -> list[Encoder]:
+    """Returns the text encoders that can take textual inversions, none for other classes."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    if not isinstance(pipeline, TextualInversionLoaderMixin):
+        return []
+    names = [name for name in pipeline.components if name.startswith("text_encoder")]
+    return [
+        Encoder(pipeline, name)
+        for name in names
+        if hasattr(getattr(pipeline, name), "get_input_embeddings")
+        and getattr(pipeline, name.replace("text_encoder", "tokenizer"), None) is not None
+    ]
+
+
+def read_embedding(
+    pipeline: DiffusionPipeline,
+    encoders: Sequence[Encoder],
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    check_finite: bool,
+) -> HostEmbedding:
+    """Assigns the vectors of a file to text encoders.
+
+    A file holds one tensor named by its word, or ``emb_params``, or ``clip_l`` and ``clip_g``.
+
+    Raises:
+        UnsupportedByPipeline: 400, the pipeline's class takes no textual inversions.
+        InvalidModel: 400, no embedding for these text encoders.
+    """
+    if not encoders:
+        raise UnsupportedByPipeline(type(pipeline).__name__, "textual inversion")
+    named = {part: key for part, key in _FILE_KEYS.items() if part in tensors}
+    token = None
+    if not named and len(tensors) != 1 and "emb_params" not in tensors:
+        raise InvalidModel(name, "holds no textual inversion", "it must hold one tensor")
+    found: dict[str, torch.Tensor] = {}
+    if named:
+        for encoder in encoders:
+            part = next((part for part, key in named.items() if key == encoder.name), None)
+            if part is not None:
+                found[encoder.name] = _vectors(name, tensors[part])
+    else:
+        key = "emb_params" if "emb_params" in tensors else next(iter(tensors))
+        token = key if key != "emb_params" else None
+        vectors = _vectors(name, tensors[key])
+        fitting = [one for one in encoders if one.width == vectors.shape[1]]
+        found = {fitting[0].name: vectors} if fitting else {encoders[0].name: vectors}
+    _check_vectors(name, encoders, found, check_finite=check_finite)
+    dtypes = {one.name: one.module.get_input_embeddings().weight.dtype for one in encoders}
+    cast = {key: vectors.to(dtypes[key]) for key, vectors in found.items()}
+    return HostEmbedding(name, token, cast)
+
+
+def _vectors(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
+        raise InvalidModel(name, f"holds no vectors but shape {tuple(tensor.shape)}")
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _check_vectors(
+    name: str,
+    encoders: Sequence[Encoder],
+    found: Mapping[str, torch.Tensor],
+    *,
+    check_finite: bool,
+) -> None:
+    widths = {encoder.name: encoder.width for encoder in encoders}
+    for encoder, vectors in found.items():
+        if vectors.shape[1] != widths[encoder]:
+            raise InvalidModel(
+                name,
+                f"was made for another base model: {encoder} takes vectors of {widths[encoder]} "
+                f"numbers, the file holds {vectors.shape[1]}",
+            )
+        if check_finite and not is_finite(vectors):
+            raise InvalidModel(name, "holds NaN or infinity")
+
+
+class WordTable:
+    """Vectors beside one text encoder; the least recently used ones make room. Not thread-safe.
+
+    Args:
+        encoder: The text encoder.
+        size: Vectors that there is room for.
+        running: What runs on it now.
+    """
+
+    def __init__(self, encoder: Encoder, size: int, running: Running) -> None:
+        import torch
+
+        self.size = size
+        self._encoder = encoder
+        self._running = running
+        embedding = encoder.module.get_input_embeddings()
+        weight = embedding.weight
+        self._table = torch.zeros(size, encoder.width, dtype=weight.dtype, device=weight.device)
+        self._residents: OrderedDict[object, _Placed] = OrderedDict()
+        self._free = list(range(size - 1, -1, -1))
+        self._asked: torch.Tensor | None = None
+        self._handles = [
+            embedding.register_forward_pre_hook(self._before),
+            embedding.register_forward_hook(self._after),
+        ]
+
+    def acquire(self, embeddings: Sequence[HostEmbedding]) -> tuple[Words, list[object]]:
+        """Holds the vectors of ``embeddings`` in the table until :meth:`release`.
+
+        Returns:
+            Their rows, in order, and what to release.
+
+        Raises:
+            AdaptersBusy: 503, running requests hold too many; nothing is held then.
+        """
+        rows: list[int] = []
+        held: list[object] = []
+        try:
+            for embedding in embeddings:
+                placed = self._residents.get(embedding.key) or self._place(embedding)
+                placed.leases += 1
+                self._residents.move_to_end(embedding.key)
+                held.append(embedding.key)
+                rows += placed.rows
+        except BaseException:
+            self.release(held)
+            raise
+        return tuple(rows), held
+
+    def release(self, keys: Sequence[object]) -> None:
+        """Gives up what was held."""
+        for key in keys:
+            self._residents[key].leases -= 1
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _place(self, embedding: HostEmbedding) -> _Placed:
+        import torch
+
+        vectors = embedding.vectors[self._encoder.name]
+        self._make_room(len(vectors))
+        rows = [self._free.pop() for _ in range(len(vectors))]
+        try:
+            with torch.no_grad():
+                self._table[rows] = vectors.to(self._table.device)
+        except BaseException:
+            self._free += rows
+            raise
+        placed = _Placed(rows)
+        self._residents[embedding.key] = placed
+        return placed
+
+    def _make_room(self, wanted: int) -> None:
+        while len(self._free) < wanted:
+            idle = next((key for key, one in self._residents.items() if not one.leases), None)
+            if idle is None:
+                raise AdaptersBusy("embedding_slots", self.size, wanted)
+            self._free += self._residents.pop(idle).rows
+
+    def _before(self, _module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        """Hides the private ids from the embedding, which would refuse them."""
+        run = self._running.run
+        self._asked = None
+        if run is None or not any(span.words for span in run.spans):
+            return None
+        self._asked = args[0]
+        return (args[0].masked_fill(args[0] >= self._encoder.first_id, 0), *args[1:])
+
+    def _after(
+        self, _module: torch.nn.Module, _args: tuple[Any, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        import torch
+
+        ids, run = self._asked, self._running.run
+        self._asked = None
+        if ids is None or run is None:
+            return None
+        table = self._table = self._table.to(output.device)
+        result = output.clone()
+        for span in run.spans:
+            if span.words:
+                rows = slice(span.start, span.stop) if run.samples else slice(None)
+                private = ids[rows] - self._encoder.first_id
+                words = torch.tensor(span.words, device=output.device)
+                vectors = table[words[private.clamp(0, len(words) - 1)]].to(output.dtype)
+                result[rows] = torch.where((private >= 0)[..., None], vectors, output[rows])
+        return result
+
+
+@dataclass
+class _Placed:
+    rows: list[int]
+    leases: int = 0
+
+
+class Tokenizers:
+    """Tokenizers that know the private words of a request. Safe from any thread."""
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        self._encoders = encoders
+        self._kept: OrderedDict[object, dict[str, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, words: Sequence[Word]) -> dict[str, Any]:
+        """Returns tokenizers by name of the component; for the same words the same ones.
+
+        Raises:
+            InvalidRequest: 400, a word that the vocabulary has already.
+        """
+        shape = tuple(
+            (word.token, tuple((name, len(part)) for name, part in word.embedding.vectors.items()))
+            for word in words
+        )
+        with self._lock:
+            if shape not in self._kept:
+                self._kept[shape] = {
+                    encoder.tokenizer_name: _with_words(encoder, words)
+                    for encoder in self._encoders
+                    if any(encoder.name in word.embedding.vectors for word in words)
+                }
+                if len(self._kept) > _KEPT_TOKENIZERS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(shape)
+            return self._kept[shape]
+
+
+def _with_words(encoder: Encoder, words: Sequence[Word]) -> Any:
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    for word in words:
+        vectors = word.embedding.vectors.get(encoder.name)
+        if vectors is None:
+            continue
+        # The names under which diffusers' `maybe_convert_prompt` looks for further vectors.
+        tokens = [word.token, *(f"{word.token}_{index}" for index in range(1, len(vectors)))]
+        if tokenizer.add_tokens(tokens) != len(tokens):
+            raise InvalidRequest(
+                "textual_inversions.token",
+                word.token,
+                "a word that the vocabulary and the other embeddings do not have",
+            )
+    return tokenizer

@@ -1,0 +1,277 @@
+"""Slots: equal to PEFT, mixed in one batch without bleeding, and the base model untouched."""
+
+import logging
+
+import pytest
+import torch
+from adapter_models import (
+    ATTENTION,
+    FAMILIES,
+    TEXT,
+    paint,
+    paint_alone,
+    paint_by_peft,
+    paint_together,
+    save_kohya_lora,
+    save_lora,
+    tiny_sd,
+)
+
+from bentoml_diffusers import ModelOptions, errors
+from bentoml_diffusers.adapters import AdapterBank
+
+CONVS = ["conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"]
+LAYERS = {
+    "unet": [
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+        "down_blocks.1.attentions.0.proj_in",
+        "down_blocks.0.resnets.0.conv1",
+        "down_blocks.0.downsamplers.0.conv",
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    ],
+    "text_encoder": [
+        *[f"encoder.layers.0.self_attn.{name}" for name in TEXT],
+        "encoder.layers.1.mlp.fc1",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """LoRAs of several layouts, ranks and layers for the tiny Stable Diffusion."""
+    folder = tmp_path_factory.mktemp("adapters")
+    save_lora(folder / "attention.safetensors", tiny_sd, {"unet": ATTENTION}, seed=1)
+    save_lora(
+        folder / "wide.safetensors",
+        tiny_sd,
+        {"unet": ["to_q", "to_v", "ff.net.2"]},
+        seed=2,
+        r=12,
+        lora_alpha=6,
+        metadata=True,
+    )
+    save_lora(
+        folder / "text.safetensors", tiny_sd, {"unet": ["to_k"], "text_encoder": TEXT}, seed=3
+    )
+    save_lora(
+        folder / "conv.safetensors", tiny_sd, {"unet": [*CONVS, "conv", "conv_in"]}, seed=4, r=3
+    )
+    save_kohya_lora(folder / "kohya.safetensors", tiny_sd, LAYERS, seed=5)
+    save_lora(folder / "dora.safetensors", tiny_sd, {"unet": ATTENTION}, seed=6, use_dora=True)
+    save_lora(folder / "other.safetensors", FAMILIES["sdxl"][0], {"unet": ATTENTION}, seed=7)
+    return folder
+
+
+@pytest.fixture
+def pipeline():
+    return tiny_sd()
+
+
+@pytest.fixture
+def bank(pipeline, folder):
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder)))
+    yield bank
+    bank.close()
+
+
+def file(name):
+    return f"{name}.safetensors"
+
+
+def state_of(pipeline):
+    return {
+        f"{name}.{key}": value.clone()
+        for name in ("unet", "vae", "text_encoder")
+        for key, value in getattr(pipeline, name).state_dict().items()
+    }
+
+
+def hooks_of(pipeline):
+    return [
+        name
+        for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)
+        for name, module in part.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks
+    ]
+
+
+LISTS = [
+    [("attention", 1.0)],
+    [("wide", 0.7)],
+    [("text", 1.0)],
+    [("conv", 1.0)],
+    [("kohya", 1.0)],
+    [("attention", -0.5), ("wide", 1.5), ("conv", 0.3), ("kohya", 2.0)],
+]
+
+
+@pytest.mark.parametrize("loras", LISTS, ids=lambda loras: "+".join(name for name, _ in loras))
+def test_a_lone_request_equals_peft(pipeline, bank, folder, loras):
+    asked = [{"name": file(name), "scale": scale} for name, scale in loras]
+    plain = paint(pipeline)
+    ours = paint_alone(pipeline, bank, asked)
+    theirs = paint_by_peft(tiny_sd, [(folder / file(name), scale) for name, scale in loras])
+    # The scale multiplies while the product is added, not before: one rounding less than PEFT.
+    assert (ours - theirs).abs().max() < 5e-6
+    assert (ours - plain).abs().max() > 1e-2
+    assert torch.equal(paint(pipeline), plain)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "sd3"])
+def test_every_family_equals_peft_alone_and_together(family, tmp_path):
+    make, call = FAMILIES[family]
+    pipeline = make()
+    denoiser = "unet" if hasattr(pipeline, "unet") else "transformer"
+    save_lora(tmp_path / "one.safetensors", make, {denoiser: ATTENTION}, seed=1)
+    targets = {denoiser: ["to_q", "to_out.0"]}
+    targets["text_encoder"] = TEXT
+    save_lora(tmp_path / "two.safetensors", make, targets, seed=2, r=8)
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path)))
+    plain = paint(pipeline, **call)
+    asked = [None, "one.safetensors", {"name": "two.safetensors", "scale": 0.6}]
+    alone = [paint_alone(pipeline, bank, one, **call)[0] for one in asked]
+    for index, loras in ((1, [("one", 1.0)]), (2, [("two", 0.6)])):
+        files = [(tmp_path / file(name), scale) for name, scale in loras]
+        theirs = paint_by_peft(make, files, **call)[0]
+        assert (alone[index] - theirs).abs().max() < 5e-6
+        assert (alone[index] - plain[0]).abs().max() > 1e-3
+    leases = [bank.acquire(bank.prepare(bank.find(one))) for one in asked]
+    together = paint_together(pipeline, bank, leases, [7] * 3, ["a red circle"] * 3, **call)
+    # Batched products round otherwise than single ones; far below one 8-bit level, 4e-3.
+    assert max((one - other).abs().max() for one, other in zip(alone, together, strict=True)) < 1e-4
+    for lease in leases:
+        lease.release()
+    assert torch.equal(paint(pipeline, **call), plain)
+    bank.close()
+
+
+def test_a_class_without_lora_says_so(folder):
+    bank = AdapterBank(FAMILIES["pixart"][0](), ModelOptions(lora_dir=str(folder)))
+    with pytest.raises(errors.UnsupportedByPipeline, match="PixArtSigmaPipeline") as caught:
+        bank.find("attention.safetensors")
+    assert caught.value.error_code == 400
+
+
+MIX = [
+    (None, "a red circle"),
+    (["attention.safetensors"], "a blue star"),
+    ([{"name": "attention.safetensors", "scale": -0.4}], "the green square"),
+    (["wide.safetensors", {"name": "conv.safetensors", "scale": 0.5}], "a red circle"),
+    (["kohya.safetensors"], "on the left"),
+    (["text.safetensors"], "a blue circle"),
+    (None, "a star"),
+    ([{"name": "wide.safetensors", "scale": 0}], "a red star"),
+]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_eight_requests_in_one_batch_do_not_bleed(pipeline, bank, guidance):
+    call = {"guidance_scale": guidance}
+    alone = [
+        paint_alone(pipeline, bank, loras, prompt=prompt, seed=seed, **call)[0]
+        for seed, (loras, prompt) in enumerate(MIX)
+    ]
+    leases = [bank.acquire(bank.prepare(bank.find(loras))) for loras, _ in MIX]
+    together = paint_together(
+        pipeline, bank, leases, range(len(MIX)), [prompt for _, prompt in MIX], **call
+    )
+    worst = max((one - other).abs().max() for one, other in zip(alone, together, strict=True))
+    assert worst < 2e-4
+    plain = paint(pipeline, prompt=MIX[1][1], seed=1, **call)[0]
+    assert (together[1] - plain).abs().max() > 1e-2
+
+
+def test_the_base_model_is_the_same_after_any_history(pipeline, bank, folder):
+    before, plain = state_of(pipeline), paint(pipeline)
+    assert not hooks_of(pipeline)
+    for loras, prompt in MIX:
+        paint_alone(pipeline, bank, loras, prompt=prompt)
+    for unet in (pipeline.unet,):
+        with pytest.raises(RuntimeError, match="on purpose"), monkey(unet):
+            paint_alone(pipeline, bank, "text.safetensors")
+    assert torch.equal(paint(pipeline), plain)
+    after = state_of(pipeline)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    bank.close()
+    assert not hooks_of(pipeline)
+    assert torch.equal(paint(pipeline), plain)
+
+
+class monkey:
+    """Breaks the last layer of a module for a while."""
+
+    def __init__(self, module):
+        self.layer = module.conv_out
+
+    def __enter__(self):
+        def fail(*args):
+            raise RuntimeError("on purpose")
+
+        self.handle = self.layer.register_forward_hook(fail)
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_static_loras_stay_below_those_of_requests(folder, fused):
+    pipeline = tiny_sd()
+    options = ModelOptions(
+        lora_dir=str(folder),
+        lora_weights=[{"name": "wide.safetensors", "scale": 0.5}],
+        fuse_static_loras=fused,
+    )
+    bank = AdapterBank(pipeline, options)
+    static = paint(pipeline)
+    only = [(folder / "wide.safetensors", 0.5)]
+    assert (static - paint_by_peft(tiny_sd, only)).abs().max() < 5e-6
+    ours = paint_alone(pipeline, bank, "text.safetensors")
+    theirs = paint_by_peft(tiny_sd, [*only, (folder / "text.safetensors", 1.0)])
+    assert (ours - theirs).abs().max() < 5e-6
+    assert torch.equal(paint(pipeline), static)
+    bank.close()
+    assert torch.equal(paint(pipeline), static)
+
+
+def test_what_slots_cannot_express_runs_through_peft(pipeline, bank, folder, caplog):
+    before, plain = state_of(pipeline), paint(pipeline)
+    with caplog.at_level(logging.INFO, logger="bentoml_diffusers"):
+        for _ in range(2):
+            ours = paint_alone(pipeline, bank, ["dora.safetensors", "attention.safetensors"])
+    assert caplog.text.count("DoRA") == 1
+    files = [(folder / file(name), 1.0) for name in ("dora", "attention")]
+    assert torch.equal(ours, paint_by_peft(tiny_sd, files))
+    assert (ours - paint_by_peft(tiny_sd, files[1:])).abs().max() > 1e-3
+    assert torch.equal(paint(pipeline), plain)
+    after = state_of(pipeline)
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_slots_are_bounded_and_the_least_recently_used_makes_room(pipeline, folder):
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder), lora_slots=2))
+
+    def acquire(name):
+        return bank.acquire(bank.prepare(bank.find(file(name))))
+
+    one, two = acquire("attention"), acquire("wide")
+    with pytest.raises(errors.AdaptersBusy, match="lora_slots=2") as caught:
+        acquire("conv")
+    assert caught.value.error_code == 503
+    again = acquire("attention")
+    one.release()
+    one.release()
+    two.release()
+    assert bank.report().in_slots == ("wide.safetensors", "attention.safetensors")
+    acquire("conv").release()
+    assert bank.report().in_slots == ("attention.safetensors", "conv.safetensors")
+    with pytest.raises(errors.InvalidRequest, match="at most 2"):
+        bank.find([file(name) for name in ("attention", "wide", "conv")])
+    again.release()
+    # What a slot held before leaves nothing in it.
+    for name in ("wide", "text", "attention", "kohya", "conv"):
+        ours = paint_alone(pipeline, bank, file(name))
+        theirs = paint_by_peft(tiny_sd, [(folder / file(name), 1.0)])
+        assert (ours - theirs).abs().max() < 5e-6
+    bank.close()
