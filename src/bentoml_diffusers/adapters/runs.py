@@ -99,7 +99,7 @@ def _with_tensors(spans: tuple[Span, ...], samples: int, device: torch.device | 
     """Adds, for each sample, its slots and scales, padded with the empty slot 0."""
     import torch
 
-    width = max(len(span.pairs) for span in spans)
+    width = max(1, *(len(span.pairs) for span in spans))
     index, scales = [], []
     for span in spans:
         padded = span.pairs + ((0, 0.0),) * (width - len(span.pairs))
@@ -109,6 +109,6 @@ def _with_tensors(spans: tuple[Span, ...], samples: int, device: torch.device | 
     return Run(
         spans,
         samples,
-        torch.tensor(index, dtype=torch.long, device=device).reshape(-1, width),
-        torch.tensor(scales, dtype=torch.float32, device=device).reshape(-1, width),
+        torch.tensor(index, dtype=torch.long, device=device),
+        torch.tensor(scales, dtype=torch.float32, device=device),
     )

@@ -24,6 +24,9 @@ Kind = Literal["lora", "textual_inversion"]
 
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_SCALE = 100.0
+# Of a request; an operator's mapping may hold whatever diffusers' loader takes.
+_ITEM_KEYS = ("name", "model_name", "scale", "token", "weight_name")
+_HUB_KEYS = ("revision", "subfolder")
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,13 @@ class AdapterFinder:
         kind: What is looked for.
         sources: Where a name may lead, see ``ModelOptions.adapter_sources``.
         folder: Folder for relative file names; ``None``: no file can be named.
+        is_trusted: The names come from the operator: all arguments of diffusers' loaders pass.
     """
 
     kind: Kind
     sources: tuple[AdapterSource, ...]
     folder: Path | None
+    is_trusted: bool = False
 
     @property
     def field(self) -> str:
@@ -90,6 +95,12 @@ class AdapterFinder:
         scale = _read_scale(self.field, values.pop("scale", 1.0))
         token = values.pop("token", None)
         weight_name = values.pop("weight_name", None)
+        if token is not None and not (isinstance(token, str) and token.strip() == token != ""):
+            raise InvalidRequest(f"{self.field}.token", token, "a word")
+        for key in () if self.is_trusted else values:
+            known = (*_ITEM_KEYS, *(_HUB_KEYS if "hub" in self.sources else ()))
+            if key not in known:
+                raise InvalidRequest(self.field, item, f"only the keys {', '.join(known)}")
         if weight_name is None:
             return self._find_name(name, scale=scale, token=token, **values)
         return self._find_in_folder(name, str(weight_name), scale, token, values)
@@ -161,7 +172,7 @@ class AdapterFinder:
             or self._is_link_out(name)
         )
         is_pickle = Path(name).suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-        in_hub_form = "/" in name and self.folder is None
+        in_hub_form = "/" in name and (self.folder is None or not name.endswith(".safetensors"))
         if reaches_out or is_pickle or in_hub_form:
             return UntrustedSource(self.field, name, self._allowed())
         return AdapterNotFound(self.field, name, self.known())

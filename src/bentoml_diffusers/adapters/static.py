@@ -25,8 +25,8 @@ def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -
     A relative file is looked for in ``lora_dir``, by default the working directory.
     """
     folder = Path(options.lora_dir or ".").expanduser()
-    inversions = AdapterFinder("textual_inversion", ADAPTER_SOURCES, folder)  # type: ignore[arg-type]
-    loras = AdapterFinder("lora", ADAPTER_SOURCES, folder)  # type: ignore[arg-type]
+    inversions = AdapterFinder("textual_inversion", ADAPTER_SOURCES, folder, is_trusted=True)  # type: ignore[arg-type]
+    loras = AdapterFinder("lora", ADAPTER_SOURCES, folder, is_trusted=True)  # type: ignore[arg-type]
     load_textual_inversions(pipeline, inversions.find_all(options.textual_inversions))
     switch = LoraSwitch(pipeline, loras.find_all(options.lora_weights))
     if options.fuse_static_loras:

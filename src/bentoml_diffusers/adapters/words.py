@@ -318,7 +318,10 @@ def _with_words(encoder: Encoder, words: Sequence[Word]) -> Any:
             continue
         # The names under which diffusers' `maybe_convert_prompt` looks for further vectors.
         tokens = [word.token, *(f"{word.token}_{index}" for index in range(1, len(vectors)))]
-        if tokenizer.add_tokens(tokens) != len(tokens):
+        known = len(tokenizer)
+        tokenizer.add_tokens(tokens)
+        expected = list(range(known, known + len(tokens)))
+        if tokenizer.convert_tokens_to_ids(tokens) != expected:
             raise InvalidRequest(
                 "textual_inversions.token",
                 word.token,

@@ -1,0 +1,248 @@
+"""Textual inversions of requests: private words, bounded, and nothing of them left."""
+
+import pytest
+import torch
+from adapter_models import (
+    FAMILIES,
+    paint,
+    paint_alone,
+    tiny_sd,
+    tiny_sdxl,
+)
+from safetensors.torch import save_file
+
+from bentoml_diffusers import ModelOptions, errors
+from bentoml_diffusers.adapters import AdapterBank
+from bentoml_diffusers.demo import PIPELINE, TEXTUAL_INVERSIONS, TOKEN
+
+PROMPT = "a <teal> circle on the left"
+WIDTHS = {"text_encoder": 16, "text_encoder_2": 24}
+
+
+def vectors(count, width=16, seed=1):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    save_file({"<teal>": vectors(1)[0]}, folder / "teal.safetensors")
+    save_file({"<teal>": vectors(3, seed=2)}, folder / "three.safetensors")
+    save_file({"emb_params": vectors(2, seed=3)}, folder / "a1111.safetensors")
+    save_file(
+        {"clip_l": vectors(2, seed=4), "clip_g": vectors(2, 24, seed=5)},
+        folder / "sdxl.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture
+def pipeline():
+    return tiny_sd()
+
+
+@pytest.fixture
+def bank(pipeline, folder):
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder)))
+    yield bank
+    bank.close()
+
+
+def asked(name, token=None):
+    return {"name": f"{name}.safetensors", **({"token": token} if token else {})}
+
+
+def paint_by_diffusers(folder, items, prompt, make=tiny_sd):
+    pipeline = make()
+    for item in items:
+        pipeline.load_textual_inversion(str(folder / item["name"]), token=item.get("token"))
+    return paint(pipeline, prompt=prompt)
+
+
+def words_of(pipeline):
+    tokenizer = pipeline.tokenizer
+    return (
+        tokenizer.get_vocab(),
+        dict(tokenizer.added_tokens_encoder),
+        len(tokenizer),
+        pipeline.text_encoder.get_input_embeddings().weight.clone(),
+        [tokenizer(prompt).input_ids for prompt in (PROMPT, "a <x> star")],
+    )
+
+
+def same_words(one, other):
+    return one[:3] == other[:3] and torch.equal(one[3], other[3]) and one[4] == other[4]
+
+
+@pytest.mark.parametrize(
+    ("items", "prompt"),
+    [
+        ([asked("teal")], PROMPT),
+        ([asked("three")], PROMPT),
+        ([asked("three", "<other>")], "a <other> star, <other>"),
+        ([asked("a1111", "word")], "the word star"),
+        ([asked("three", "circle")], "a circle on the left"),
+        ([asked("teal"), asked("a1111", "<x>")], "a <teal> star <x>"),
+    ],
+)
+def test_a_word_is_what_diffusers_makes_of_it(pipeline, bank, folder, items, prompt):
+    before, plain = words_of(pipeline), paint(pipeline, prompt=prompt)
+    if "a1111" in str(items):
+        # diffusers reads this layout only as a bare tensor.
+        reference = tiny_sd()
+        for item in items:
+            tensor = next(iter(torch_file(folder / item["name"]).values()))
+            reference.load_textual_inversion(
+                {item.get("token", "<teal>"): tensor}, token=item.get("token")
+            )
+        theirs = paint(reference, prompt=prompt)
+    else:
+        theirs = paint_by_diffusers(folder, items, prompt)
+    ours = paint_alone(pipeline, bank, None, items, prompt=prompt)
+    assert torch.equal(ours, theirs)
+    assert (ours - plain).abs().max() > 1e-3
+    assert same_words(words_of(pipeline), before)
+    assert torch.equal(paint(pipeline, prompt=prompt), plain)
+
+
+def torch_file(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def encode(pipeline, bank, lease, prompt):
+    tokenizer = (lease.components if lease else {}).get("tokenizer", pipeline.tokenizer)
+    text = pipeline.maybe_convert_prompt(prompt, tokenizer)
+    return tokenizer(
+        text, padding="max_length", max_length=24, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def test_the_same_word_of_two_requests_in_one_batch(pipeline, bank):
+    finds = [None, asked("teal"), asked("three"), asked("a1111", "<teal>")]
+    leases = [bank.acquire(bank.prepare(bank.find(None, one))) for one in finds]
+    leases[0] = None
+    ids = [encode(pipeline, bank, lease, PROMPT) for lease in leases]
+    alone = []
+    for lease, one in zip(leases, ids, strict=True):
+        with torch.no_grad(), bank.forwarding("text_encoder", [(lease, None)]):
+            alone.append(pipeline.text_encoder(one)[0])
+    with torch.no_grad(), bank.forwarding("text_encoder", [(lease, 1) for lease in leases]):
+        together = pipeline.text_encoder(torch.cat(ids))[0]
+    for index, one in enumerate(alone):
+        assert (one[0] - together[index]).abs().max() < 1e-5
+        assert all((one - other).abs().max() > 1e-3 for other in alone[:index])
+    with torch.no_grad():
+        assert torch.equal(pipeline.text_encoder(ids[0])[0], alone[0])
+
+
+def test_both_encoders_of_sdxl(folder):
+    pipeline = tiny_sdxl()
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder)))
+    reference = tiny_sdxl()
+    file = torch_file(folder / "sdxl.safetensors")
+    for part, encoder in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
+        reference.load_textual_inversion(
+            file[part],
+            token="<teal>",
+            text_encoder=getattr(reference, encoder),
+            tokenizer=getattr(reference, encoder.replace("text_encoder", "tokenizer")),
+        )
+    plain = paint(pipeline, prompt=PROMPT)
+    ours = paint_alone(pipeline, bank, None, asked("sdxl", "<teal>"), prompt=PROMPT)
+    assert torch.equal(ours, paint(reference, prompt=PROMPT))
+    assert (ours - plain).abs().max() > 1e-3
+    assert torch.equal(paint(pipeline, prompt=PROMPT), plain)
+    bank.close()
+
+
+def test_the_table_is_bounded(pipeline, folder):
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder), embedding_slots=4))
+
+    def acquire(*items):
+        return bank.acquire(bank.prepare(bank.find(None, list(items))))
+
+    one = acquire(asked("three"))
+    with pytest.raises(errors.AdaptersBusy, match="embedding_slots=4"):
+        acquire(asked("a1111", "<x>"))
+    acquire(asked("teal")).release()
+    one.release()
+    acquire(asked("a1111", "<x>")).release()
+    with pytest.raises(errors.InvalidRequest, match="at most 4 vectors"):
+        acquire(asked("a1111", "<x>"), asked("three"))
+    for items in ([asked("three")], [asked("teal")], [asked("three", "<y>")]):
+        prompt = f"a {items[0].get('token', '<teal>')} star"
+        ours = paint_alone(pipeline, bank, None, items, prompt=prompt)
+        assert torch.equal(ours, paint_by_diffusers(folder, items, prompt))
+    bank.close()
+
+
+def test_static_words_and_those_of_requests(folder):
+    pipeline = tiny_sd()
+    options = ModelOptions(lora_dir=str(folder), textual_inversions=asked("teal"))
+    bank = AdapterBank(pipeline, options)
+    prompt = "a <teal> star <x>"
+    ours = paint_alone(pipeline, bank, None, asked("three", "<x>"), prompt=prompt)
+    items = [asked("teal"), asked("three", "<x>")]
+    assert torch.equal(ours, paint_by_diffusers(folder, items, prompt))
+    with pytest.raises(errors.InvalidRequest, match="token"):
+        bank.prepare(bank.find(None, asked("three")))
+    bank.close()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error"),
+    [
+        ({"<x>": torch.ones(17)}, "another base model"),
+        ({"<x>": torch.full((16,), float("nan"))}, "NaN"),
+        ({"<x>": torch.ones(2, 2, 16)}, "no vectors"),
+        ({"<x>": torch.ones(16), "<y>": torch.ones(16)}, "no textual inversion"),
+        ({"<x>": torch.ones(16, dtype=torch.int64)}, "no vectors"),
+        ({"clip_l": torch.ones(1, 17)}, "another base model"),
+        ({}, "no textual inversion"),
+    ],
+)
+def test_broken_files_are_refused(pipeline, tmp_path, tensors, error):
+    save_file(tensors, tmp_path / "x.safetensors")
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path)))
+    with pytest.raises(errors.InvalidModel, match=error) as caught:
+        bank.prepare(bank.find(None, asked("x", "<z>")))
+    assert caught.value.error_code == 400
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["a", "<|endoftext|>", "", " x", 3])
+def test_words_that_cannot_be(pipeline, bank, token):
+    with pytest.raises(errors.InvalidRequest, match="token"):
+        bank.prepare(bank.find(None, {"name": "three.safetensors", "token": token}))
+
+
+def test_words_that_nobody_named(pipeline, bank):
+    with pytest.raises(errors.InvalidRequest, match="token"):
+        bank.prepare(bank.find(None, asked("a1111")))
+    with pytest.raises(errors.InvalidRequest, match="token"):
+        bank.prepare(bank.find(None, [asked("teal"), asked("three")]))
+
+
+def test_classes_without_textual_inversion_say_so(folder):
+    bank = AdapterBank(FAMILIES["pixart"][0](), ModelOptions(lora_dir=str(folder)))
+    with pytest.raises(errors.UnsupportedByPipeline, match="textual inversion"):
+        bank.find(None, "teal.safetensors")
+
+
+def test_the_word_of_the_demo_model():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None)
+    file = TEXTUAL_INVERSIONS["teal"]
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(file.parent)))
+    prompt = f"a big {TOKEN} circle on a white background in the centre"
+    call = {"prompt": prompt, "height": 64, "width": 64, "num_inference_steps": 8}
+    plain = paint(pipeline, **call)
+    ours = paint_alone(pipeline, bank, None, {"name": file.name, "token": TOKEN}, **call)
+    reference = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None)
+    reference.load_textual_inversion(str(file), token=TOKEN)
+    assert torch.equal(ours, paint(reference, **call))
+    assert (ours - plain).abs().mean() > 0.01
+    bank.close()
