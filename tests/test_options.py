@@ -32,6 +32,15 @@ SAMPLES = {
     "fuse_static_loras": True,
     "trust_remote_code": True,
     "partial_kwargs": {"__call__": {"num_inference_steps": 2}},
+    "offload": "group",
+    "offload_arguments": {"offload_type": "leaf_level"},
+    "attention_backend": "_native_math",
+    "enable_vae_slicing": True,
+    "enable_vae_tiling": True,
+    "channels_last": True,
+    "quantization_config": {"quant_backend": "quanto", "quant_kwargs": {"weights_dtype": "int8"}},
+    "layerwise_casting": "float8_e4m3fn",
+    "step_cache": {"name": "first_block_cache", "threshold": 0.1},
 }
 
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
 TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"  # tells the processes of `serve TAG` their tag
-BUNDLED_PIPELINES = ("stable_diffusion_mega",)
+BUNDLED_PIPELINES = ("stable_diffusion_mega", "score_sde_vp")
+BUNDLED_CLASSES = {
+    "StableDiffusionMegaPipeline": "stable_diffusion_mega",
+    "ScoreSdeVpPipeline": "score_sde_vp",
+}
 
 _TASK_MAPPINGS = {
     "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
@@ -24,6 +28,16 @@ _TASK_MAPPINGS = {
     "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
 }
 TASKS = tuple(_TASK_MAPPINGS)
+
+_STEP_CACHES = {
+    "faster_cache": "FasterCacheConfig",
+    "first_block_cache": "FirstBlockCacheConfig",
+    "mag_cache": "MagCacheConfig",
+    "pyramid_attention_broadcast": "PyramidAttentionBroadcastConfig",
+    "sea_cache": "SeaCacheConfig",
+    "taylorseer_cache": "TaylorSeerCacheConfig",
+    "text_kv_cache": "TextKVCacheConfig",
+}
 
 
 def resolve_pipeline_class(
@@ -66,7 +80,9 @@ def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[Scheduler
     return found
 
 
-def resolve_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
+def resolve_dtype(
+    value: str | torch.dtype | None, option: str = "torch_dtype"
+) -> torch.dtype | None:
     """Returns a ``torch.dtype``; text such as ``"float16"`` or ``"torch.bfloat16"`` is taken.
 
     Raises:
@@ -78,8 +94,41 @@ def resolve_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
         return None
     dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InvalidOption("torch_dtype", value, "a floating dtype such as 'float16'")
+        raise InvalidOption(option, value, "a floating dtype such as 'float16'")
     return dtype
+
+
+def resolve_quantization(value: Any) -> Any:
+    """Returns diffusers' ``PipelineQuantizationConfig``; a mapping holds its arguments.
+
+    Raises:
+        InvalidOption: 400, arguments that it does not take.
+    """
+    from diffusers import PipelineQuantizationConfig
+
+    if value is None or isinstance(value, PipelineQuantizationConfig):
+        return value
+    try:
+        return PipelineQuantizationConfig(**value)
+    except (TypeError, ValueError, ImportError) as err:
+        raise InvalidOption(
+            "quantization_config", value, f"arguments of PipelineQuantizationConfig: {err}"
+        ) from err
+
+
+def resolve_step_cache(name: object) -> type[Any]:
+    """Returns diffusers' config class of a step cache.
+
+    Raises:
+        InvalidOption: 400, no such cache.
+    """
+    import diffusers
+
+    names = {cache: cls for cache, cls in _STEP_CACHES.items() if cls in dir(diffusers)}
+    if name not in names:
+        raise InvalidOption("step_cache", name, f"one of {', '.join(names)}")
+    found: type[Any] = getattr(diffusers, names[str(name)])
+    return found
 
 
 def task_class(pipeline: DiffusionPipeline, task: str) -> type[DiffusionPipeline]:

@@ -80,33 +80,161 @@ def serve(context: click.Context, tag: str) -> None:
 @click.option("--variant", help="Variant of the weights, such as fp16.")
 @click.option("--pipeline-class", help="Class to load with, by its name in diffusers.")
 @click.option("--sync-with-hub-version", is_flag=True, help="Use the hub's commit as the version.")
+@click.option("--custom-pipeline", help="Pipeline code to store with it: a file, folder or name.")
+@click.option("--trust-remote-code", is_flag=True, help="Let this store run the model's code.")
+@click.option("--allow-pickle", is_flag=True, help="Read tensors out of .bin and .ckpt files.")
+@click.option("--config", help="For a single file: folder or tag to take its configs from.")
+@click.option(
+    "--link",
+    type=click.Choice(["auto", "hard", "copy"]),
+    default="auto",
+    show_default=True,
+    help="How files of a folder come in.",
+)
 @_one_line_errors
 def import_command(name: str, source: str, **options: Any) -> None:
-    """Import a pipeline from the folder or hub repository SOURCE as NAME."""
+    """Import a pipeline from the folder, file or hub repository SOURCE as NAME."""
     from bentoml_diffusers.store import import_model
 
     click.echo(import_model(name, source, **options).tag)
+
+
+@diffusers_command.command()
+@click.argument("tag")
+@_one_line_errors
+def info(tag: str) -> None:
+    """Show where the model, LoRA or embedding TAG is from, and what is in it."""
+    from bentoml_diffusers.store import describe, get
+
+    for name, text in describe(get(tag)):
+        click.echo(f"{name:12} {text}")
+
+
+@diffusers_command.command()
+@click.argument("tag")
+@_one_line_errors
+def verify(tag: str) -> None:
+    """Check the hashes of all files of TAG; the exit status is 1 if one differs."""
+    from bentoml_diffusers.store import get
+    from bentoml_diffusers.store import verify as verify_model
+
+    model = get(tag)
+    check = verify_model(model)
+    if check is None:
+        raise click.ClickException(f"{model.tag} has no record: BentoML's own module stored it")
+    for word, paths in (
+        ("changed", check.changed),
+        ("missing", check.missing),
+        ("added", check.added),
+    ):
+        for path in paths:
+            click.echo(f"{word}: {path}")
+    if not check.is_whole:
+        raise click.ClickException(f"{model.tag} is not what was stored; import it again")
+    click.echo(f"{model.tag} is whole: {check.files} files")
 
 
 @diffusers_command.command(name="list")
 @_one_line_errors
 def list_command() -> None:
     """List the pipelines, LoRAs and textual inversions of the model store."""
+    _list_entries("")
+
+
+@diffusers_command.group()
+def lora() -> None:
+    """Store LoRAs by name."""
+
+
+@diffusers_command.group()
+def embedding() -> None:
+    """Store textual inversions by name."""
+
+
+def _adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.argument("source"),
+        click.argument("name"),
+        click.option("--weight-name", help="File in the folder or repository."),
+        click.option("--base-model", help="What it was trained on; recorded."),
+        click.option("--revision", default="main", show_default=True, help="Branch or commit."),
+        click.option(
+            "--allow-pickle", is_flag=True, help="Read tensors out of .bin and .pt files."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@lora.command(name="add")
+@_adapter_options
+@_one_line_errors
+def lora_add(name: str, source: str, **options: Any) -> None:
+    """Store the LoRA in the file, folder or hub repository SOURCE as NAME."""
+    from bentoml_diffusers.store import import_lora
+
+    click.echo(import_lora(name, source, **options).tag)
+
+
+@lora.command(name="list")
+@_one_line_errors
+def lora_list() -> None:
+    """List the LoRAs of the model store."""
+    _list_entries("lora")
+
+
+@embedding.command(name="add")
+@_adapter_options
+@click.option("--token", help="The new word; by default what the file says.")
+@_one_line_errors
+def embedding_add(name: str, source: str, **options: Any) -> None:
+    """Store the textual inversion in the file, folder or hub repository SOURCE as NAME."""
+    from bentoml_diffusers.store import import_textual_inversion
+
+    click.echo(import_textual_inversion(name, source, **options).tag)
+
+
+@embedding.command(name="list")
+@_one_line_errors
+def embedding_list() -> None:
+    """List the textual inversions of the model store."""
+    _list_entries("textual_inversion")
+
+
+def _list_entries(kind: str) -> None:
     from pathlib import Path
 
     from bentoml_diffusers.store import list_entries, read_record
 
-    rows = [("TAG", "KIND", "CLASS", "FROM")]
+    columns = _ADAPTER_COLUMNS.get(kind)
+    rows = [("TAG", *(title for title, _ in columns or _COLUMNS), "FROM")]
     for model in list_entries():
         record = read_record(Path(model.path))
+        if kind and (record is None or record.kind != kind):
+            continue
         if record is None:
             rows.append((str(model.tag), "pipeline", "", "bentoml.diffusers"))
-        else:
-            rows.append((str(model.tag), record.kind, record.class_name or "", record.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+            continue
+        values = {**record.details, "kind": record.kind, "class": record.class_name}
+        texts = [_cell(values.get(key)) for _, key in columns or _COLUMNS]
+        rows.append((str(model.tag), *texts, record.source))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for *cells, last in rows:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         click.echo("  ".join([*padded, last]))
+
+
+_COLUMNS = (("KIND", "kind"), ("CLASS", "class"))
+_ADAPTER_COLUMNS = {
+    "lora": (("FOR", "architecture"), ("RANK", "rank"), ("WORDS", "trigger_words")),
+    "textual_inversion": (("FOR", "architecture"), ("TOKEN", "token"), ("VECTORS", "vectors")),
+}
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 @diffusers_command.command()

@@ -12,6 +12,8 @@
         ├── ModelNotFound     (LookupError) 404   not in the model store or on the hub
         ├── AdapterNotFound   (LookupError) 404   no such LoRA or textual inversion
         ├── TagConflict       (ValueError)  409   the tag holds something else
+        ├── HubUnavailable                  503   the hub did not answer as it should
+        ├── StorageFull       (OSError)     507   no space left where the model goes
         ├── RequestCancelled                503   cancelled by its caller, or on shutdown
         ├── DeadlineExceeded  (TimeoutError) 504  ran past its deadline
         ├── PipelineFailed                  500   the pipeline raised
@@ -136,6 +138,30 @@ class TagConflict(DiffusersError, ValueError):
         super().__init__(
             f"tag {str(tag)!r} already holds {holds}, asked for {asked}; "
             "choose another tag, give a new version (name:version), or delete the old model"
+        )
+
+
+class HubUnavailable(DiffusersError):
+    """The hub could not be reached, or did not answer as it should (503)."""
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, source: object, problem: str) -> None:
+        super().__init__(
+            f"the hub did not deliver {str(source)!r}: {problem}; try again: "
+            "files that are complete are not downloaded twice"
+        )
+
+
+class StorageFull(DiffusersError, OSError):
+    """There is no space left where the model goes (507)."""
+
+    error_code = HTTPStatus.INSUFFICIENT_STORAGE
+
+    def __init__(self, what: object, needed: int | None = None, free: int | None = None) -> None:
+        got = "" if needed is None else f": needs {needed} bytes, {free} are free"
+        super().__init__(
+            f"no space left for {str(what)!r}{got}; free some, or set BENTOML_HOME to another disk"
         )
 
 

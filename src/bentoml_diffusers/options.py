@@ -12,9 +12,10 @@ from bentoml_diffusers.errors import InvalidOption
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline, PipelineQuantizationConfig, SchedulerMixin
 
 AdapterSpec: TypeAlias = "str | Mapping[str, Any]"
+Offload = Literal["none", "model", "sequential", "group"]
 AdapterSource = Literal["store", "lora_dir", "path", "hub"]
 ADAPTER_SOURCES: tuple[str, ...] = get_args(AdapterSource)
 
@@ -43,7 +44,8 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         enable_attention_slicing: ``"auto"``, ``"max"`` or a slice size (off).
         enable_model_cpu_offload: Keep on the GPU only the module that runs (off).
         enable_sequential_cpu_offload: Keep on the GPU only the layer that runs (off).
-        enable_torch_compile: Compile the denoiser, whatever it is called (off).
+        enable_torch_compile: Compile the denoiser, whatever it is called: ``True`` or ``"whole"``;
+            or ``"blocks"``, each kind of repeated block once, which starts sooner (off).
         variant: Load the files of that variant, such as ``"fp16"`` (the variant imported).
         lora_weights: LoRAs that are always active: a name, a mapping, or a list of either.
         textual_inversions: Textual inversions that are always loaded, in the same forms.
@@ -66,6 +68,20 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
             faster, rounded once in the weights' dtype (``False``).
         trust_remote_code: Run pipeline code that comes with a model (``False``).
         partial_kwargs: For each method, arguments that a call gets unless it gives them itself.
+        offload: ``"none"``, ``"model"``, ``"sequential"`` or ``"group"``: what waits on the CPU
+            while it does not run; the first two names above say the same (``"none"``).
+        offload_arguments: For ``"group"``: arguments of diffusers' ``enable_group_offload``
+            (``{"offload_type": "leaf_level"}``).
+        attention_backend: Kernel for attention by its name in diffusers, such as ``"flash"`` or
+            ``"_native_math"`` (``"native"``).
+        enable_vae_slicing: Decode the images of a request one by one (off).
+        enable_vae_tiling: Decode large images tile by tile (off).
+        channels_last: Put the channels of convolution weights last (off).
+        quantization_config: diffusers' ``PipelineQuantizationConfig``, or its arguments (none).
+        layerwise_casting: Dtype to keep the denoiser's weights in, such as
+            ``"float8_e4m3fn"``; they are cast where they are used (none).
+        step_cache: Reuse of earlier steps by its name, such as ``"first_block_cache"``, or
+            ``{"name": ..., setting: value}``; pictures change a little (none).
     """
 
     pipeline_class: str | type[DiffusionPipeline] | None = None
@@ -78,7 +94,7 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
     enable_attention_slicing: int | str | None = None
     enable_model_cpu_offload: bool | None = None
     enable_sequential_cpu_offload: bool | None = None
-    enable_torch_compile: bool | None = None
+    enable_torch_compile: bool | Literal["whole", "blocks"] | None = None
     variant: str | None = None
     lora_weights: AdapterSpec | Sequence[AdapterSpec] | None = None
     textual_inversions: AdapterSpec | Sequence[AdapterSpec] | None = None
@@ -93,15 +109,29 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
     fuse_static_loras: bool | None = None
     trust_remote_code: bool | None = None
     partial_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    offload: Offload | None = None
+    offload_arguments: Mapping[str, Any] | None = None
+    attention_backend: str | None = None
+    enable_vae_slicing: bool | None = None
+    enable_vae_tiling: bool | None = None
+    channels_last: bool | None = None
+    quantization_config: Mapping[str, Any] | PipelineQuantizationConfig | None = None
+    layerwise_casting: str | torch.dtype | None = None
+    step_cache: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in _BOOLEANS:
             _check(name, getattr(self, name), bool, "true or false")
-        for name in ("custom_pipeline", "variant", "lora_dir"):
+        for name in ("custom_pipeline", "variant", "lora_dir", "attention_backend"):
             _check(name, getattr(self, name), str, "text")
         for name, (low, high) in _WHOLE_NUMBERS.items():
             _check_whole_number(name, getattr(self, name), low, high)
         _check("partial_kwargs", self.partial_kwargs, Mapping, "{method: {argument: value}}")
+        _check("offload_arguments", self.offload_arguments, Mapping, "{argument: value}")
+        for name, values in _CHOICES.items():
+            _check_choice(name, getattr(self, name), values)
+        if self.step_cache is not None and not isinstance(self.step_cache, (str, Mapping)):
+            raise InvalidOption("step_cache", self.step_cache, "a name, or a mapping with one")
         if self.enable_model_cpu_offload and self.enable_sequential_cpu_offload:
             raise InvalidOption(
                 "enable_sequential_cpu_offload", True, "only one kind of CPU offload"
@@ -109,6 +139,15 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         if self.adapter_sources is not None:
             _check_adapter_sources(self.adapter_sources)
             object.__setattr__(self, "adapter_sources", tuple(self.adapter_sources))
+
+    @property
+    def offload_kind(self) -> Offload:
+        """What waits on the CPU, by whichever name it was given."""
+        if self.offload is not None:
+            return self.offload
+        if self.enable_sequential_cpu_offload:
+            return "sequential"
+        return "model" if self.enable_model_cpu_offload else "none"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ModelOptions:
@@ -183,11 +222,18 @@ _BOOLEANS = (
     "enable_xformers",
     "enable_model_cpu_offload",
     "enable_sequential_cpu_offload",
-    "enable_torch_compile",
+    "enable_vae_slicing",
+    "enable_vae_tiling",
+    "channels_last",
     "check_finite",
     "fuse_static_loras",
     "trust_remote_code",
 )
+
+_CHOICES: Mapping[str, tuple[str | bool, ...]] = {
+    "offload": get_args(Offload),
+    "enable_torch_compile": (True, False, "whole", "blocks"),
+}
 
 _WHOLE_NUMBERS = {
     "lora_slots": (1, 1024),
@@ -200,6 +246,11 @@ _WHOLE_NUMBERS = {
 def _check(name: str, value: object, kind: type, expected: str) -> None:
     if value is not None and not isinstance(value, kind):
         raise InvalidOption(name, value, expected)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str | bool]) -> None:
+    if value is not None and not any(value is one or value == one for one in choices):
+        raise InvalidOption(name, value, f"one of {', '.join(map(repr, choices))}")
 
 
 def _check_whole_number(name: str, value: object, low: int, high: int) -> None:
@@ -229,4 +280,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
+    if hasattr(value, "quant_backend"):  # PipelineQuantizationConfig
+        names = ("quant_backend", "quant_kwargs", "components_to_quantize", "quant_mapping")
+        given = {name: getattr(value, name, None) for name in names}
+        return {name: _plain(item) for name, item in given.items() if item}
     return str(value).removeprefix("torch.")

@@ -2,9 +2,9 @@
 
 from bentoml_diffusers.loading.pipeline import (
     bundled_pipeline_class,
-    denoiser_name,
     load_pipeline,
     stored_options,
 )
+from bentoml_diffusers.loading.tuning import denoiser_name
 
 __all__ = ["bundled_pipeline_class", "denoiser_name", "load_pipeline", "stored_options"]

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from bentoml_diffusers import _names
-from bentoml_diffusers.errors import (
-    InvalidModel,
-    InvalidOption,
-    UnsupportedByPipeline,
-    UntrustedSource,
+from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidOption
+from bentoml_diffusers.loading.custom_code import load_code, load_stored_code
+from bentoml_diffusers.loading.placement import place
+from bentoml_diffusers.loading.tuning import (
+    cast_layers,
+    compile_denoiser,
+    set_attention,
+    set_memory_format,
+    set_vae,
+    use_step_cache,
 )
 from bentoml_diffusers.options import ModelOptions
+from bentoml_diffusers.store.hashing import check_stamps
 from bentoml_diffusers.store.layout import PIPELINE_FOLDER, PIPELINE_INDEX
-from bentoml_diffusers.store.record import hash_file, read_record
+from bentoml_diffusers.store.record import Record, read_record
+from bentoml_diffusers.store.source import class_name, read_index
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import bentoml
     import torch
     from diffusers import DiffusionPipeline
 
-logger = logging.getLogger(__name__)
+_OWN_ARGUMENTS = ("custom_pipeline", "use_safetensors", "local_files_only", "allow_pickle")
 
 
 def stored_options(model: bentoml.Model) -> ModelOptions:
-    """Returns the options that travel with a model, those of ``with_options`` included."""
+    """Returns the options that travel with a model, those of ``with_options`` included.
+
+    Trust in code does not travel: it counts only when given in a call or in ``with_options``.
+    """
     options = model.info.options
-    if isinstance(options, ModelOptions):
-        return options
-    return ModelOptions.from_mapping(options.to_dict())
+    if not isinstance(options, ModelOptions):
+        options = ModelOptions.from_mapping(options.to_dict())
+    return _without_stored_trust(options, Path(model.path))
 
 
 def load_pipeline(
@@ -44,9 +58,9 @@ def load_pipeline(
         device: Where to put it; ``None`` leaves it on the CPU.
 
     Raises:
-        InvalidModel: 400, the model cannot be loaded.
+        InvalidModel: 400, the model cannot be loaded, or was changed after its import.
         InvalidOption: 400, an option has a value that cannot be.
-        UntrustedSource: 400, the model brings code and ``trust_remote_code`` is not set.
+        UntrustedSource: 400, the model brings code that is not trusted.
         UnsupportedByPipeline: 400, an option that the pipeline's class lacks.
     """
     folder = Path(model.path_of(PIPELINE_FOLDER))
@@ -55,109 +69,116 @@ def load_pipeline(
         raise InvalidModel(model.tag, f"is a {record.kind}, not a pipeline")
     if not (folder / PIPELINE_INDEX).is_file():
         raise InvalidModel(model.tag, f"has no {PIPELINE_FOLDER}/{PIPELINE_INDEX}")
-    pipeline = _from_pretrained(model, folder, options)
+    if record is not None:
+        check_stamps(str(model.tag), folder, record.stamps)
+    pipeline = _from_pretrained(model, folder, record, options)
     _replace_scheduler(pipeline, options)
-    _place(pipeline, options, device)
-    _set_attention(pipeline, options)
-    _compile_denoiser(pipeline, options)
+    cast_layers(pipeline, options)
+    set_memory_format(pipeline, options)
+    place(pipeline, options, device)
+    for tune in _TUNING:
+        tune(pipeline, options)
     return pipeline
+
+
+_TUNING: tuple[Callable[[Any, ModelOptions], None], ...] = (
+    set_attention,
+    set_vae,
+    use_step_cache,
+    compile_denoiser,
+)
 
 
 def bundled_pipeline_class(options: ModelOptions) -> type[DiffusionPipeline] | None:
     """Returns the class that ``custom_pipeline`` names, if it is one of this package."""
-    if options.custom_pipeline not in _names.BUNDLED_PIPELINES:
-        return None
-    from bentoml_diffusers.loading.mega import StableDiffusionMegaPipeline
+    if options.custom_pipeline == "stable_diffusion_mega":
+        from bentoml_diffusers.loading.mega import StableDiffusionMegaPipeline
 
-    return StableDiffusionMegaPipeline
+        return StableDiffusionMegaPipeline
+    if options.custom_pipeline == "score_sde_vp":
+        from bentoml_diffusers.loading.score_sde_vp import ScoreSdeVpPipeline
 
-
-def denoiser_name(pipeline: DiffusionPipeline) -> str | None:
-    """Returns the name of the component that denoises: unet, transformer or prior."""
-    for name in ("unet", "transformer", "prior"):
-        if getattr(pipeline, name, None) is not None:
-            return name
+        return ScoreSdeVpPipeline
     return None
 
 
 def _from_pretrained(
-    model: bentoml.Model, folder: Path, options: ModelOptions
+    model: bentoml.Model, folder: Path, record: Record | None, options: ModelOptions
 ) -> DiffusionPipeline:
-    cls = bundled_pipeline_class(options) or _names.resolve_pipeline_class(options.pipeline_class)
+    cls = _find_class(model, folder, record, options)
     arguments: dict[str, Any] = {
         "dtype": _names.resolve_dtype(options.torch_dtype),
         "low_cpu_mem_usage": options.low_cpu_mem_usage is not False,
         "device_map": options.device_map,
         "variant": options.variant,
-        "use_safetensors": True,
+        "quantization_config": _names.resolve_quantization(options.quantization_config),
+        # A model of BentoML's own module may hold pickles; diffusers reads tensors only.
+        "use_safetensors": True if record is not None else None,
         "local_files_only": True,
-        **_trusted_code(options),
-        **dict(options.load_pretrained_extra_kwargs or {}),
+        **_extra_arguments(options),
     }
+    given = {key: value for key, value in arguments.items() if value is not None}
     try:
-        pipeline: DiffusionPipeline = cls.from_pretrained(
-            str(folder), **{key: value for key, value in arguments.items() if value is not None}
-        )
-    except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as err:
+        pipeline: DiffusionPipeline = cls.from_pretrained(str(folder), **given)
+    except DiffusersError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
         raise InvalidModel(model.tag, f"could not be loaded: {err}") from err
     return pipeline
 
 
-def _trusted_code(options: ModelOptions) -> dict[str, Any]:
-    custom = options.custom_pipeline
-    if custom is None or custom in _names.BUNDLED_PIPELINES:
-        return {}
+def _find_class(
+    model: bentoml.Model, folder: Path, record: Record | None, options: ModelOptions
+) -> type[DiffusionPipeline]:
+    """What is asked for, then code stored with the model, then what its index names."""
+    bundled = bundled_pipeline_class(options)
+    if bundled is not None:
+        return bundled
+    trust = _is_trusted(options)
+    if options.custom_pipeline is not None:
+        return load_code(options.custom_pipeline, folder, trust=trust)
+    if options.pipeline_class is not None:
+        return _names.resolve_pipeline_class(options.pipeline_class)
+    if record is not None and record.code is not None:
+        return load_stored_code(model, record.code, trust=trust)
+    index = read_index(folder, str(model.tag))
+    own = _names.BUNDLED_CLASSES.get(class_name(index))
+    if own is not None:
+        options = replace(options, custom_pipeline=own)
+    elif isinstance(index["_class_name"], list):  # stored by BentoML's own module
+        return load_code(index["_class_name"][0], folder, trust=trust)
+    return bundled_pipeline_class(options) or _names.resolve_pipeline_class(None)
+
+
+def _is_trusted(options: ModelOptions) -> bool:
+    extra = options.load_pretrained_extra_kwargs or {}  # where `bentoml.diffusers` had it
+    return bool(options.trust_remote_code or extra.get("trust_remote_code"))
+
+
+def _extra_arguments(options: ModelOptions) -> dict[str, Any]:
     extra = dict(options.load_pretrained_extra_kwargs or {})
-    path = Path(custom).expanduser()
-    if not (options.trust_remote_code or extra.get("trust_remote_code")):
-        code = path / "pipeline.py" if path.is_dir() else path
-        digest = f" (sha256 {hash_file(code)})" if code.is_file() else ""
-        raise UntrustedSource(
-            "custom_pipeline", custom, f"running this code{digest} needs trust_remote_code=True"
-        )
-    return {"custom_pipeline": str(path) if path.exists() else custom, "trust_remote_code": True}
+    extra.pop("trust_remote_code", None)  # our own code loading has asked
+    for name in _OWN_ARGUMENTS:
+        if name in extra:
+            raise InvalidOption(
+                "load_pretrained_extra_kwargs", name, "arguments that are no options of ours"
+            )
+    return extra
+
+
+def _without_stored_trust(options: ModelOptions, entry: Path) -> ModelOptions:
+    if not _is_trusted(options):
+        return options
+    content = yaml.safe_load((entry / "model.yaml").read_text())
+    stored = ModelOptions.from_mapping(content.get("options") or {})
+    if not _is_trusted(stored):
+        return options  # it comes from `with_options`
+    extra = dict(options.load_pretrained_extra_kwargs or {})
+    extra.pop("trust_remote_code", None)
+    return replace(options, trust_remote_code=None, load_pretrained_extra_kwargs=extra or None)
 
 
 def _replace_scheduler(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     if options.scheduler_class is not None:
         cls = _names.resolve_scheduler_class(options.scheduler_class)
         pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-
-
-def _place(
-    pipeline: DiffusionPipeline, options: ModelOptions, device: str | torch.device | None
-) -> None:
-    if options.enable_sequential_cpu_offload:
-        _offload(pipeline, "enable_sequential_cpu_offload", device)
-    elif options.enable_model_cpu_offload:
-        _offload(pipeline, "enable_model_cpu_offload", device)
-    elif device is not None and options.device_map is None:
-        pipeline.to(device)
-
-
-def _offload(pipeline: DiffusionPipeline, method: str, device: str | torch.device | None) -> None:
-    try:
-        getattr(pipeline, method)(**({"device": device} if device is not None else {}))
-    except (RuntimeError, ValueError) as err:
-        raise InvalidOption(method, True, f"a machine with an accelerator: {err}") from err
-
-
-def _set_attention(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
-    if options.enable_xformers:
-        try:
-            pipeline.enable_xformers_memory_efficient_attention()
-        except (ImportError, ModuleNotFoundError, ValueError) as err:
-            raise InvalidOption("enable_xformers", True, f"xformers and a GPU: {err}") from err
-    if options.enable_attention_slicing is not None:
-        pipeline.enable_attention_slicing(options.enable_attention_slicing)
-
-
-def _compile_denoiser(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
-    if not options.enable_torch_compile:
-        return
-    name = denoiser_name(pipeline)
-    if name is None:
-        raise UnsupportedByPipeline(type(pipeline).__name__, "enable_torch_compile")
-    logger.info("compiling %s at its first run", name)
-    # In place: a wrapper module would hide the denoiser from adapters and from save_pretrained.
-    getattr(pipeline, name).compile()

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.errors import InvalidModel, TagConflict
+from bentoml_diffusers.errors import InvalidModel, ModelNotFound, UntrustedSource
+from bentoml_diffusers.store.adapter_files import (
+    AdapterFile,
+    describe_embedding,
+    describe_lora,
+    read_adapter,
+)
+from bentoml_diffusers.store.hashing import hash_file, with_hashes
+from bentoml_diffusers.store.hub import download_file, list_repository
 from bentoml_diffusers.store.layout import ADAPTER_FOLDER
-from bentoml_diffusers.store.pipelines import get
-from bentoml_diffusers.store.record import Kind, Record, hash_file, read_record
+from bentoml_diffusers.store.pickles import convert_pickle
+from bentoml_diffusers.store.record import Kind, Record, read_record
+from bentoml_diffusers.store.same import find_same_details
+from bentoml_diffusers.store.selection import PICKLE_SUFFIXES, check_name
 from bentoml_diffusers.store.writing import make_tag, write_entry
 
 if TYPE_CHECKING:
@@ -19,52 +29,83 @@ if TYPE_CHECKING:
     import bentoml
     from bentoml import Tag
 
-_DOWN_KEYS = (".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.")
-_LORA_KEYS = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up", "lokr_", "hada_")
+_PREFERRED = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 
 
-def import_lora(name: Tag | str, source: str | os.PathLike[str]) -> bentoml.Model:
-    """Stores a LoRA file under a name that requests can use.
+def import_lora(
+    name: Tag | str,
+    source: str | os.PathLike[str],
+    *,
+    weight_name: str | None = None,
+    base_model: str | None = None,
+    revision: str = "main",
+    allow_pickle: bool = False,
+    labels: dict[str, str] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> bentoml.Model:
+    """Stores a LoRA under a name that requests can use.
 
     Args:
         name: Tag for the LoRA.
-        source: A ``.safetensors`` file in any layout that diffusers reads (diffusers, kohya ...).
+        source: A file in any layout that diffusers reads (diffusers, PEFT, kohya ...), a folder,
+            or a hub repository.
+        weight_name: File in the folder or repository; not needed if there is only one.
+        base_model: What it was trained on, recorded as given.
+        revision: Branch, tag or commit of the hub repository.
+        allow_pickle: Read the tensors of a ``.bin`` or ``.pt`` file and store them as safetensors.
+        labels: As in BentoML.
+        metadata: As in BentoML.
 
     Raises:
-        InvalidModel: 400, no such file, or no LoRA in it.
+        InvalidModel: 400, no LoRA in it, a broken file, or several of them.
+        UntrustedSource: 400, a pickle, and they are not allowed.
+        ModelNotFound: 404, no such file, folder or repository.
         TagConflict: 409, the version exists and is something else.
+        HubUnavailable: 503, the hub did not answer as it should.
     """
-    path = Path(source).expanduser()
-    shapes = _read_shapes(path)
-    if not any(part in key for key in shapes for part in _LORA_KEYS):
-        raise InvalidModel(path.name, "holds no LoRA: no tensor is named like one")
-    ranks = [shape[0] for key, shape in shapes.items() if any(part in key for part in _DOWN_KEYS)]
-    details = {"rank": max(ranks, default=None), "tensors": len(shapes)}
-    return _import_adapter(name, path, "lora", details)
+    found = _find(source, weight_name, revision)
+    adapter = _read(found, allow_pickle=allow_pickle)
+    details = {**describe_lora(adapter), "base_model": base_model or adapter.base_model}
+    return _store(name, found, "lora", details, labels, metadata)
 
 
 def import_textual_inversion(
-    name: Tag | str, source: str | os.PathLike[str], *, token: str | None = None
+    name: Tag | str,
+    source: str | os.PathLike[str],
+    *,
+    token: str | None = None,
+    weight_name: str | None = None,
+    base_model: str | None = None,
+    revision: str = "main",
+    allow_pickle: bool = False,
+    labels: dict[str, str] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> bentoml.Model:
     """Stores a textual inversion under a name.
 
     Args:
         name: Tag for the embedding.
-        source: A ``.safetensors`` file with one tensor per token, or with ``emb_params``.
-        token: The new word; by default the name of the tensor in the file.
+        source: A file with one tensor per token or with ``emb_params``, a folder, or a hub
+            repository.
+        token: The new word; by default what the file says.
+        weight_name: File in the folder or repository; not needed if there is only one.
+        base_model: What it was trained on, recorded as given.
+        revision: Branch, tag or commit of the hub repository.
+        allow_pickle: Read the tensors of a ``.bin`` or ``.pt`` file and store them as safetensors.
+        labels: As in BentoML.
+        metadata: As in BentoML.
 
     Raises:
-        InvalidModel: 400, no such file, or no embedding in it.
+        InvalidModel: 400, no embedding in it, a broken file, or several of them.
+        UntrustedSource: 400, a pickle, and they are not allowed.
+        ModelNotFound: 404, no such file, folder or repository.
         TagConflict: 409, the version exists and is something else.
+        HubUnavailable: 503, the hub did not answer as it should.
     """
-    path = Path(source).expanduser()
-    shapes = _read_shapes(path)
-    if not shapes or any(len(shape) > 2 for shape in shapes.values()):
-        raise InvalidModel(path.name, "holds no textual inversion: its tensors are no vectors")
-    token = token or next((key for key in shapes if key != "emb_params"), None)
-    if token is None:
-        raise InvalidModel(path.name, "names no token", "give token=")
-    return _import_adapter(name, path, "textual_inversion", {"token": token})
+    found = _find(source, weight_name, revision)
+    adapter = _read(found, allow_pickle=allow_pickle)
+    details = {**describe_embedding(adapter, token), "base_model": base_model}
+    return _store(name, found, "textual_inversion", details, labels, metadata)
 
 
 def adapter_file(model: bentoml.Model, kind: Kind) -> tuple[Path, Record]:
@@ -80,43 +121,100 @@ def adapter_file(model: bentoml.Model, kind: Kind) -> tuple[Path, Record]:
     return next(Path(model.path_of(ADAPTER_FOLDER)).iterdir()), record
 
 
-def _import_adapter(
-    name: Tag | str, path: Path, kind: Kind, details: dict[str, Any]
+@dataclass(frozen=True)
+class _Found:
+    """A file with an adapter: where it is, and where it is from."""
+
+    path: Path
+    origin: str
+    commit: str | None = None
+
+    @property
+    def stored_name(self) -> str:
+        return f"{self.path.stem}.safetensors"
+
+
+def _find(source: str | os.PathLike[str], weight_name: str | None, revision: str) -> _Found:
+    path, text = Path(source).expanduser(), str(source)
+    if path.is_file():
+        return _Found(path, f"file {path.name}")
+    if path.is_dir():
+        names = [item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_file()]
+        chosen = path / _choose(names, weight_name, path.name)
+        if not chosen.resolve().is_relative_to(path.resolve()):
+            raise InvalidModel(path.name, f"has a link that leads out of it: {chosen.name}")
+        return _Found(chosen, f"folder {path.resolve().name}")
+    if path.is_absolute() or path.suffix or text.count("/") != 1 or text.startswith((".", "~")):
+        raise ModelNotFound(path.name, "is no file, no folder and no repository", "check the path")
+    names = list(list_repository(text, revision)) or [weight_name or _PREFERRED[0]]
+    file = download_file(text, _choose(names, weight_name, text), revision=revision)
+    return _Found(file, text, _commit_of(file))
+
+
+def _commit_of(file: Path) -> str | None:
+    """The hub's cache keeps a file in ``snapshots/<commit>/``."""
+    parts = file.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _choose(names: list[str], weight_name: str | None, source: str) -> str:
+    if weight_name is not None:
+        check_name(source, weight_name)
+        if weight_name not in names:
+            raise InvalidModel(source, f"has no file {weight_name!r}")
+        return weight_name
+    files = [name for name in names if name.endswith(".safetensors")]
+    files = files or [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    preferred = [name for name in files if name in _PREFERRED]
+    if len(preferred or files) != 1:
+        listed = ", ".join(sorted(files)[:20]) or "none"
+        raise InvalidModel(
+            source, f"has several files with weights, or none: {listed}", "give weight_name="
+        )
+    return (preferred or files)[0]
+
+
+def _read(found: _Found, *, allow_pickle: bool) -> AdapterFile:
+    if found.path.suffix in PICKLE_SUFFIXES and not allow_pickle:
+        raise UntrustedSource(
+            "source",
+            found.path.name,
+            "safetensors, as a pickle can run code when it is read; "
+            "allow_pickle=True reads tensors out of it and stores them as safetensors",
+        )
+    return read_adapter(found.path)
+
+
+def _store(
+    name: Tag | str,
+    found: _Found,
+    kind: Kind,
+    details: dict[str, Any],
+    labels: dict[str, str] | None,
+    metadata: dict[str, Any] | None,
 ) -> bentoml.Model:
     tag = make_tag(name)
-    record = Record(
-        kind=kind, origin=f"file {path.name}", files={path.name: hash_file(path)}, details=details
+    digest = hash_file(found.path)
+    details = {key: value for key, value in details.items() if value not in (None, [], {})}
+    details["sources"] = {found.path.name: digest}
+    record = Record(kind=kind, origin=found.origin, commit=found.commit, details=details)
+
+    def fill(entry: Path) -> Record:
+        target = entry / ADAPTER_FOLDER / found.stored_name
+        target.parent.mkdir()
+        if found.path.suffix == ".safetensors":
+            shutil.copyfile(found.path, target)
+        else:
+            convert_pickle(found.path, target, found.path.name)
+        return with_hashes(record, target.parent, {}, set())
+
+    def find_same(at: Tag) -> bentoml.Model | None:
+        return find_same_details(at, record)
+
+    return find_same(tag) or write_entry(
+        tag,
+        fill,
+        find_same=find_same,
+        labels={"kind": kind, **(labels or {})},
+        metadata=metadata,
     )
-    try:
-        stored = get(tag)
-    except LookupError:
-        stored = None
-    if stored is not None:
-        held = read_record(Path(stored.path))
-        if held is not None and (held.kind, held.files) == (kind, record.files):
-            return stored
-        if tag.version:
-            raise TagConflict(tag, held.source if held else "another model", record.source)
-
-    def fill(folder: Path) -> Record:
-        (folder / ADAPTER_FOLDER).mkdir()
-        shutil.copyfile(path, folder / ADAPTER_FOLDER / path.name)
-        return replace(record, files={path.name: hash_file(folder / ADAPTER_FOLDER / path.name)})
-
-    return write_entry(tag, record, fill, labels={"kind": kind})
-
-
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InvalidModel(path.name, "is no file", "check the path")
-    if path.suffix != ".safetensors":
-        raise InvalidModel(
-            path.name, "is no .safetensors file", "other formats can run code when they are read"
-        )
-    try:
-        with safe_open(path, framework="np") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as err:
-        raise InvalidModel(path.name, f"is broken or truncated: {err}") from err

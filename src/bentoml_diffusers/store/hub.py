@@ -1,16 +1,25 @@
-"""From a Hub repository to a local folder with just the files that a pipeline needs."""
+"""From a hub repository to a local folder with just the files that a pipeline needs."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.errors import DiffusersError, InvalidModel, ModelNotFound
+from bentoml_diffusers.errors import DiffusersError, HubUnavailable, InvalidModel, ModelNotFound
 from bentoml_diffusers.store.layout import PIPELINE_INDEX
+from bentoml_diffusers.store.linking import storage_errors
+from bentoml_diffusers.store.selection import check_name, select_files
+from bentoml_diffusers.store.source import read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,61 +31,199 @@ class Download:
 
 
 def download_pipeline(
-    repo_id: str, *, revision: str, variant: str | None, proxies: Mapping[str, str] | None
+    repo_id: str,
+    *,
+    revision: str,
+    variant: str | None = None,
+    proxies: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
+    code_file: str | None = None,
 ) -> Download:
     """Downloads the files that the pipeline's index names, after asking that there is one.
 
+    Offline, or without network, takes what the hub's cache holds.
+
+    Args:
+        repo_id: ``owner/name``.
+        revision: Branch, tag or commit.
+        variant: Which weights to take, such as ``"fp16"``.
+        proxies: Proxies by protocol.
+        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
+        code_file: File with pipeline code to take too, if the repository has it.
+
     Raises:
-        ModelNotFound: 404, there is no such repository, revision or variant.
-        InvalidModel: 400, the repository holds no diffusers pipeline.
-        DiffusersError: 500, the hub did not answer as it should.
+        ModelNotFound: 404, there is no such repository or revision, or it needs a token.
+        InvalidModel: 400, no diffusers pipeline, or no such variant.
+        UntrustedSource: 400, only pickled weights.
+        HubUnavailable: 503, the hub did not answer as it should.
+        StorageFull: 507, no space left for the files.
     """
-    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    with _hub_errors(repo_id, revision), _use_proxies(proxies):
+        listed = _list_repository(repo_id, revision)
+        if listed is None:
+            return _find_cached(repo_id, revision)
+        commit, names = listed
+        if PIPELINE_INDEX not in names:
+            raise _no_pipeline(repo_id)
+        index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=commit))
+        selection = select_files(
+            read_index(index.parent, repo_id),
+            names,
+            source=repo_id,
+            variant=variant,
+            allow_pickle=allow_pickle,
+        )
+        wanted = [*selection.files, *(name for name in names if name == code_file)]
+        folder = snapshot_download(
+            repo_id, revision=commit, allow_patterns=[_as_pattern(name) for name in wanted]
+        )
+    return Download(folder=Path(folder), commit=commit)
+
+
+def download_file(
+    repo_id: str, name: str, *, revision: str = "main", repo_type: str | None = None
+) -> Path:
+    """Downloads one file, or finds it in the hub's cache.
+
+    Raises:
+        ModelNotFound: 404, no such repository.
+        InvalidModel: 400, no such file in it.
+        HubUnavailable: 503, the hub did not answer as it should.
+    """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+
+    check_name(repo_id, name)
+    with _hub_errors(repo_id, revision, name):
+        return Path(hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type))
+
+
+def list_repository(repo_id: str, revision: str = "main") -> Sequence[str]:
+    """Returns all files of a repository, or of what is cached of it.
+
+    Raises:
+        ModelNotFound: 404, no such repository, or it needs a token.
+        HubUnavailable: 503, the hub did not answer as it should.
+    """
+    with _hub_errors(repo_id, revision):
+        listed = _list_repository(repo_id, revision)
+    return () if listed is None else listed[1]
+
+
+def _list_repository(repo_id: str, revision: str) -> tuple[str, list[str]] | None:
+    """Commit and files; ``None`` offline."""
+    from huggingface_hub import HfApi
 
     try:
-        index = hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision)
-        folder = DiffusionPipeline.download(
-            repo_id,
-            revision=revision,
-            variant=variant,
-            proxies=dict(proxies) if proxies else None,
-            use_safetensors=True,
-        )
-    except HFValidationError as err:
-        raise ModelNotFound(
-            repo_id, "is neither a folder nor a repository id", "check the path"
-        ) from err
-    except GatedRepoError as err:
-        raise ModelNotFound(
-            repo_id, "is gated", "accept its licence on the hub and set HF_TOKEN"
-        ) from err
-    except (RepositoryNotFoundError, RevisionNotFoundError) as err:
-        raise ModelNotFound(
-            repo_id, f"was not found on the hub at revision {revision!r}", "check both names"
-        ) from err
-    except LocalEntryNotFoundError as err:
-        raise ModelNotFound(
-            repo_id, "is not a folder here, and the hub could not be reached", "check the network"
-        ) from err
-    except EntryNotFoundError as err:
-        raise InvalidModel(
-            repo_id, f"holds no diffusers pipeline: it has no {PIPELINE_INDEX}"
-        ) from err
-    except HfHubHTTPError as err:
-        raise DiffusersError(f"the hub refused {repo_id!r}: {err}") from err
-    except (OSError, ValueError) as err:
-        raise ModelNotFound(
-            repo_id, f"could not be downloaded (variant {variant!r}): {err}"
-        ) from err
+        info = HfApi().model_info(repo_id, revision=revision)
+    except Exception as err:
+        if not _is_unreachable(err):
+            raise
+        logger.warning("the hub cannot be reached, looking into its cache: %s", err)
+        return None
+    return str(info.sha), [item.rfilename for item in info.siblings or ()]
+
+
+def _find_cached(repo_id: str, revision: str) -> Download:
+    from huggingface_hub import hf_hub_download
+
+    index = hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision, local_files_only=True)
     # A snapshot lies in `snapshots/<commit>/` of the hub's cache.
-    return Download(folder=Path(folder), commit=Path(index).parent.name)
+    return Download(folder=Path(index).parent, commit=Path(index).parent.name)
+
+
+def _no_pipeline(repo_id: str) -> InvalidModel:
+    return InvalidModel(
+        repo_id,
+        f"holds no diffusers pipeline: it has no {PIPELINE_INDEX}",
+        "give a repository with one, or a single file of it that you downloaded",
+    )
+
+
+def _as_pattern(name: str) -> str:
+    """A pattern of ``fnmatch`` that matches just this name."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+@contextlib.contextmanager
+def _use_proxies(proxies: Mapping[str, str] | None) -> Iterator[None]:
+    """Lets the hub's client, which takes no proxies as arguments, find them in its environment."""
+    if not proxies:
+        yield
+        return
+    from huggingface_hub import close_session
+
+    names = {f"{scheme.upper()}_PROXY": url for scheme, url in proxies.items()}
+    names |= {name.lower(): url for name, url in names.items()}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    close_session()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        close_session()
+
+
+@contextlib.contextmanager
+def _hub_errors(repo_id: str, revision: str, file: str = PIPELINE_INDEX) -> Iterator[None]:
+    """Turns what huggingface_hub raises into errors of ours, with what to do next."""
+    try:
+        with storage_errors(repo_id):
+            yield
+    except DiffusersError:
+        raise
+    except Exception as err:
+        error = _translate(err, repo_id, revision, file)
+        if error is None:
+            raise
+        raise error from err
+
+
+def _translate(err: Exception, repo_id: str, revision: str, file: str) -> DiffusersError | None:
+    from huggingface_hub import errors
+
+    if isinstance(err, errors.HFValidationError):
+        return ModelNotFound(repo_id, "is neither a folder nor a repository id", "check the path")
+    if isinstance(err, errors.GatedRepoError):
+        return ModelNotFound(repo_id, "is gated", "accept its licence on the hub and set HF_TOKEN")
+    if isinstance(err, errors.RevisionNotFoundError):
+        return ModelNotFound(repo_id, f"has no revision {revision!r}", "check its name")
+    if isinstance(err, errors.RepositoryNotFoundError):
+        return ModelNotFound(
+            repo_id,
+            "was not found on the hub, or is private",
+            "check the name; if it is private, set HF_TOKEN to a token that may read it",
+        )
+    if isinstance(err, errors.LocalEntryNotFoundError):
+        return ModelNotFound(
+            repo_id,
+            f"is not a folder here, and {file} is not in the hub's cache",
+            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE",
+        )
+    if isinstance(err, errors.EntryNotFoundError):
+        return InvalidModel(repo_id, f"has no file {file}", "check its name and the revision")
+    return HubUnavailable(repo_id, _describe(err)) if _is_of_the_network(err) else None
+
+
+def _is_of_the_network(err: Exception) -> bool:
+    # huggingface_hub speaks through httpx or httpx2, by its version.
+    return isinstance(err, OSError) or type(err).__module__.partition(".")[0] in ("httpx", "httpx2")
+
+
+def _is_unreachable(err: Exception) -> bool:
+    names = {cls.__name__ for cls in type(err).__mro__}
+    return bool(names & {"ConnectionError", "NetworkError", "TimeoutException", "ProxyError"})
+
+
+def _describe(err: Any) -> str:
+    status = getattr(getattr(err, "response", None), "status_code", None)
+    if status == 401:
+        return "401, the token in HF_TOKEN is not valid"
+    if status == 429:
+        return "429, too many requests; wait, or set HF_TOKEN for a higher limit"
+    if status is not None:
+        return f"status {status}"
+    return f"{type(err).__name__}: {err}"

@@ -7,6 +7,10 @@ versions, and add a model of the old version to the tests.
 Format 1: ``model.yaml`` (BentoML's), ``record.json`` (ours), ``diffusion_model/`` with a pipeline
 as diffusers saves it, or ``adapter/`` with one safetensors file. Models of BentoML's own module
 have no ``record.json`` and are read as format 0.
+
+Format 2: ``record.json`` also has ``tree``, ``components``, ``code``, ``repairs`` and ``stamps``;
+``files`` may lack large files whose hash is still being computed, these are in ``stamps``.
+``code/`` holds the pipeline code that belongs to the model.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ from __future__ import annotations
 MODULE_NAME = "bentoml_diffusers"
 UPSTREAM_MODULE_NAMES = ("bentoml.diffusers", "bentoml._internal.frameworks.diffusers")
 API_VERSION = "v1"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PIPELINE_FOLDER = "diffusion_model"
 PIPELINE_INDEX = "model_index.json"
 ADAPTER_FOLDER = "adapter"
+CODE_FOLDER = "code"
 RECORD_FILE = "record.json"

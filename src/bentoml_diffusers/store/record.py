@@ -6,14 +6,19 @@ in a file of ours.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import FORMAT_VERSION, RECORD_FILE
+from bentoml_diffusers.store.layout import (
+    ADAPTER_FOLDER,
+    FORMAT_VERSION,
+    PIPELINE_FOLDER,
+    RECORD_FILE,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +43,23 @@ def _find_version(name: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """Pipeline code that is stored with a model.
+
+    Attributes:
+        origin: File, community name or hub repository that it came from.
+        entry: File in ``code/`` that defines the pipeline.
+        class_name: Class in it; ``None``: the only pipeline that it defines.
+        sha256: Hash over all files in ``code/``; the name of the module is made from it.
+    """
+
+    origin: str
+    entry: str
+    class_name: str | None
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What is known of a stored model.
 
@@ -48,8 +70,14 @@ class Record:
         commit: Commit that the revision stood for, when it came from the hub.
         variant: Variant of the weights, such as ``"fp16"``.
         class_name: Class of the pipeline, as its index names it.
+        components: ``"library.Class"`` of each component, by its name.
+        code: Pipeline code that is stored with the model.
+        repairs: What had to be mended so that the model loads, in words.
         options: Options stored with the model, as plain values.
-        files: sha256 by path relative to the model's folder.
+        files: sha256 by path relative to the folder of the pipeline or adapter.
+        tree: One hash over ``files``; ``None`` while hashes are missing.
+        stamps: Size, time of change (ns) and inode of the files that share their disk blocks
+            with the source, and of those whose hash is missing, by path.
         details: What else is known of an adapter: rank, modules, tokens.
         versions: Versions of the packages that wrote the model.
         format_version: See :mod:`bentoml_diffusers.store.layout`.
@@ -61,8 +89,13 @@ class Record:
     commit: str | None = None
     variant: str | None = None
     class_name: str | None = None
+    components: dict[str, str] = field(default_factory=dict)
+    code: Code | None = None
+    repairs: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    tree: str | None = None
+    stamps: dict[str, list[int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=package_versions)
     format_version: int = FORMAT_VERSION
@@ -77,43 +110,41 @@ class Record:
             parts.append(f"variant {self.variant}")
         return " ".join(parts)
 
+    @property
+    def folder(self) -> str:
+        """Folder of the entry that ``files`` are in."""
+        return PIPELINE_FOLDER if self.kind == "pipeline" else ADAPTER_FOLDER
+
     def write(self, folder: Path) -> None:
-        """Writes ``record.json`` into a model's folder."""
-        (folder / RECORD_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True))
+        """Writes ``record.json`` into a model's folder, at once: readers see old or new."""
+        temporary = folder / f".{RECORD_FILE}-{os.getpid()}"
+        temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True))
+        temporary.replace(folder / RECORD_FILE)
 
 
 def read_record(folder: Path) -> Record | None:
     """Reads ``record.json``; ``None`` for a model that BentoML's own module stored.
 
     Raises:
-        InvalidModel: 400, written by a newer format than this code knows.
+        InvalidModel: 400, written by a newer format than this code knows, or broken.
     """
     path = folder / RECORD_FILE
     if not path.is_file():
         return None
-    values = json.loads(path.read_text())
-    if values["format_version"] > FORMAT_VERSION:
+    try:
+        values = json.loads(path.read_text())
+        version = values["format_version"]
+        if version > FORMAT_VERSION:
+            raise InvalidModel(
+                folder.name,
+                f"has format {version}, this version reads up to {FORMAT_VERSION}",
+                "upgrade bentoml-diffusers",
+            )
+        code = values.get("code")
+        return Record(**{**values, "code": Code(**code) if code else None})
+    except (ValueError, KeyError, TypeError) as err:
+        if isinstance(err, InvalidModel):
+            raise
         raise InvalidModel(
-            folder.name,
-            f"has format {values['format_version']}, this version reads up to {FORMAT_VERSION}",
-            "upgrade bentoml-diffusers",
-        )
-    return Record(**values)
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """Returns the sha256 of every file below ``folder``, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def hash_file(path: Path) -> str:
-    """Returns the sha256 of one file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+            folder.name, f"has a broken {RECORD_FILE}: {err}", "import the model again"
+        ) from err

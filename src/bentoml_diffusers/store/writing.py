@@ -20,17 +20,19 @@ from bentoml.models import ModelContext
 
 from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import InvalidModel, TagConflict
+from bentoml_diffusers.store.hashing import hash_rest_later
 from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
-from bentoml_diffusers.store.record import package_versions
+from bentoml_diffusers.store.linking import storage_errors
+from bentoml_diffusers.store.locks import hold_lock, is_abandoned
+from bentoml_diffusers.store.record import Record, package_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Iterator, Mapping
 
     from bentoml_diffusers.options import ModelOptions
-    from bentoml_diffusers.store.record import Record
 
 DEFAULT_SIGNATURES: Mapping[str, Mapping[str, Any]] = {"__call__": {"batchable": False}}
+MODEL_ARGUMENTS = ("signatures", "labels", "metadata", "custom_objects", "external_modules")
 
 
 def make_tag(name: str | Tag) -> Tag:
@@ -47,67 +49,90 @@ def make_tag(name: str | Tag) -> Tag:
 
 def write_entry(
     tag: Tag,
-    record: Record,
     fill: Callable[[Path], Record],
     *,
     options: ModelOptions | None = None,
-    signatures: Mapping[str, Any] | None = None,
-    labels: Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    custom_objects: Mapping[str, Any] | None = None,
-    external_modules: Sequence[ModuleType] | None = None,
+    find_same: Callable[[Tag], bentoml.Model | None] | None = None,
+    **arguments: Any,
 ) -> bentoml.Model:
     """Fills a new entry and puts it into the model store.
 
     Args:
         tag: Where to; without a version a new one is made.
-        record: What is known before the files are there.
-        fill: Writes the files into the folder that it gets, and returns the whole record.
+        fill: Writes the files into the folder that it gets, and returns the record.
         options: Stored with the model.
-        signatures: Methods of the runner; by default ``__call__``.
-        labels: As in BentoML.
-        metadata: As in BentoML.
-        custom_objects: As in BentoML.
-        external_modules: As in BentoML.
+        find_same: Asked once more when the entry is ready: the model that another process
+            stored meanwhile, if it is the same thing.
+        **arguments: ``signatures``, ``labels``, ``metadata``, ``custom_objects`` and
+            ``external_modules``, as in BentoML.
 
     Raises:
         TagConflict: 409, the tag was taken while the entry was filled.
+        StorageFull: 507, no space left.
     """
+    draft = _make_draft(tag, options, arguments)
     store = _compat.model_store()
-    draft = bentoml.Model.create(
+    with _staging_folder(store.root) as folder:
+        with storage_errors(tag):
+            record = fill(folder)
+            record.write(folder)
+            _flush(attr.evolve(draft, path=folder), list(arguments.get("external_modules") or ()))
+        with hold_lock(_staging_root(store.root) / f"{tag.name}.lock"):
+            same = find_same(tag) if find_same is not None else None
+            if same is not None:
+                return same
+            _publish(folder, draft.tag, store, record)
+    model = bentoml.models.get(str(draft.tag))
+    hash_rest_later(Path(model.path), record)
+    return model
+
+
+def _make_draft(
+    tag: Tag, options: ModelOptions | None, arguments: Mapping[str, Any]
+) -> bentoml.Model:
+    return bentoml.Model.create(
         tag if tag.version else tag.make_new_version(),
         module=MODULE_NAME,
         api_version=API_VERSION,
-        signatures=dict(signatures or DEFAULT_SIGNATURES),
-        labels=dict(labels or {}),
+        signatures=dict(arguments.get("signatures") or DEFAULT_SIGNATURES),
+        labels=dict(arguments.get("labels") or {}),
         options=options,
-        custom_objects=dict(custom_objects or {}),
-        metadata=dict(metadata or {}),
+        custom_objects=dict(arguments.get("custom_objects") or {}),
+        metadata=dict(arguments.get("metadata") or {}),
         context=ModelContext(framework_name="diffusers", framework_versions=package_versions()),
     )
-    with _staging_folder(store.root) as folder:
-        model = attr.evolve(draft, path=folder)
-        record = fill(folder)
-        record.write(folder)
-        _flush(model, list(external_modules or []))
-        _publish(folder, model.tag, store, record)
-    return bentoml.models.get(model.tag)
+
+
+def _staging_root(store_root: Path) -> Path:
+    folder = store_root.parent / "diffusers_staging"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @contextlib.contextmanager
-def _staging_folder(store_root: Path) -> Any:
-    parent = store_root.parent / "diffusers_staging"
-    parent.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    folder.chmod(0o755)
-    try:
+def _staging_folder(store_root: Path) -> Iterator[Path]:
+    root = _staging_root(store_root)
+    with contextlib.ExitStack() as stack:
+        # A folder is made and locked in one step, as others see it: no lock means no owner.
+        with hold_lock(root / "staging.lock"):
+            _remove_abandoned(root)
+            parent = Path(tempfile.mkdtemp(dir=root))
+            stack.callback(shutil.rmtree, parent, ignore_errors=True)
+            stack.enter_context(hold_lock(parent / "lock"))
+        folder = parent / "entry"
+        folder.mkdir()
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _flush(model: bentoml.Model, external_modules: list[ModuleType]) -> None:
-    registered: list[ModuleType] = []
+def _remove_abandoned(root: Path) -> None:
+    """Removes what killed imports left."""
+    for folder in root.iterdir():
+        if folder.is_dir() and is_abandoned(folder / "lock"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(model: bentoml.Model, external_modules: list[Any]) -> None:
+    registered: list[Any] = []
     try:
         bentoml.Model.enter_cloudpickle_context(external_modules, registered)
         model.flush()

@@ -1,0 +1,163 @@
+"""Options that trade memory, speed and exactness, each as one step on a loaded pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidOption, UnsupportedByPipeline
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.options import ModelOptions
+
+logger = logging.getLogger(__name__)
+
+_DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder", "prior_prior")
+
+
+def denoiser_name(pipeline: DiffusionPipeline) -> str | None:
+    """Returns the name of the component that denoises, whatever it is called."""
+    return next(iter(_denoiser_names(pipeline)), None)
+
+
+def set_attention(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+    """xformers, attention in slices, or another backend for attention.
+
+    Raises:
+        InvalidOption: 400, xformers or the backend is not there.
+        UnsupportedByPipeline: 400, no denoiser that could use it.
+    """
+    if options.enable_xformers:
+        try:
+            pipeline.enable_xformers_memory_efficient_attention()
+        except (ImportError, ModuleNotFoundError, ValueError) as err:
+            raise InvalidOption("enable_xformers", True, f"xformers and a GPU: {err}") from err
+    if options.enable_attention_slicing is not None:
+        pipeline.enable_attention_slicing(options.enable_attention_slicing)
+    if options.attention_backend is not None:
+        for denoiser in _denoisers(pipeline, "attention_backend"):
+            _call(denoiser, "set_attention_backend", "attention_backend", options.attention_backend)
+
+
+def set_vae(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+    """Decodes images one by one, or tile by tile.
+
+    Raises:
+        UnsupportedByPipeline: 400, no VAE that can do it.
+    """
+    for name, method in (
+        ("enable_vae_slicing", "enable_slicing"),
+        ("enable_vae_tiling", "enable_tiling"),
+    ):
+        if getattr(options, name):
+            vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+            if not hasattr(vae, method):
+                raise UnsupportedByPipeline(type(pipeline).__name__, name)
+            getattr(vae, method)()
+
+
+def set_memory_format(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+    """Puts the channels of convolution weights last."""
+    import torch
+
+    if options.channels_last:
+        for name in (*_denoiser_names(pipeline), "vae", "vqvae", "controlnet"):
+            module = getattr(pipeline, name, None)
+            if isinstance(module, torch.nn.Module):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def cast_layers(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+    """Keeps the denoiser's weights in a smaller dtype, cast layer by layer when they are used.
+
+    Raises:
+        InvalidOption: 400, no dtype.
+        UnsupportedByPipeline: 400, no denoiser that can do it.
+    """
+    if options.layerwise_casting is None:
+        return
+    storage = _names.resolve_dtype(options.layerwise_casting, option="layerwise_casting")
+    for denoiser in _denoisers(pipeline, "layerwise_casting"):
+        if not hasattr(denoiser, "enable_layerwise_casting"):
+            raise UnsupportedByPipeline(type(pipeline).__name__, "layerwise_casting")
+        denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=denoiser.dtype)
+
+
+def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+    """Reuses what the denoiser computed in earlier steps; pictures change a little.
+
+    Raises:
+        InvalidOption: 400, no such cache, or a wrong setting of it.
+        UnsupportedByPipeline: 400, the denoiser takes no cache.
+    """
+    if options.step_cache is None:
+        return
+    given: dict[str, Any] = (
+        {"name": options.step_cache}
+        if isinstance(options.step_cache, str)
+        else {**options.step_cache}
+    )
+    config_class = _names.resolve_step_cache(given.pop("name", None))
+    known = {item.name for item in dataclasses.fields(config_class)}
+    if "current_timestep_callback" in known:
+        given.setdefault("current_timestep_callback", lambda: pipeline.current_timestep)
+    for name in given:
+        if name not in known:
+            raise InvalidOption("step_cache", name, f"settings of it: {', '.join(sorted(known))}")
+    for denoiser in _denoisers(pipeline, "step_cache"):
+        if not hasattr(denoiser, "enable_cache"):
+            raise UnsupportedByPipeline(type(pipeline).__name__, "step_cache")
+        _call(denoiser, "enable_cache", "step_cache", config_class(**given))
+
+
+def compile_denoiser(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+    """Compiles the denoiser at its first run: as a whole, or each kind of block once.
+
+    Raises:
+        UnsupportedByPipeline: 400, no denoiser, or no blocks that repeat.
+    """
+    if not options.enable_torch_compile:
+        return
+    for denoiser in _denoisers(pipeline, "enable_torch_compile"):
+        logger.info("compiling %s at its first run", type(denoiser).__name__)
+        if options.enable_torch_compile != "blocks":
+            # In place: a wrapper module would hide the denoiser from adapters and from saving.
+            denoiser.compile()
+        elif getattr(denoiser, "_repeated_blocks", None):
+            denoiser.compile_repeated_blocks()
+        else:
+            raise UnsupportedByPipeline(type(denoiser).__name__, "enable_torch_compile='blocks'")
+
+
+def _denoiser_names(pipeline: DiffusionPipeline) -> list[str]:
+    found = [name for name in _DENOISERS if getattr(pipeline, name, None) is not None]
+    if found:
+        return found
+    # Else what comes last before the VAE in the order in which parts go to the device.
+    order = getattr(type(pipeline), "model_cpu_offload_seq", None) or ""
+    others = [
+        name
+        for name in order.split("->")
+        if name and not name.startswith(("vae", "vqvae", "text_", "image_", "vocoder"))
+    ]
+    return [name for name in others[-1:] if getattr(pipeline, name, None) is not None]
+
+
+def _denoisers(pipeline: DiffusionPipeline, option: str) -> list[Any]:
+    found = [getattr(pipeline, name) for name in _denoiser_names(pipeline)]
+    if not found:
+        raise UnsupportedByPipeline(type(pipeline).__name__, option)
+    return found
+
+
+def _call(target: Any, method: str, option: str, value: Any) -> None:
+    if not hasattr(target, method):
+        raise UnsupportedByPipeline(type(target).__name__, option)
+    try:
+        getattr(target, method)(value)
+    except (ValueError, RuntimeError, ImportError, TypeError) as err:
+        raise InvalidOption(option, value, f"one that works here: {err}") from err

@@ -1,0 +1,132 @@
+"""What a stored model is, and whether it still is what was stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.store.code import hash_code
+from bentoml_diffusers.store.hashing import (
+    complete_record,
+    hash_files,
+    hash_tree,
+    list_files,
+)
+from bentoml_diffusers.store.layout import CODE_FOLDER, PIPELINE_FOLDER
+from bentoml_diffusers.store.trust import is_trusted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import bentoml
+
+    from bentoml_diffusers.store.record import Record
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check of the hashes found.
+
+    Attributes:
+        files: How many files were read.
+        changed: Files that hold something else than was stored.
+        missing: Files that are gone.
+        added: Files that were not stored.
+    """
+
+    files: int
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """True if everything is as it was stored."""
+        return not (self.changed or self.missing or self.added)
+
+
+def verify(model: bentoml.Model) -> Check | None:
+    """Reads all files of a stored model and compares their hashes.
+
+    Returns:
+        What was found; ``None`` for a model without record, of BentoML's own module.
+
+    Raises:
+        InvalidModel: 400, a file changed before its hash was taken.
+    """
+    entry = Path(model.path)
+    record = complete_record(entry)
+    if record is None:
+        return None
+    found = hash_files(entry / record.folder)
+    check = _compare(record.files, found)
+    if record.code is not None and hash_code(entry / CODE_FOLDER) != record.code.sha256:
+        return Check(check.files, (*check.changed, CODE_FOLDER), check.missing, check.added)
+    return check
+
+
+def hash_of_model(model: bentoml.Model) -> str:
+    """Returns the hash over all files of a stored model; takes time where it is not known yet."""
+    entry = Path(model.path)
+    record = complete_record(entry)
+    if record is not None and record.tree is not None:
+        return record.tree
+    return hash_tree(hash_files(entry / (record.folder if record else PIPELINE_FOLDER)))
+
+
+def describe(model: bentoml.Model) -> list[tuple[str, str]]:
+    """Returns what is known of a stored model, as names and texts."""
+    entry = Path(model.path)
+    record = complete_record(entry)
+    if record is None:
+        return [("tag", str(model.tag)), ("from", "bentoml.diffusers"), ("path", model.path)]
+    size = sum(path.stat().st_size for path in list_files(entry / record.folder))
+    rows = [
+        ("tag", str(model.tag)),
+        ("kind", record.kind),
+        ("class", record.class_name or ""),
+        ("from", record.origin),
+        ("revision", record.revision or ""),
+        ("commit", record.commit or ""),
+        ("variant", record.variant or ""),
+        ("components", _join(record.components)),
+        ("code", _describe_code(record)),
+        ("repairs", "; ".join(record.repairs)),
+        ("options", _join(record.options)),
+        *((name, _text(value)) for name, value in sorted(record.details.items())),
+        ("format", str(record.format_version)),
+        ("versions", _join(record.versions)),
+        ("size", f"{size} bytes in {len(record.files)} files"),
+        ("tree", record.tree or ""),
+        *((f"sha256 {digest}", path) for path, digest in sorted(record.files.items())),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _compare(stored: Mapping[str, str], found: Mapping[str, str]) -> Check:
+    return Check(
+        files=len(found),
+        changed=tuple(sorted(p for p in stored if p in found and found[p] != stored[p])),
+        missing=tuple(sorted(set(stored) - set(found))),
+        added=tuple(sorted(set(found) - set(stored))),
+    )
+
+
+def _describe_code(record: Record) -> str:
+    if record.code is None:
+        return ""
+    trust = "trusted here" if is_trusted(record.code.sha256) else "not trusted here"
+    return f"{record.code.entry} from {record.code.origin}, {record.code.sha256}, {trust}"
+
+
+def _join(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return _join(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,163 @@
+"""Pipeline code that a model brings: found, hashed, and stored with it. Nothing runs here."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
+from bentoml_diffusers.store.hashing import hash_file, hash_tree
+from bentoml_diffusers.store.layout import CODE_FOLDER
+from bentoml_diffusers.store.record import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.store.source import Source
+
+ENTRY_FILE = "pipeline.py"
+_COMMUNITY = "diffusers/community-pipelines-mirror"
+
+
+@dataclass(frozen=True)
+class FoundCode:
+    """Code that was found, not run.
+
+    Attributes:
+        origin: Where it is from, without paths of this machine.
+        files: Its files by their names in ``code/``.
+        entry: The one with the pipeline.
+        class_name: Class in it, if something says which.
+    """
+
+    origin: str
+    files: Mapping[str, Path]
+    entry: str
+    class_name: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash over all its files."""
+        return hash_tree({name: hash_file(path) for name, path in self.files.items()})
+
+    def store(self, entry: Path) -> Code:
+        """Copies the code into an entry of the store."""
+        folder = entry / CODE_FOLDER
+        folder.mkdir()
+        for name, path in self.files.items():
+            shutil.copyfile(path, folder / name)
+        return Code(
+            origin=self.origin,
+            entry=self.entry,
+            class_name=self.class_name,
+            sha256=hash_code(folder),
+        )
+
+
+def hash_code(folder: Path) -> str:
+    """Returns the hash over all files of a folder with code, whatever a record says."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return hash_tree({path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+
+
+def find_code(
+    custom_pipeline: str | None, source: Source | None, *, trust_remote_code: bool
+) -> FoundCode | None:
+    """Finds the code of a pipeline, in this order: what is asked for, what the index names.
+
+    Args:
+        custom_pipeline: A file, a folder with ``pipeline.py``, the name of a file in the source,
+            the name of a community pipeline, or a hub repository.
+        source: Folder of the model.
+        trust_remote_code: Allows code from the hub.
+
+    Raises:
+        InvalidModel: 400, the source names a file that is not there.
+        InvalidOption: 400, no such code.
+        UntrustedSource: 400, code from the hub without trust.
+        HubUnavailable: 503, the hub could not be reached.
+    """
+    if custom_pipeline in _names.BUNDLED_PIPELINES:
+        return None
+    if custom_pipeline is None:
+        return None if source is None else _declared_code(source)
+    path = Path(custom_pipeline).expanduser()
+    if source is not None and (source.folder / f"{custom_pipeline}.py").is_file():
+        check = source.path(f"{custom_pipeline}.py")
+        return FoundCode(f"{source.name}/{check.name}", {check.name: check}, check.name)
+    if path.is_dir():
+        return _folder_code(path)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise InvalidOption("custom_pipeline", custom_pipeline, "a file that exists")
+        return FoundCode(f"file {path.name}", {path.name: path}, path.name)
+    return _hub_code(custom_pipeline, trust_remote_code=trust_remote_code)
+
+
+def code_of_class(cls: type[Any]) -> FoundCode | None:
+    """Finds the code of a pipeline's class; ``None`` for those of diffusers and of this package.
+
+    Raises:
+        InvalidModel: 400, its code is in no file of its own.
+    """
+    if cls.__module__.partition(".")[0] in ("diffusers", "bentoml_diffusers"):
+        return None
+    file = inspect.getsourcefile(cls) if cls.__module__ != "__main__" else None
+    if file is None:
+        raise InvalidModel(
+            cls.__name__,
+            "is defined in no file of its own, so its code cannot be stored",
+            "put the class into a file and import it from there",
+        )
+    path = Path(file)
+    if path.parent.name == CODE_FOLDER:  # loaded from the store: with all that belongs to it
+        files = {item.name: item for item in sorted(path.parent.glob("*.py"))}
+        return FoundCode(f"file {path.name}", files, path.name, cls.__name__)
+    return FoundCode(f"file {path.name}", {path.name: path}, path.name, cls.__name__)
+
+
+def _declared_code(source: Source) -> FoundCode | None:
+    declared = source.index["_class_name"]
+    if not isinstance(declared, list):
+        return None
+    module, name = declared
+    file = f"{module}.py"
+    return FoundCode(f"{source.name}/{file}", {file: source.path(file)}, file, name)
+
+
+def _folder_code(folder: Path) -> FoundCode:
+    if not (folder / ENTRY_FILE).is_file():
+        raise InvalidOption("custom_pipeline", str(folder), f"a folder with {ENTRY_FILE}")
+    files = {path.name: path for path in sorted(folder.glob("*.py"))}
+    return FoundCode(f"folder {folder.resolve().name}", files, ENTRY_FILE)
+
+
+def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
+    """Diffusers' community pipelines are a dataset on the hub, one folder per version."""
+    from bentoml_diffusers.store.hub import download_file
+
+    if (
+        name.count("/") > 1
+        or not name.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum()
+    ):
+        raise InvalidOption("custom_pipeline", name, "a file, a folder, or a name on the hub")
+    if not trust_remote_code:
+        raise UntrustedSource(
+            "custom_pipeline", name, "code from the hub needs trust_remote_code=True"
+        )
+    if "/" in name:
+        file = download_file(name, ENTRY_FILE)
+        return FoundCode(name, {ENTRY_FILE: file}, ENTRY_FILE)
+    import diffusers
+
+    for folder in (f"v{diffusers.__version__}", "main"):
+        try:
+            file = download_file(_COMMUNITY, f"{folder}/{name}.py", repo_type="dataset")
+        except InvalidModel:
+            continue
+        return FoundCode(f"{_COMMUNITY} {folder}", {ENTRY_FILE: file}, ENTRY_FILE)
+    raise InvalidOption("custom_pipeline", name, "a community pipeline of diffusers")

@@ -1,0 +1,95 @@
+"""Fills the folder of a new entry, and returns its whole record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.store.hashing import hash_file, with_hashes
+from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.store.linking import SMALL_BYTES
+from bentoml_diffusers.store.pickles import (
+    convert_pickle,
+    convert_shard_index,
+    converted_name,
+    is_pickle_shard_index,
+)
+from bentoml_diffusers.store.repairs import REPAIRED_FILES, repair_pipeline
+from bentoml_diffusers.store.selection import read_components
+from bentoml_diffusers.store.source import read_index
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.store.code import FoundCode
+    from bentoml_diffusers.store.linking import Linker
+    from bentoml_diffusers.store.record import Record
+    from bentoml_diffusers.store.source import Source
+
+
+def fill_from_folder(
+    entry: Path, record: Record, source: Source, code: FoundCode | None, linker: Linker
+) -> Record:
+    """Takes the selected files of a folder.
+
+    Raises:
+        InvalidModel: 400, a pickle that holds more than tensors.
+        StorageFull: 507, no space left.
+    """
+    root = entry / PIPELINE_FOLDER
+    known: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for name in source.selection.files:
+        path = source.path(name)
+        if name in source.selection.pickles or is_pickle_shard_index(name):
+            sources[name] = hash_file(path)
+            _convert(path, root / converted_name(name), name)
+        elif not (name.endswith(".py") and "/" not in name):  # that goes to `code/`
+            digest = source.known_hash(name)
+            linker.place(path, root / name, name, is_frozen=digest is not None)
+            if digest is not None and path.stat().st_size >= SMALL_BYTES:
+                known[name] = digest
+    originals = {name: hash_file(root / name) for name in REPAIRED_FILES if (root / name).is_file()}
+    record = finish_record(entry, record, code, known, linker.linked)
+    if record.repairs:
+        sources.update(originals)
+    return replace(record, details={**record.details, "sources": sources}) if sources else record
+
+
+def fill_from_pipeline(
+    entry: Path, record: Record, pipeline: DiffusionPipeline, code: FoundCode | None = None
+) -> Record:
+    """Writes a pipeline from memory, as safetensors."""
+    pipeline.save_pretrained(entry / PIPELINE_FOLDER, safe_serialization=True)
+    return finish_record(entry, record, code)
+
+
+def finish_record(
+    entry: Path,
+    record: Record,
+    code: FoundCode | None = None,
+    known: Mapping[str, str] | None = None,
+    linked: set[str] | None = None,
+) -> Record:
+    """Repairs what was written, stores its code, and says what is there."""
+    root = entry / PIPELINE_FOLDER
+    repairs = repair_pipeline(root)
+    components: dict[str, Any] = read_components(read_index(root, entry.name), entry.name)
+    record = replace(
+        record,
+        repairs=repairs,
+        components={name: ".".join(value) for name, value in components.items()},
+        code=code.store(entry) if code is not None else None,
+    )
+    return with_hashes(record, root, known or {}, linked or set())
+
+
+def _convert(source: Path, target: Path, name: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if is_pickle_shard_index(name):
+        convert_shard_index(source, target)
+    else:
+        convert_pickle(source, target, name)

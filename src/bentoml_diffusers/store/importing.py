@@ -1,0 +1,264 @@
+"""Imports pipelines: from a folder, a single file, or the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from bentoml import Tag
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidOption, ModelNotFound
+from bentoml_diffusers.options import ModelOptions
+from bentoml_diffusers.store.code import find_code
+from bentoml_diffusers.store.filling import fill_from_folder
+from bentoml_diffusers.store.hashing import hash_file
+from bentoml_diffusers.store.hub import download_pipeline
+from bentoml_diffusers.store.linking import Linker, LinkMode
+from bentoml_diffusers.store.record import Record
+from bentoml_diffusers.store.same import find_same_details, find_same_model
+from bentoml_diffusers.store.single_file import (
+    Checkpoint,
+    fill_from_checkpoint,
+    open_checkpoint,
+)
+from bentoml_diffusers.store.source import Source, class_name, open_folder
+from bentoml_diffusers.store.trust import trust_code
+from bentoml_diffusers.store.writing import make_tag, write_entry
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
+
+    import bentoml
+    from diffusers import DiffusionPipeline
+
+_NEVER_STORED = (
+    "pipeline_class",
+    "variant",
+    "custom_pipeline",
+    "trust_remote_code",
+    "load_pretrained_extra_kwargs",
+)
+LINK_MODES: tuple[str, ...] = get_args(LinkMode)
+
+
+def import_model(
+    name: Tag | str,
+    model_name_or_path: str | os.PathLike[str],
+    *,
+    proxies: Mapping[str, str] | None = None,
+    revision: str = "main",
+    variant: str | None = None,
+    pipeline_class: str | type[DiffusionPipeline] | None = None,
+    sync_with_hub_version: bool = False,
+    custom_pipeline: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    config: str | os.PathLike[str] | None = None,
+    link: LinkMode = "auto",
+    options: Mapping[str, Any] | None = None,
+    signatures: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    external_modules: Sequence[ModuleType] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> bentoml.Model:
+    """Imports a pipeline from a folder, a single file or the Hugging Face Hub.
+
+    The same import again returns what is stored. Another import under the same name makes a new
+    version, under the same name and version it is an error. Killed at any moment, the store has
+    the whole model or none.
+
+    Args:
+        name: Tag for the model; without a version a new one is made.
+        model_name_or_path: A folder that ``save_pretrained`` wrote, a ``.safetensors`` checkpoint
+            of a whole Stable Diffusion, or a hub repository id.
+        proxies: Proxies for the hub, by protocol.
+        revision: Branch, tag or commit of the hub repository.
+        variant: Which files to take, such as ``"fp16"``; it is stored, and used when loading.
+        pipeline_class: Class to load with, stored with the model.
+        sync_with_hub_version: Use the hub's commit (and variant) as the version.
+        custom_pipeline: Pipeline code to store with the model: a file, a folder with
+            ``pipeline.py``, or the name of a community pipeline or of a hub repository. It runs
+            only when trusted.
+        trust_remote_code: Take code from the hub, and let this store run the code that comes
+            with the model; other stores ask again.
+        allow_pickle: Read the tensors of ``.bin`` and ``.ckpt`` files where there are no
+            safetensors, and store them as safetensors.
+        config: For a single file: the folder, or the tag of a stored model, whose configs and
+            tokenizers it takes.
+        link: How files of a folder come in: ``"auto"`` links what cannot be edited in place and
+            copies the rest, ``"copy"`` copies all, ``"hard"`` links all.
+        options: More options to store with the model, see :class:`ModelOptions`.
+        signatures: Methods of the runner; by default ``{"__call__": {"batchable": False}}``.
+        labels: As in BentoML.
+        custom_objects: As in BentoML.
+        external_modules: As in BentoML.
+        metadata: As in BentoML.
+
+    Raises:
+        InvalidModel: 400, the source holds no diffusers pipeline, or a broken one.
+        UntrustedSource: 400, pickled weights or code that are not allowed.
+        ModelNotFound: 404, there is no such source.
+        TagConflict: 409, the version exists and is something else.
+        HubUnavailable: 503, the hub did not answer as it should.
+        StorageFull: 507, no space left.
+    """
+    if link not in LINK_MODES:
+        raise InvalidOption("link", link, f"one of {', '.join(LINK_MODES)}")
+    goal = _Goal(
+        tag=make_tag(name),
+        options=_options_to_store(options, pipeline_class, variant, custom_pipeline),
+        trust=trust_remote_code,
+        arguments={
+            "signatures": signatures,
+            "labels": labels,
+            "custom_objects": custom_objects,
+            "external_modules": external_modules,
+            "metadata": metadata,
+        },
+    )
+    path = Path(model_name_or_path).expanduser()
+    if path.is_file():
+        return _import_file(goal, open_checkpoint(path, config, allow_pickle=allow_pickle))
+    if config is not None:
+        raise InvalidOption("config", str(config), "nothing: it is for single files")
+    wanted = _Wanted(
+        str(model_name_or_path), revision, variant, proxies, allow_pickle, custom_pipeline
+    )
+    if path.is_dir():
+        if sync_with_hub_version:
+            raise InvalidOption("sync_with_hub_version", True, "false for a folder")
+        return _import_local(goal, path, wanted, link)
+    return _import_hub(goal, wanted, link, sync=sync_with_hub_version)
+
+
+def _options_to_store(
+    options: Mapping[str, Any] | None,
+    pipeline_class: str | type[DiffusionPipeline] | None,
+    variant: str | None,
+    custom_pipeline: str | None,
+) -> ModelOptions:
+    if pipeline_class is not None:
+        _names.resolve_pipeline_class(pipeline_class)
+    for name in _NEVER_STORED:
+        if name in (options or {}):
+            raise InvalidOption(name, (options or {})[name], "an argument of import_model")
+    stored = ModelOptions.from_mapping(dict(options or {}))
+    bundled = custom_pipeline if custom_pipeline in _names.BUNDLED_PIPELINES else None
+    return stored.overridden_by(
+        ModelOptions(pipeline_class=pipeline_class, variant=variant, custom_pipeline=bundled)
+    )
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """Where an import goes, and what is stored beside the files."""
+
+    tag: Tag
+    options: ModelOptions
+    trust: bool
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What of a source is wanted."""
+
+    source: str
+    revision: str
+    variant: str | None
+    proxies: Mapping[str, str] | None
+    allow_pickle: bool
+    custom_pipeline: str | None
+
+
+def _import_local(goal: _Goal, folder: Path, wanted: _Wanted, link: LinkMode) -> bentoml.Model:
+    name = folder.resolve().name  # entries travel: no path of this machine
+    source = open_folder(
+        folder, name=name, variant=wanted.variant, allow_pickle=wanted.allow_pickle
+    )
+    record = Record(kind="pipeline", origin=f"folder {name}", variant=wanted.variant)
+    return _import_source(goal, record, source, wanted, link)
+
+
+def _import_hub(goal: _Goal, wanted: _Wanted, link: LinkMode, *, sync: bool) -> bentoml.Model:
+    _refuse_missing_path(wanted.source)
+    found = download_pipeline(
+        wanted.source,
+        revision=wanted.revision,
+        variant=wanted.variant,
+        proxies=wanted.proxies,
+        allow_pickle=wanted.allow_pickle,
+        code_file=f"{wanted.custom_pipeline}.py",
+    )
+    if sync:
+        version = "-".join(filter(None, (found.commit, wanted.variant)))
+        goal = replace(goal, tag=Tag(goal.tag.name, version))
+    source = open_folder(
+        found.folder, name=wanted.source, variant=wanted.variant, allow_pickle=wanted.allow_pickle
+    )
+    record = Record(
+        kind="pipeline",
+        origin=wanted.source,
+        revision=wanted.revision,
+        commit=found.commit,
+        variant=wanted.variant,
+    )
+    return _import_source(goal, record, source, wanted, link)
+
+
+def _import_source(
+    goal: _Goal, record: Record, source: Source, wanted: _Wanted, link: LinkMode
+) -> bentoml.Model:
+    code = find_code(wanted.custom_pipeline, source, trust_remote_code=goal.trust)
+    record = replace(record, class_name=class_name(source.index), options=goal.options.to_dict())
+    linker = Linker(link)
+
+    def find_same(tag: Tag) -> bentoml.Model | None:
+        return find_same_model(tag, record, source, code, goal.arguments["signatures"])
+
+    try:
+        model = find_same(goal.tag) or write_entry(
+            goal.tag,
+            lambda entry: fill_from_folder(entry, record, source, code, linker),
+            options=goal.options,
+            find_same=find_same,
+            **goal.arguments,
+        )
+    except BaseException:
+        linker.undo()
+        raise
+    linker.log(model.tag)
+    if code is not None and goal.trust:
+        trust_code(code.sha256)
+    return model
+
+
+def _import_file(goal: _Goal, checkpoint: Checkpoint) -> bentoml.Model:
+    record = Record(
+        kind="pipeline",
+        origin=f"file {checkpoint.path.name}",
+        options=goal.options.to_dict(),
+        details={"sources": {checkpoint.path.name: hash_file(checkpoint.path)}},
+    )
+
+    def find_same(tag: Tag) -> bentoml.Model | None:
+        return find_same_details(tag, record)
+
+    return find_same(goal.tag) or write_entry(
+        goal.tag,
+        lambda entry: fill_from_checkpoint(entry, record, checkpoint, goal.options.pipeline_class),
+        options=goal.options,
+        find_same=find_same,
+        **goal.arguments,
+    )
+
+
+def _refuse_missing_path(text: str) -> None:
+    """An absolute or dotted path is no repository id, whatever the hub would say of it."""
+    if Path(text).expanduser().is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise ModelNotFound(text, "is not a folder or file here", "check the path")

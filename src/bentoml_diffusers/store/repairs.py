@@ -1,0 +1,103 @@
+"""Mends what diffusers writes, or wrote, and does not read back.
+
+Each repair works on the copy in the store and says what it did. It names the version of
+diffusers that makes it needless.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.store.layout import PIPELINE_INDEX
+from bentoml_diffusers.store.selection import read_components
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+REPAIRED_FILES = (PIPELINE_INDEX, "unet/config.json")
+
+
+def repair_pipeline(folder: Path) -> list[str]:
+    """Mends a pipeline in the store; returns what was done, in words."""
+    done = []
+    for repair in _REPAIRS:
+        text = repair(folder)
+        if text is not None:
+            done.append(text)
+    return done
+
+
+def _name_library_of_deprecated_classes(folder: Path) -> str | None:
+    """``["deprecated", "KarrasVeScheduler"]`` does not load (broken in diffusers 0.42.1).
+
+    Nor does ``["diffusers", "ScoreSdeVpScheduler"]``, which it exports one level lower.
+    """
+    index = _read(folder / PIPELINE_INDEX)
+    mended = {
+        name: [_find_library(cls), cls]
+        for name, (library, cls) in read_components(index, folder.name).items()
+        if library == "deprecated" or (library == "diffusers" and cls == "ScoreSdeVpScheduler")
+    }
+    if not mended:
+        return None
+    _write(folder / PIPELINE_INDEX, {**index, **mended})
+    return f"index: library of {', '.join(sorted(mended))}"
+
+
+def _find_library(class_name: str) -> str:
+    import diffusers
+
+    for library, module in (
+        ("diffusers", diffusers),
+        ("diffusers.schedulers", diffusers.schedulers),
+    ):
+        if class_name in dir(module):
+            return library
+    return "deprecated"
+
+
+def _keep_time_embedding_of_old_audio(folder: Path) -> str | None:
+    """UNet1DModel's Fourier size of 8 became that of the first block (since diffusers 0.36)."""
+    config_path = folder / "unet" / "config.json"
+    weights = sorted((folder / "unet").glob("*.safetensors"))
+    config = _read(config_path) if config_path.is_file() else {}
+    is_audio = config.get("_class_name") == "UNet1DModel" and weights
+    if not is_audio or config.get("time_embedding_dim") is not None:
+        return None
+    if config.get("time_embedding_type", "fourier") != "fourier":
+        return None
+    size = _first_length(weights[0], "time_proj.weight")
+    blocks = config.get("block_out_channels") or (32,)
+    if size is None or size == blocks[0]:
+        return None
+    _write(config_path, {**config, "time_embedding_dim": 2 * size})
+    return f"unet: time_embedding_dim {2 * size}, as its weights have it"
+
+
+_REPAIRS: tuple[Callable[[Path], str | None], ...] = (
+    _name_library_of_deprecated_classes,
+    _keep_time_embedding_of_old_audio,
+)
+
+
+def _first_length(path: Path, key: str) -> int | None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as tensors:
+        if key not in set(tensors.keys()):
+            return None
+        return int(tensors.get_slice(key).get_shape()[0])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    # As a new file: the old one may be shared with the source.
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,206 @@
+"""Which files of a repository or folder a pipeline needs: one variant, one format, no duplicates.
+
+Only names are looked at, so it is decided before anything is downloaded or linked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidModel, UntrustedSource
+from bentoml_diffusers.store.layout import PIPELINE_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_WEIGHT_SUFFIXES = (
+    *PICKLE_SUFFIXES,
+    *(".safetensors", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".xml", ".gguf", ".tflite"),
+)
+_MAIN_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_SHARD_INDEX = re.compile(r"^(.+)\.(safetensors|bin)\.index(?:\.([^.]+))?\.json$")
+_WITHOUT_WEIGHTS = ("Tokenizer", "Processor", "Scheduler", "FeatureExtractor")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A file with weights: ``unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors``."""
+
+    name: str
+    stem: str
+    variant: str | None
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Files that a pipeline needs.
+
+    Attributes:
+        files: Paths relative to the repository or folder.
+        pickles: Those of them that hold pickled weights.
+    """
+
+    files: tuple[str, ...]
+    pickles: tuple[str, ...] = ()
+
+
+def select_files(
+    index: Mapping[str, Any],
+    names: Iterable[str],
+    *,
+    source: str,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> Selection:
+    """Chooses the files of a pipeline.
+
+    Args:
+        index: Content of ``model_index.json``.
+        names: All files that there are, as relative paths.
+        source: Name of the repository or folder, for messages.
+        variant: Take the weights of this variant where a component has it, such as ``"fp16"``.
+        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
+
+    Raises:
+        InvalidModel: 400, a component that the index names is not there, or has no weights.
+        UntrustedSource: 400, weights as pickle, and they are not allowed.
+    """
+    known = sorted(names)
+    for name in known:
+        check_name(source, name)
+    components = read_components(index, source)
+    chosen = {PIPELINE_INDEX, *_code_files(index, known, source)}
+    with_variant = False
+    for component, (_, class_name) in components.items():
+        inside = [name for name in known if name.startswith(f"{component}/")]
+        if not inside:
+            raise InvalidModel(
+                source,
+                f"lacks the folder of {component!r}, which its {PIPELINE_INDEX} names",
+                "save the whole pipeline with save_pretrained",
+            )
+        files = _select_component(source, class_name, inside, variant, allow_pickle)
+        with_variant |= any(_read_weights(name).variant == variant for name in files if variant)
+        chosen.update(files)
+    if variant and not with_variant:
+        raise _no_variant(source, variant, known)
+    taken = tuple(sorted(chosen))
+    return Selection(taken, tuple(name for name in taken if name.endswith(PICKLE_SUFFIXES)))
+
+
+def read_components(index: Mapping[str, Any], source: str) -> dict[str, tuple[str, str]]:
+    """Returns library and class of each component that an index names, by its name.
+
+    Raises:
+        InvalidModel: 400, a name that is no plain word.
+    """
+    components = {}
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, (list, tuple)) or len(value) != 2:
+            continue
+        if value[0] is None or not all(isinstance(item, str) for item in value):
+            continue
+        if not name.isidentifier():
+            raise InvalidModel(source, f"names a component {name!r} in its {PIPELINE_INDEX}")
+        components[name] = (value[0], value[1])
+    return components
+
+
+def check_name(source: str, name: str) -> None:
+    """Refuses a file name that leads out of the folder.
+
+    Raises:
+        InvalidModel: 400, an absolute path, one with ``..``, or of Windows.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
+        raise InvalidModel(source, f"names a file outside of itself: {name!r}", "do not use it")
+
+
+def _code_files(index: Mapping[str, Any], names: Sequence[str], source: str) -> list[str]:
+    """Files with pipeline code that the index names: ``"_class_name": ["file", "Class"]``."""
+    declared = index.get("_class_name")
+    if not isinstance(declared, (list, tuple)):
+        return []
+    file = f"{declared[0]}.py"
+    if file not in names:
+        raise InvalidModel(
+            source, f"names pipeline code that is not there: {file}", "add the file to it"
+        )
+    return [file]
+
+
+def _select_component(
+    source: str, class_name: str, names: Sequence[str], variant: str | None, allow_pickle: bool
+) -> list[str]:
+    component = names[0].split("/")[0]
+    weights = [_read_weights(name) for name in names if _is_weights(name)]
+    others = [name for name in names if not _is_weights(name)]
+    if class_name == "OnnxRuntimeModel":
+        return [*others, *(item.name for item in weights if ".onnx" in item.name)]
+    for suffix in ("safetensors", "bin"):
+        found = _pick(source, component, [i for i in weights if i.suffix == suffix], variant)
+        if found and suffix == "bin" and not allow_pickle:
+            raise UntrustedSource(
+                f"weights of {component!r} in {source!r}",
+                found[0].rpartition("/")[2],
+                "safetensors, as a pickle can run code when it is read; "
+                "allow_pickle=True reads tensors out of it and stores them as safetensors",
+            )
+        if found:
+            return [*others, *found]
+    needs = f"{component}/config.json" in names and not any(
+        word in class_name for word in _WITHOUT_WEIGHTS
+    )
+    if needs:
+        raise InvalidModel(source, f"has no weights for {component!r} ({class_name})")
+    return others
+
+
+def _pick(source: str, component: str, weights: list[_Weights], variant: str | None) -> list[str]:
+    """Files of the variant if the component has them, else those without variant."""
+    main = [item for item in weights if item.stem in _MAIN_STEMS] or weights
+    for wanted in dict.fromkeys((variant, None)):
+        found = [item.name for item in main if item.variant == wanted]
+        if found:
+            return found
+    if main:
+        variants = sorted({item.variant for item in main if item.variant})
+        raise InvalidModel(
+            source,
+            f"has {component!r} only in the variants {', '.join(variants)}, asked for {variant}",
+            "give variant=",
+        )
+    return []
+
+
+def _no_variant(source: str, variant: str, names: Iterable[str]) -> InvalidModel:
+    weights = [_read_weights(name) for name in names if _is_weights(name) and "/" in name]
+    variants = sorted({i.variant for i in weights if i.variant and i.stem in _MAIN_STEMS})
+    return InvalidModel(
+        source,
+        f"has no variant {variant!r}, it has {', '.join(variants) or 'none'}",
+        "check the name, or leave variant out",
+    )
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(_WEIGHT_SUFFIXES) or _SHARD_INDEX.match(name) is not None
+
+
+def _read_weights(name: str) -> _Weights:
+    base = name.rpartition("/")[2]
+    shard_index = _SHARD_INDEX.match(base)
+    if shard_index:
+        stem, suffix, variant = shard_index.groups()
+    else:
+        stem, _, suffix = _SHARD.sub("", base).rpartition(".")
+        variant = None
+    stem, _, inner = stem.partition(".")
+    return _Weights(name, stem, variant or inner or None, suffix)

@@ -1,0 +1,162 @@
+"""A folder with a pipeline: what is in it, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bentoml_diffusers.errors import InvalidModel
+from bentoml_diffusers.store.layout import PIPELINE_INDEX
+from bentoml_diffusers.store.selection import Selection, check_name, select_files
+
+_NEVER_STORED = (".git", ".cache", "__pycache__", ".ipynb_checkpoints")
+_MAX_HEADER = 100 << 20  # bytes, as in the safetensors format
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder that can be imported.
+
+    Attributes:
+        name: What messages call it.
+        folder: Where it is.
+        index: Content of its ``model_index.json``.
+        selection: The files to take.
+    """
+
+    name: str
+    folder: Path
+    index: dict[str, Any]
+    selection: Selection
+
+    def path(self, name: str) -> Path:
+        """Returns where a file really is, links resolved."""
+        return (self.folder / name).resolve()
+
+    def known_hash(self, name: str) -> str | None:
+        """Returns the sha256 of a file of the hub's cache, whose name says it."""
+        path = self.path(name)
+        is_hash = path.parent == hub_blobs(self.folder) and len(path.name) == 64
+        return path.name if is_hash else None
+
+
+def open_folder(
+    folder: Path, *, name: str, variant: str | None = None, allow_pickle: bool = False
+) -> Source:
+    """Looks at a folder before anything is taken from it.
+
+    Raises:
+        InvalidModel: 400, no readable index, a missing component or variant, a link that leads
+            out, a truncated file.
+        UntrustedSource: 400, weights as pickle, and they are not allowed.
+    """
+    index = read_index(folder, name)
+    selection = select_files(
+        index, list_names(folder), source=name, variant=variant, allow_pickle=allow_pickle
+    )
+    source = Source(name, folder, index, selection)
+    for file in selection.files:
+        _check_file(source, file)
+    return source
+
+
+def read_index(folder: Path, name: str) -> dict[str, Any]:
+    """Reads ``model_index.json``.
+
+    Raises:
+        InvalidModel: 400, there is none, or it is broken.
+    """
+    path = folder / PIPELINE_INDEX
+    if not path.is_file():
+        raise InvalidModel(
+            name,
+            f"is no diffusers pipeline: it has no {PIPELINE_INDEX}",
+            "give a folder that save_pretrained wrote",
+        )
+    try:
+        index = json.loads(path.read_text())
+    except ValueError as err:
+        raise InvalidModel(name, f"has a broken {PIPELINE_INDEX}: {err}") from err
+    if not isinstance(index, dict) or not index.get("_class_name"):
+        raise InvalidModel(name, f"has a {PIPELINE_INDEX} that names no class")
+    return index
+
+
+def class_name(index: dict[str, Any]) -> str:
+    """Returns the name of the pipeline's class."""
+    value = index["_class_name"]
+    return str(value[-1] if isinstance(value, list) else value)
+
+
+def list_names(folder: Path) -> list[str]:
+    """Returns all files below a folder as relative paths; links to folders are not followed."""
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(item for item in folders if item not in _NEVER_STORED)
+        names += [Path(root, file).relative_to(folder).as_posix() for file in files]
+        for item in [item for item in folders if Path(root, item).is_symlink()]:
+            raise InvalidModel(
+                folder.name, f"has a link to a folder: {item}", "put the files themselves there"
+            )
+    return sorted(names)
+
+
+def hub_blobs(folder: Path) -> Path | None:
+    """Returns the folder that the links of a snapshot in the hub's cache lead to."""
+    resolved = folder.resolve()
+    is_snapshot = resolved.parent.name == "snapshots"
+    return resolved.parent.parent / "blobs" if is_snapshot else None
+
+
+def check_safetensors(path: Path, name: str, source: str) -> None:
+    """Checks header and length of a safetensors file, without reading its tensors.
+
+    Raises:
+        InvalidModel: 400, corrupt or truncated.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(size - 8, _MAX_HEADER):
+                raise ValueError(f"its header would have {length} bytes")
+            header = json.loads(stream.read(length))
+        ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+        if size != expected:
+            raise ValueError(f"it has {size} bytes, its header says {expected}")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
+        raise InvalidModel(
+            source, f"has a broken or truncated file {name}: {err}", "download or save it again"
+        ) from err
+
+
+def _check_file(source: Source, name: str) -> None:
+    path = source.path(name)
+    allowed = (source.folder.resolve(), hub_blobs(source.folder))
+    if not any(path.is_relative_to(root) for root in allowed if root is not None):
+        raise InvalidModel(
+            source.name, f"has a link that leads out of it: {name}", "put the file itself there"
+        )
+    if not path.is_file():
+        raise InvalidModel(source.name, f"has a link to nothing: {name}")
+    if name.endswith(".safetensors"):
+        check_safetensors(path, name, source.name)
+    if ".index." in name and name.endswith(".json"):
+        _check_shards(source, name)
+
+
+def _check_shards(source: Source, name: str) -> None:
+    """All shards that an index of weights names must be there, beside it."""
+    try:
+        shards = set(json.loads(source.path(name).read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as err:
+        raise InvalidModel(source.name, f"has a broken {name}: {err}") from err
+    for shard in sorted(map(str, shards)):
+        check_name(source.name, shard)
+        path = f"{name.rpartition('/')[0]}/{shard}"
+        if path not in source.selection.files:
+            raise InvalidModel(source.name, f"lacks {path}, which {name} names")
