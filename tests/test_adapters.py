@@ -275,3 +275,55 @@ def test_slots_are_bounded_and_the_least_recently_used_makes_room(pipeline, fold
         theirs = paint_by_peft(tiny_sd, [(folder / file(name), 1.0)])
         assert (ours - theirs).abs().max() < 5e-6
     bank.close()
+
+
+def test_a_compiled_denoiser_is_compiled_for_shapes_and_not_for_loras(tmp_path):
+    from torch._dynamo.testing import CompileCounter
+
+    make, _ = FAMILIES["flux"]
+    for index in range(4):
+        path = tmp_path / f"l{index}.safetensors"
+        save_lora(path, make, {"transformer": ATTENTION[: 4 - index % 2]}, seed=index, r=2 + index)
+    pipeline, eager = make(), make()
+    counter = CompileCounter()
+    pipeline.transformer.compile(backend=counter)
+    options = ModelOptions(lora_dir=str(tmp_path), max_lora_rank=8, lora_slots=3)
+    banks = [AdapterBank(pipeline, options), AdapterBank(eager, options)]
+    random = torch.Generator().manual_seed(1)
+    given = {
+        "hidden_states": torch.randn(2, 4, 16, generator=random),
+        "encoder_hidden_states": torch.randn(2, 6, 16, generator=random),
+        "pooled_projections": torch.randn(2, 16, generator=random),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "img_ids": torch.zeros(4, 3),
+        "txt_ids": torch.zeros(6, 3),
+    }
+
+    @torch.no_grad()
+    def run(bank, transformer, names):
+        leases = [name and bank.acquire(bank.prepare(bank.find(name))) for name in names]
+        shares = [(lease, 1) for lease in leases]
+        with bank.forwarding("transformer", shares if len(shares) > 1 else [(leases[0], None)]):
+            result = transformer(**given)[0]
+        for lease in filter(None, leases):
+            lease.release()
+        return result
+
+    def check(*names):
+        ours = run(banks[0], pipeline.transformer, names)
+        theirs = run(banks[1], eager.transformer, names)
+        assert (ours - theirs).abs().max() < 1e-5
+        return counter.frame_count
+
+    plain = check(None)
+    lone = check("l0.safetensors")
+    mixed = check("l0.safetensors", None)
+    assert plain == 1
+    assert lone > plain
+    assert mixed > lone
+    for index in range(1, 4):
+        name = f"l{index}.safetensors"
+        check({"name": name, "scale": 0.3 * index})
+        check(None, {"name": name, "scale": -1.5})
+        check(name, "l0.safetensors")
+    assert check(None) == mixed

@@ -84,8 +84,9 @@ class AdapterBank:
     """The adapters of one pipeline.
 
     :meth:`find` and :meth:`prepare` may be called from any thread and change nothing. The rest
-    belongs to the thread that runs the pipeline. Without LoRAs of requests the pipeline has no
-    hook, and with hooks a forward that nobody brought a LoRA for is bit for bit the plain one.
+    belongs to the thread that runs the pipeline. Hooks come with the first LoRA of a request, on a
+    component that is compiled at once, so compile before; also with hooks, a forward that nobody
+    brought a LoRA for is bit for bit the plain one.
 
     Args:
         pipeline: The pipeline; gets the static adapters of the options.
@@ -98,7 +99,6 @@ class AdapterBank:
 
     def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions) -> None:
         self._pipeline = pipeline
-        self._options = options
         self._switch = attach_static_adapters(pipeline, options)
         self._lora_finder = request_finder(options)
         self._inversion_finder = request_finder(options, "textual_inversion")
@@ -107,7 +107,9 @@ class AdapterBank:
         self._said_exclusive = False
         self._layers = LayerMap(pipeline)
         self._running: dict[int, Running] = {}
-        self._pool = SlotPool(self._layers, options.lora_slots or DEFAULT_SLOTS, self._runs_on)
+        self._max_rank = options.max_lora_rank or DEFAULT_MAX_RANK
+        slots = options.lora_slots or DEFAULT_SLOTS
+        self._pool = SlotPool(self._layers, slots, self._max_rank, self._runs_on)
         size = options.lora_cache_bytes
         size = DEFAULT_CACHE_BYTES if size is None else size
         self._loras: HostCache[HostLora] = HostCache(size)
@@ -115,6 +117,9 @@ class AdapterBank:
         self._encoders = find_encoders(pipeline)
         self._tokenizers = Tokenizers(self._encoders)
         self._tables: dict[str, WordTable] = {}
+        for name in getattr(pipeline, "_lora_loadable_modules", ()):
+            if self._layers.is_compiled(name):
+                self._pool.attach(name)
 
     def find(self, lora_weights: object, textual_inversions: object = None) -> AdapterSet:
         """Finds adapters by name; reads no file. Safe from any thread.
@@ -260,8 +265,9 @@ class AdapterBank:
 
     def _load_lora(self, adapter: Adapter, key: object) -> HostLora:
         raw = convert_lora(self._pipeline, adapter.name, local_file(adapter))
-        rank = self._options.max_lora_rank or DEFAULT_MAX_RANK
-        fitted = self._layers.fit(adapter.name, raw, rank, check_finite=self._check_finite)
+        fitted = self._layers.fit(
+            adapter.name, raw, self._max_rank, check_finite=self._check_finite
+        )
         return replace(fitted, key=key)
 
     def _read_word(self, adapter: Adapter) -> Word:

@@ -93,6 +93,16 @@ class LayerMap:
             self._targets[key] = _target(self._modules[component][path])
         return self._targets[key]
 
+    def keys(self, component: str) -> list[LayerKey]:
+        """Returns all layers of a component that slots can serve."""
+        paths = self._modules.get(component, {})
+        return [(component, path) for path in paths if self.find(component, path) is not None]
+
+    def is_compiled(self, component: str) -> bool:
+        """True if ``torch.compile`` is on for the component or for a part of it."""
+        modules = self._modules.get(component, {}).values()
+        return any(module._compiled_call_impl is not None for module in modules)
+
     def servable(self, key: LayerKey) -> Target:
         """Returns a layer that slots can serve."""
         target = self.find(*key)

@@ -29,13 +29,18 @@ class SlotPool:
     Args:
         layers: The layers that there are.
         slots: LoRAs that can be resident at once.
+        max_rank: Largest rank of a LoRA.
         running: Returns what runs on a component now, by its name.
     """
 
-    def __init__(self, layers: LayerMap, slots: int, running: Callable[[str], Running]) -> None:
+    def __init__(
+        self, layers: LayerMap, slots: int, max_rank: int, running: Callable[[str], Running]
+    ) -> None:
         self.slots = slots
         self.hits = 0
         self._map = layers
+        self._max_rank = max_rank
+        self._compiled: set[str] = set()
         self._running = running
         self._layers: dict[LayerKey, SlotLayer] = {}
         self._residents: OrderedDict[object, _Resident] = OrderedDict()
@@ -68,6 +73,16 @@ class SlotPool:
         for slot in slots:
             by_slot[slot].leases -= 1
 
+    def attach(self, component: str) -> None:
+        """Attaches the hooks of a whole component before anything is in a slot.
+
+        For a compiled component: it does not notice hooks that come after its first run, and each
+        growth of a slot compiles it again, so its slots are as large as they can get.
+        """
+        self._compiled.add(component)
+        for key in self._map.keys(component):
+            self._layer(key)
+
     def find(self, key: object) -> HostLora | None:
         """Returns a LoRA that is in a slot. Safe from any thread."""
         resident = self._residents.get(key)
@@ -93,7 +108,8 @@ class SlotPool:
         try:
             for key, weights in lora.layers.items():
                 layer = self._layer(key)
-                layer.reserve(len(weights[0]), weights[0], self._map.device)
+                rank = self._max_rank if key[0] in self._compiled else len(weights[0])
+                layer.reserve(rank, weights[0], self._map.device)
                 touched.append(layer)
                 layer.put(slot, weights)
         except BaseException:

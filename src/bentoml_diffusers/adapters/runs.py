@@ -99,7 +99,9 @@ def _with_tensors(spans: tuple[Span, ...], samples: int, device: torch.device | 
     """Adds, for each sample, its slots and scales, padded with the empty slot 0."""
     import torch
 
-    width = max(1, *(len(span.pairs) for span in spans))
+    # Few widths, so that a compiled forward sees few shapes.
+    widest = max(len(span.pairs) for span in spans)
+    width = 1 << max(widest - 1, 0).bit_length()
     index, scales = [], []
     for span in spans:
         padded = span.pairs + ((0, 0.0),) * (width - len(span.pairs))

@@ -87,7 +87,7 @@ class SlotLayer:
         import torch
 
         run = self._running.run
-        if run is None:
+        if run is None or not self.rank:
             return None
         inputs = args[0] if args else next(iter(kwargs.values()))
         if inputs.device != self.down.device:
