@@ -1,4 +1,7 @@
-"""A local stand-in of the Hub's HTTP API, for the real `huggingface_hub` code to talk to."""
+"""A local stand-in of the Hub's HTTP API, for the real `huggingface_hub` code to talk to.
+
+It has branches, commits, redirects to a store of large files, ETags, ranges, and faults to order.
+"""
 
 import hashlib
 import json
@@ -9,20 +12,41 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+TOKEN = "hf_right"
+LARGE = ".safetensors"  # what a redirect leads to, as for files in LFS
 
 
 class Hub:
-    """Repositories by id, each a folder; `gated` ones answer 403. Remembers what was fetched."""
+    """Repositories by id, each a folder.
 
-    def __init__(self, repositories: dict[str, Path], gated: tuple[str, ...] = ()) -> None:
-        self.repositories = repositories
+    `revisions` are folders for `"owner/name@revision"`. `gated` ones answer 403, `private` ones
+    404, without the token. `faults` are used up one by one: for an end of a path, what the next
+    requests for it get: a status, or `"cut"`: half the body. Remembers what was fetched.
+    """
+
+    def __init__(self, repositories, gated=(), private=(), revisions=None):
+        self.repositories = dict(repositories)
         self.gated = gated
+        self.private = private
+        self.revisions = dict(revisions or {})
+        self.faults: dict[str, list[int | str]] = {}
         self.fetched: list[str] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.url = ""
 
-    def files(self, repository: str) -> list[str]:
-        root = self.repositories[repository]
-        return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    def folder(self, repository: str, revision: str) -> Path | None:
+        if revision in ("main", COMMIT):
+            return self.repositories[repository]
+        if revision == OTHER_COMMIT:
+            revision = "v2"
+        return self.revisions.get(f"{repository}@{revision}")
+
+    def next_fault(self, path: str) -> int | str | None:
+        for end, faults in self.faults.items():
+            if path.endswith(end) and faults:
+                return faults.pop(0)
+        return None
 
 
 @contextmanager
@@ -31,7 +55,7 @@ def serve(hub: Hub):
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
@@ -44,62 +68,95 @@ def serve(hub: Hub):
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
+    def do_GET(self):
+        self._answer()
 
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+    def do_HEAD(self):
+        self._answer()
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         pass
 
-    def _answer(self, *, with_body: bool) -> None:
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        is_api = parts[:2] == ["api", "models"]
-        repository = "/".join(parts[2:4] if is_api else parts[:2])
-        rest = parts[4:] if is_api else parts[2:]
+    def _answer(self):
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.hub.requests.append(
+            (self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
+        )
+        fault = self.hub.next_fault(path)
+        if isinstance(fault, int):
+            return self._send(fault, b"{}", {"Retry-After": "0"} if fault == 429 else {})
+        parts = path.split("/")
+        if parts[0] == "large":
+            return self._send_large(Path("/", *parts[1:]), cut=fault == "cut")
+        is_api = parts[0] == "api"
+        parts = parts[1:] if is_api else parts
+        if parts[0] in ("models", "datasets"):
+            parts = parts[1:]
+        return self._answer_repository("/".join(parts[:2]), parts[2:], is_api, fault == "cut")
+
+    def _answer_repository(self, repository, rest, is_api, cut):
+        has_token = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if self.headers.get("Authorization") and not has_token:
+            return self._send(401, b"{}", {"X-Error-Message": "Invalid credentials"})
+        if repository in self.hub.private and not has_token:
+            return self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
         if repository not in self.hub.repositories:
-            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
-        if len(rest) > 1 and rest[1] not in ("main", COMMIT):
-            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
-        if repository in self.hub.gated and not is_api:
-            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body)
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        revision = rest[1] if len(rest) > 1 else "main"
+        folder = self.hub.folder(repository, revision)
+        if folder is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        commit = COMMIT if folder == self.hub.repositories[repository] else OTHER_COMMIT
+        if repository in self.hub.gated and not is_api and not has_token:
+            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         if is_api and rest[:1] == ["tree"]:
-            return self._send_json(self._tree(repository), with_body)
+            return self._send_json([_entry(folder / name, name) for name in names])
         if is_api:
-            siblings = [{"rfilename": name} for name in self.hub.files(repository)]
-            return self._send_json(
-                {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings},
-                with_body,
-            )
-        return self._send_file(repository, "/".join(rest[2:]), with_body)
+            siblings = [{"rfilename": name} for name in names]
+            info = {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings}
+            return self._send_json(info)
+        return self._send_file(folder, "/".join(rest[2:]), commit, cut)
 
-    def _tree(self, repository: str) -> list[dict[str, object]]:
-        root = self.hub.repositories[repository]
-        return [
-            {"type": "file", "path": name, "size": (root / name).stat().st_size, "oid": "0" * 40}
-            for name in self.hub.files(repository)
-        ]
-
-    def _send_file(self, repository: str, name: str, with_body: bool) -> None:
-        path = self.hub.repositories[repository] / name
+    def _send_file(self, folder, name, commit, cut):
+        path = folder / name
         if not path.is_file():
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
-        data = path.read_bytes()
-        if with_body:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        etag = hashlib.sha256(path.read_bytes()).hexdigest()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
+        if name.endswith(LARGE):
+            size = {"X-Linked-Size": str(path.stat().st_size), "X-Linked-ETag": f'"{etag}"'}
+            # Another host, as the Hub does it: the client follows with the next request only.
+            place = self.hub.url.replace("127.0.0.1", "localhost")
+            return self._send(302, b"", {**headers, **size, "Location": f"{place}/large{path}"})
+        if self.command == "GET":
             self.hub.fetched.append(name)
-        etag = hashlib.sha256(data).hexdigest()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}
-        return self._send(200, data, headers, with_body)
+        return self._send(200, path.read_bytes(), headers, cut=cut)
 
-    def _send_json(self, value: object, with_body: bool) -> None:
-        headers = {"Content-Type": "application/json"}
-        self._send(200, json.dumps(value).encode(), headers, with_body)
+    def _send_large(self, path, cut):
+        data = path.read_bytes()
+        if self.command == "GET":
+            self.hub.fetched.append(path.name)
+        start = self.headers.get("Range", "")
+        if not start.startswith("bytes="):
+            return self._send(200, data, {"Accept-Ranges": "bytes"}, cut=cut)
+        first = int(start.removeprefix("bytes=").split("-")[0])
+        span = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
+        return self._send(206, data[first:], span, cut=cut)
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str], with_body: bool) -> None:
+    def _send_json(self, value):
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status, data, headers, cut=False):
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if with_body:
-            self.wfile.write(data)
+        if self.command == "GET":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        if cut:
+            self.close_connection = True
+
+
+def _entry(path, name):
+    return {"type": "file", "path": name, "size": path.stat().st_size, "oid": "0" * 40}

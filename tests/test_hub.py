@@ -1,8 +1,10 @@
 """Imports from the Hub by the real `huggingface_hub` code, from a stand-in on loopback.
 
-In processes of their own: `huggingface_hub` reads its environment once.
+In a process of its own, which serves all tests: `huggingface_hub` reads its environment once.
+Each test has repositories of its own, so that no cache of another one answers.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -13,103 +15,319 @@ from pathlib import Path
 import hub
 import pytest
 
-IMPORT = """
-import json, sys
+WORKER = """
+import json, os, sys, time
 import bentoml_diffusers
-try:
-    model = bentoml_diffusers.import_model("fromhub", **json.loads(sys.argv[1]))
-    bentoml_diffusers.load_model(model)
-    print("RESULT", json.dumps({"version": model.tag.version, "path": model.path}))
-except Exception as error:
-    print("RESULT", json.dumps({"error": type(error).__name__, "text": str(error)}))
+from bentoml_diffusers import store
+import huggingface_hub, huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096  # what can be resumed after a cut
+calls = {"import_model": bentoml_diffusers.import_model, "import_lora": store.import_lora}
+for line in sys.stdin:
+    order = json.loads(line)
+    os.environ.pop("HF_TOKEN", None)
+    os.environ.update(order["environment"])
+    huggingface_hub.constants.HF_HUB_OFFLINE = order["offline"]
+    started = time.monotonic()
+    try:
+        model = calls[order["call"]](**order["arguments"])
+        if order["load"]:
+            bentoml_diffusers.load_model(model)
+        result = {"tag": str(model.tag), "version": model.tag.version, "path": model.path}
+    except Exception as error:
+        result = {"error": type(error).__name__, "text": str(error)}
+        result["status"] = int(getattr(error, "error_code", 0))
+    print("RESULT", json.dumps({**result, "s": time.monotonic() - started}), flush=True)
 """
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def repositories(tmp_path_factory, pipeline_folder):
-    root = tmp_path_factory.mktemp("hub")
-    shutil.copytree(pipeline_folder, root / "full")
-    weights = root / "full" / "unet" / "diffusion_pytorch_model.safetensors"
+def full(tmp_path_factory, pipeline_folder):
+    """A repository as people fill them: a pipeline, and all that it does not need."""
+    folder = tmp_path_factory.mktemp("hub") / "full"
+    shutil.copytree(pipeline_folder, folder)
     for junk in ("diffusion_pytorch_model.bin", "diffusion_flax_model.msgpack", "model.onnx"):
-        (weights.parent / junk).write_bytes(b"junk")
-    (root / "full" / "v1-5-pruned.safetensors").write_bytes(b"a checkpoint in a single file")
-    (root / "full" / "v1-5-pruned.ckpt").write_bytes(b"another one")
-    for folder in ("unet", "vae", "text_encoder"):
-        for file in (root / "full" / folder).glob("*.safetensors"):
+        (folder / "unet" / junk).write_bytes(b"junk")
+    (folder / "v1-5-pruned.safetensors").write_bytes(b"a checkpoint in a single file")
+    (folder / "v1-5-pruned.ckpt").write_bytes(b"another one")
+    (folder / "README.md").write_text("words")
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
             shutil.copy(file, file.with_name(f"{file.stem}.fp16.safetensors"))
-    (root / "other").mkdir()
-    (root / "other" / "config.json").write_text("{}")
-    (root / "other" / "model.safetensors").write_bytes(b"large")
-    return {"us/full": root / "full", "us/other": root / "other", "us/gated": root / "full"}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server():
+    with hub.serve(hub.Hub({})) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def worker(server, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        **os.environ,
+        "BENTOML_HOME": str(home / "bentoml"),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_ENDPOINT": server.url,
+    }
+    environment.pop("HF_HUB_OFFLINE")
+    log = (home / "log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    process.home = home
+    process.log = log
+    yield process
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
+    log.close()
 
 
 @pytest.fixture
-def import_from_hub(repositories, tmp_path):
-    def run(**arguments):
-        environment = {
-            **os.environ,
-            "BENTOML_HOME": str(tmp_path / "bentoml"),
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
+def repository(server, full):
+    """The id of a repository that no other test has."""
+    name = f"us/full{next(_numbers)}"
+    server.repositories[name] = full
+    server.fetched.clear()
+    server.requests.clear()
+    server.faults.clear()
+    return name
+
+
+@pytest.fixture
+def ask(worker):
+    """Imports in the process of the worker; returns what came of it."""
+
+    def run(source, *, call="import_model", load=False, offline=False, environment=None, **more):
+        arguments = {"name": f"model{next(_numbers)}", **more}
+        arguments["model_name_or_path" if call == "import_model" else "source"] = source
+        order = {
+            "call": call,
+            "arguments": arguments,
+            "load": load,
+            "offline": offline,
+            "environment": environment or {},
         }
-        environment.pop("HF_HUB_OFFLINE")
-        with hub.serve(hub.Hub(repositories, gated=("us/gated",))) as server:
-            environment["HF_ENDPOINT"] = server.url
-            done = subprocess.run(
-                [sys.executable, "-c", IMPORT, json.dumps(arguments)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=200,
-            )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        assert lines, done.stderr
-        return json.loads(lines[0].removeprefix("RESULT ")), server.fetched
+        worker.stdin.write(json.dumps(order) + "\n")
+        worker.stdin.flush()
+        for line in worker.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+        worker.log.seek(0)
+        raise AssertionError(worker.log.read())
 
     return run
 
 
-def test_only_what_the_pipeline_needs_is_fetched(import_from_hub):
-    result, fetched = import_from_hub(model_name_or_path="us/full", sync_with_hub_version=True)
+def weights(server):
+    return [name for name in server.fetched if name.endswith(".safetensors")]
+
+
+def test_only_what_the_pipeline_needs_is_fetched(ask, server, repository, worker):
+    result = ask(repository, sync_with_hub_version=True, load=True)
     assert result["version"] == hub.COMMIT, result
-    stored = {
-        path.name for path in Path(result["path"], "diffusion_model").rglob("*") if path.is_file()
-    }
+    folder = Path(result["path"], "diffusion_model")
+    stored = {path.name for path in folder.rglob("*") if path.is_file()}
     assert "diffusion_pytorch_model.safetensors" in stored
-    for name in (*stored, *fetched):
-        assert not name.endswith((".bin", ".msgpack", ".onnx", ".ckpt"))
+    for name in (*stored, *server.fetched):
+        assert not name.endswith((".bin", ".msgpack", ".onnx", ".ckpt", ".md"))
         assert "pruned" not in name
         assert "fp16" not in name
-    assert json.loads(Path(result["path"], "record.json").read_text())["commit"] == hub.COMMIT
+    assert len(server.fetched) == len(set(server.fetched)) + 1  # two are called model.safetensors
+    record = json.loads(Path(result["path"], "record.json").read_text())
+    assert (record["commit"], record["origin"]) == (hub.COMMIT, repository)
+    worker.log.seek(0)
+    assert "Fetching" in worker.log.read()  # progress bars
 
 
-def test_a_variant_is_fetched_alone_and_used(import_from_hub):
-    result, fetched = import_from_hub(
-        model_name_or_path="us/full", variant="fp16", sync_with_hub_version=True
-    )
+def test_what_comes_from_the_hub_is_linked_and_its_hashes_are_known(ask, repository):
+    result = ask(repository)
+    large = Path(result["path"], "diffusion_model", "vae", "diffusion_pytorch_model.safetensors")
+    assert large.stat().st_size > 64 * 1024
+    assert large.stat().st_nlink == 2
+    record = json.loads(Path(result["path"], "record.json").read_text())
+    from bentoml_diffusers.store.hashing import hash_file
+
+    assert record["files"]["vae/diffusion_pytorch_model.safetensors"] == hash_file(large)
+
+
+def test_a_variant_is_fetched_alone_and_used(ask, server, repository):
+    result = ask(repository, variant="fp16", sync_with_hub_version=True, load=True)
     assert result["version"] == f"{hub.COMMIT}-fp16", result
-    weights = [name for name in fetched if name.endswith(".safetensors")]
-    assert weights
-    assert all("fp16" in name for name in weights)
+    assert weights(server)
+    assert all("fp16" in name for name in weights(server))
+
+
+def test_a_revision_is_fetched_and_recorded(ask, server, repository, full, tmp_path):
+    shutil.copytree(full, tmp_path / "v2")
+    (tmp_path / "v2" / "scheduler" / "added.json").write_text("{}")
+    server.revisions[f"{repository}@v2"] = tmp_path / "v2"
+    result = ask(repository, revision="v2", sync_with_hub_version=True)
+    assert result["version"] == hub.OTHER_COMMIT, result
+    assert Path(result["path"], "diffusion_model", "scheduler", "added.json").is_file()
+
+
+def test_the_same_again_is_the_same_model_and_fetches_nothing(ask, server, repository):
+    first = ask(repository, name="again")
+    server.fetched.clear()
+    assert ask(repository, name="again")["tag"] == first["tag"]
+    assert ask(repository, name="again", revision=hub.COMMIT)["tag"] == first["tag"]
+    assert ask(repository, name="again", variant="fp16")["tag"] != first["tag"]
+    assert all("fp16" in name for name in weights(server))
+
+
+def test_offline_takes_what_is_cached_and_asks_nobody(ask, server, repository):
+    first = ask(repository, name="offline")
+    server.requests.clear()
+    assert ask(repository, name="offline", offline=True)["tag"] == first["tag"]
+    missing = ask(f"{repository}-other", offline=True)
+    assert missing["error"] == "ModelNotFound"
+    assert "HF_HUB_OFFLINE" in missing["text"]
+    assert server.requests == []
+
+
+def test_tokens_come_from_the_environment(ask, server, repository):
+    server.private = (repository,)
+    refused = ask(repository)
+    assert (refused["error"], refused["status"]) == ("ModelNotFound", 404)
+    assert "HF_TOKEN" in refused["text"]
+    assert "version" in ask(repository, environment={"HF_TOKEN": hub.TOKEN})
+    wrong = ask(f"{repository}", environment={"HF_TOKEN": "hf_wrong"})
+    assert "error" in wrong
+    assert "HF_TOKEN" in wrong["text"]
+    server.private = ()
+
+
+def test_proxies_are_used(ask, server, repository):
+    """The stand-in is its own proxy: it sees whole addresses instead of paths."""
+    assert "version" in ask(repository, proxies={"http": server.url})
+    assert server.requests
+    assert any(path.startswith("http://") for _, path, _ in server.requests)
+    server.requests.clear()
+    ask(repository)
+    assert not [path for _, path, _ in server.requests if path.startswith("http://")]
+
+
+def test_a_cut_connection_is_resumed_where_it_was_cut(ask, server, repository):
+    name = "vae/diffusion_pytorch_model.safetensors"
+    server.faults[f"large{server.repositories[repository]}/{name}"] = ["cut"]
+    result = ask(repository, load=True)
+    assert "version" in result, result
+    ranges = [headers.get("range") for _, path, headers in server.requests if name in path]
+    assert any(value and value != "bytes=0-" for value in ranges)
+
+
+def test_files_that_are_complete_are_not_fetched_again(ask, server, repository):
+    """The hub fails in the middle; the second try fetches only the rest."""
+    server.faults["diffusion_pytorch_model.safetensors"] = [403] * 4
+    failed = ask(repository, name="resumed")
+    assert failed["error"] in ("HubUnavailable", "ModelNotFound"), failed
+    done = set(server.fetched)
+    server.faults.clear()
+    server.fetched.clear()
+    result = ask(repository, name="resumed")
+    assert "version" in result, result
+    assert "tokenizer/tokenizer.json" in done
+    assert not done & set(server.fetched)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_hub_is_asked_again(ask, server, repository, status):
+    server.faults["vae/config.json"] = [status]
+    assert "version" in ask(repository)
+
+
+def test_a_hub_that_stays_broken_is_one_clear_error(ask, server, repository):
+    server.faults[f"{repository}/revision/{hub.COMMIT}"] = [500] * 20
+    result = ask(repository)
+    assert (result["error"], result["status"]) == ("HubUnavailable", 503), result
+    assert "try again" in result["text"]
+    assert not weights(server)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("more", "error", "words"),
     [
-        ({"model_name_or_path": "us/none"}, "ModelNotFound", "us/none"),
-        ({"model_name_or_path": "us/full", "revision": "v9"}, "ModelNotFound", "v9"),
-        ({"model_name_or_path": "us/full", "variant": "fp8"}, "ModelNotFound", "fp8"),
-        ({"model_name_or_path": "us/other"}, "InvalidModel", "model_index.json"),
-        ({"model_name_or_path": "us/gated"}, "ModelNotFound", "HF_TOKEN"),
+        ({"revision": "v9"}, "ModelNotFound", "v9"),
+        ({"variant": "fp8"}, "InvalidModel", "fp8"),
+        ({"source": "us/none"}, "ModelNotFound", "us/none"),
+        ({"source": "us/other"}, "InvalidModel", "model_index.json"),
+        ({"source": "us/gated"}, "ModelNotFound", "HF_TOKEN"),
+        ({"source": "us/pickle"}, "UntrustedSource", "allow_pickle"),
+        ({"source": "us/lost"}, "InvalidModel", "vae"),
+        ({"source": "us/not//valid"}, "ModelNotFound", "us/not//valid"),
     ],
 )
 def test_what_cannot_be_imported_is_said_before_weights_are_fetched(
-    import_from_hub, arguments, error, words, tmp_path
+    ask, server, repository, special, worker, more, error, words
 ):
-    result, fetched = import_from_hub(**arguments)
+    result = ask(**{"source": repository, "name": "refused", **more})
     assert result["error"] == error, result
     assert words in result["text"]
-    assert not [name for name in fetched if name.endswith(".safetensors")]
-    assert not (tmp_path / "bentoml" / "models" / "fromhub").exists()
+    assert not weights(server)
+    assert not (worker.home / "bentoml" / "models" / "refused").exists()
+
+
+@pytest.fixture(scope="module")
+def special(server, full, tmp_path_factory):
+    root = tmp_path_factory.mktemp("special")
+    (root / "other").mkdir()
+    (root / "other" / "config.json").write_text("{}")
+    (root / "other" / "model.safetensors").write_bytes(b"large")
+    shutil.copytree(full, root / "pickle")
+    for file in (root / "pickle" / "unet").glob("*.safetensors"):
+        file.unlink()
+    shutil.copytree(full, root / "lost")
+    shutil.rmtree(root / "lost" / "vae")
+    server.repositories |= {
+        "us/other": root / "other",
+        "us/gated": full,
+        "us/pickle": root / "pickle",
+        "us/lost": root / "lost",
+    }
+    server.gated = ("us/gated",)
+
+
+def test_a_lora_comes_from_the_hub_too(ask, server, lora_dir, tmp_path):
+    shutil.copy(lora_dir / "one.safetensors", tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "README.md").write_text("words")
+    server.repositories["us/lora"] = tmp_path
+    server.fetched.clear()
+    result = ask("us/lora", call="import_lora")
+    assert "version" in result, result
+    record = json.loads(Path(result["path"], "record.json").read_text())
+    assert (record["origin"], record["commit"]) == ("us/lora", hub.COMMIT)
+    assert server.fetched == ["pytorch_lora_weights.safetensors"]
+    assert (
+        ask("us/lora", call="import_lora", weight_name="x.safetensors")["error"] == "InvalidModel"
+    )
+
+
+CODE = "from diffusers import StableDiffusionPipeline as Base\n\n\nclass Ours(Base):\n    pass\n"
+
+
+def test_community_pipelines_need_trust_and_are_stored(ask, server, repository, tmp_path):
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "ours.py").write_text(CODE)
+    server.repositories["diffusers/community-pipelines-mirror"] = tmp_path
+    refused = ask(repository, custom_pipeline="ours")
+    assert refused["error"] == "UntrustedSource"
+    assert "trust_remote_code=True" in refused["text"]
+    assert "ours.py" not in server.fetched
+    result = ask(repository, custom_pipeline="ours", trust_remote_code=True, load=True)
+    assert "version" in result, result
+    assert Path(result["path"], "code", "pipeline.py").read_text() == CODE
+    server.requests.clear()
+    unknown = ask(repository, custom_pipeline="theirs", trust_remote_code=True)
+    assert unknown["error"] == "InvalidOption"

@@ -61,13 +61,12 @@ def download_pipeline(
     from huggingface_hub import hf_hub_download, snapshot_download
 
     with _hub_errors(repo_id, revision), _use_proxies(proxies):
-        listed = _list_repository(repo_id, revision)
-        if listed is None:
-            return _find_cached(repo_id, revision)
-        commit, names = listed
-        if PIPELINE_INDEX not in names:
-            raise _no_pipeline(repo_id)
-        index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=commit))
+        # By the revision's name, so that the cache knows next time offline what it stands for.
+        index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision))
+        commit = index.parent.name  # a snapshot lies in `snapshots/<commit>/`
+        names = _list_files(repo_id, commit)
+        if names is None:
+            return Download(folder=index.parent, commit=commit)
         selection = select_files(
             read_index(index.parent, repo_id),
             names,
@@ -107,12 +106,11 @@ def list_repository(repo_id: str, revision: str = "main") -> Sequence[str]:
         HubUnavailable: 503, the hub did not answer as it should.
     """
     with _hub_errors(repo_id, revision):
-        listed = _list_repository(repo_id, revision)
-    return () if listed is None else listed[1]
+        return _list_files(repo_id, revision) or ()
 
 
-def _list_repository(repo_id: str, revision: str) -> tuple[str, list[str]] | None:
-    """Commit and files; ``None`` offline."""
+def _list_files(repo_id: str, revision: str) -> list[str] | None:
+    """All files of a repository; ``None`` offline."""
     from huggingface_hub import HfApi
 
     try:
@@ -122,23 +120,7 @@ def _list_repository(repo_id: str, revision: str) -> tuple[str, list[str]] | Non
             raise
         logger.warning("the hub cannot be reached, looking into its cache: %s", err)
         return None
-    return str(info.sha), [item.rfilename for item in info.siblings or ()]
-
-
-def _find_cached(repo_id: str, revision: str) -> Download:
-    from huggingface_hub import hf_hub_download
-
-    index = hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision, local_files_only=True)
-    # A snapshot lies in `snapshots/<commit>/` of the hub's cache.
-    return Download(folder=Path(index).parent, commit=Path(index).parent.name)
-
-
-def _no_pipeline(repo_id: str) -> InvalidModel:
-    return InvalidModel(
-        repo_id,
-        f"holds no diffusers pipeline: it has no {PIPELINE_INDEX}",
-        "give a repository with one, or a single file of it that you downloaded",
-    )
+    return [item.rfilename for item in info.siblings or ()]
 
 
 def _as_pattern(name: str) -> str:
@@ -197,15 +179,22 @@ def _translate(err: Exception, repo_id: str, revision: str, file: str) -> Diffus
             "was not found on the hub, or is private",
             "check the name; if it is private, set HF_TOKEN to a token that may read it",
         )
-    if isinstance(err, errors.LocalEntryNotFoundError):
+    if isinstance(err, errors.LocalEntryNotFoundError) and not _has_answer(err.__cause__):
         return ModelNotFound(
             repo_id,
             f"is not a folder here, and {file} is not in the hub's cache",
             "check the network, HF_ENDPOINT and HF_HUB_OFFLINE",
         )
+    if isinstance(err, errors.LocalEntryNotFoundError):
+        return HubUnavailable(repo_id, _describe(err.__cause__))
     if isinstance(err, errors.EntryNotFoundError):
-        return InvalidModel(repo_id, f"has no file {file}", "check its name and the revision")
+        what = "holds no diffusers pipeline: it " if file == PIPELINE_INDEX else ""
+        return InvalidModel(repo_id, f"{what}has no {file}", "check its name and the revision")
     return HubUnavailable(repo_id, _describe(err)) if _is_of_the_network(err) else None
+
+
+def _has_answer(err: Any) -> bool:
+    return getattr(err, "response", None) is not None or type(err).__name__ == "FileMetadataError"
 
 
 def _is_of_the_network(err: Exception) -> bool:
