@@ -244,7 +244,7 @@ class AdapterBank:
     def _runs_on(self, module_name: str) -> Running:
         """Components that are one module under two names share what runs."""
         module = getattr(self._pipeline, module_name, None)
-        return self._running.setdefault(id(module), Running())
+        return self._running.setdefault(id(module), Running(self._layers.device))
 
     def _hold_loras(self, prepared: PreparedAdapters, stack: contextlib.ExitStack) -> Pairs:
         slots = self._pool.acquire(lora for lora, _ in prepared.loras)
@@ -264,7 +264,7 @@ class AdapterBank:
         return self._pool.find(key) or self._loras.get(key, lambda: self._load_lora(adapter, key))
 
     def _load_lora(self, adapter: Adapter, key: object) -> HostLora:
-        raw = convert_lora(self._pipeline, adapter.name, local_file(adapter))
+        raw = convert_lora(self._pipeline, self._layers, adapter.name, local_file(adapter))
         fitted = self._layers.fit(
             adapter.name, raw, self._max_rank, check_finite=self._check_finite
         )

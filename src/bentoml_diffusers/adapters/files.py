@@ -52,8 +52,8 @@ def local_file(adapter: Adapter) -> Path:
         ) from err
 
 
-def tensor_names(name: str, path: Path) -> list[str]:
-    """Returns the names of the tensors in a file.
+def read_header(name: str, path: Path) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of the tensors in a file, and what else it says about itself.
 
     Raises:
         InvalidModel: 400, the file is broken or gone.
@@ -61,7 +61,9 @@ def tensor_names(name: str, path: Path) -> list[str]:
     from safetensors import safe_open
 
     with _broken(name, path), safe_open(path, framework="pt") as tensors:
-        return list(tensors.keys())
+        about = dict(tensors.metadata() or {})
+        about.pop("format", None)
+        return list(tensors.keys()), about
 
 
 def read_tensors(name: str, path: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,8 @@ class HostLora:
 
     Attributes:
         name: As it was asked for.
-        layers: For each layer ``down`` of shape ``(rank, inputs)``, ``up`` of shape ``(rank,
-            outputs)``, both in the layer's dtype, and the factor alpha / rank.
+        layers: For each layer ``down`` of shape ``(rank, inputs)``, ``up`` of shape ``(outputs,
+            rank)``, both in the layer's dtype, and the factor alpha / rank.
         rank: The largest rank of a layer.
         n_bytes: Size of its tensors.
         beyond_slots: What in it only PEFT can apply; then it has no layers here.
@@ -93,6 +94,10 @@ class LayerMap:
             self._targets[key] = _target(self._modules[component][path])
         return self._targets[key]
 
+    def module(self, component: str, path: str) -> torch.nn.Module | None:
+        """Returns what is at a path, ``None`` if nothing is."""
+        return self._modules.get(component, {}).get(path)
+
     def keys(self, component: str) -> list[LayerKey]:
         """Returns all layers of a component that slots can serve."""
         paths = self._modules.get(component, {})
@@ -124,7 +129,7 @@ class LayerMap:
                 kind = type(_unwrapped(self._modules[component][path])).__name__
                 beyond = f"a LoRA of a {kind}"
             else:
-                layers[component, path] = self._converted(target, lora)
+                layers[component, path] = self._converted(target, lora, copy=raw.is_mapped)
         if beyond is not None:
             return HostLora(name, {}, 0, 0, beyond)
         if check_finite:
@@ -136,7 +141,7 @@ class LayerMap:
             )
         return HostLora(name, layers, rank, sum(_size(layer) for layer in layers.values()))
 
-    @property
+    @functools.cached_property
     def device(self) -> torch.device:
         """Returns where layers run; their weights may be elsewhere while offloaded."""
         return self._pipeline._execution_device  # type: ignore[no-any-return]
@@ -165,12 +170,11 @@ class LayerMap:
             )
         return target
 
-    def _converted(self, target: Target, lora: LayerLora) -> LayerWeights:
+    def _converted(self, target: Target, lora: LayerLora, *, copy: bool) -> LayerWeights:
         dtype = self.dtype_of(target)
         rank = lora.down.shape[0]
-        # Copies: the file is mapped into memory, and may change.
-        down = lora.down.reshape(rank, -1).to(dtype, copy=True)
-        up = lora.up.reshape(-1, rank).t().contiguous().to(dtype, copy=True)
+        down = lora.down.reshape(rank, -1).to(dtype, copy=copy)
+        up = lora.up.reshape(-1, rank).to(dtype, copy=copy)
         return down, up, lora.factor
 
     def dtype_of(self, target: Target) -> torch.dtype:

@@ -104,12 +104,12 @@ class SlotPool:
 
     def _load(self, lora: HostLora) -> _Resident:
         slot = self._take_slot()
-        touched = []
+        touched, device = [], self._map.device
         try:
             for key, weights in lora.layers.items():
                 layer = self._layer(key)
                 rank = self._max_rank if key[0] in self._compiled else len(weights[0])
-                layer.reserve(rank, weights[0], self._map.device)
+                layer.reserve(rank, weights[0], device)
                 touched.append(layer)
                 layer.put(slot, weights)
         except BaseException:

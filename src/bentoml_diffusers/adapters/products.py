@@ -25,7 +25,7 @@ def add_product(
         inputs: What went into it.
         output: What came out of it.
         down: Shape ``(rank, inputs of the layer)``.
-        up: Shape ``(rank, outputs of the layer)``.
+        up: Shape ``(outputs of the layer, rank)``.
         scale: Any number.
     """
     import torch
@@ -33,16 +33,15 @@ def add_product(
     inputs = inputs if inputs.dtype == down.dtype else inputs.to(down.dtype)
     if target.convolution is not None:
         hidden = _convolve(target, inputs, down)
-        rank = len(down)
-        wide = torch.bmm(up.t().expand(len(hidden), -1, -1), hidden.reshape(len(hidden), rank, -1))
+        wide = torch.matmul(up, hidden.flatten(2))
         output.add_(wide.view(output.shape), alpha=scale)
         return
     hidden = torch.mm(inputs.reshape(-1, inputs.shape[-1]), down.t())
     if output.dtype == hidden.dtype and output.is_contiguous():
         # One pass over the output instead of three.
-        output.view(-1, output.shape[-1]).addmm_(hidden, up, alpha=scale)
+        output.view(-1, output.shape[-1]).addmm_(hidden, up.t(), alpha=scale)
     else:
-        output.add_(torch.mm(hidden, up).view(output.shape), alpha=scale)
+        output.add_(torch.mm(hidden, up.t()).view(output.shape), alpha=scale)
 
 
 def gathered_product(

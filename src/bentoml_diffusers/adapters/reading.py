@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.files import tensor_names
+from bentoml_diffusers.adapters.files import read_header, read_tensors
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     import torch
     from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.adapters.layers import LayerMap
 
 Tensors = dict[str, "torch.Tensor"]
 
@@ -57,28 +59,35 @@ class RawLora:
     Attributes:
         layers: LoRA of each layer, by name of the component and path of the layer in it.
         beyond_slots: What in it only PEFT can apply; ``None``: nothing.
+        is_mapped: The tensors are pages of the file, which may change.
     """
 
     layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)
     beyond_slots: str | None = None
+    is_mapped: bool = False
 
 
-def convert_lora(pipeline: DiffusionPipeline, name: str, path: Path) -> RawLora:
+def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path: Path) -> RawLora:
     """Reads a LoRA as ``type(pipeline)`` reads it.
 
     Args:
         pipeline: A pipeline that takes LoRAs; only looked at.
+        layers: Its layers.
         name: Name of the LoRA, for messages.
         path: A safetensors file.
 
     Raises:
         InvalidModel: 400, no LoRA for this pipeline.
     """
-    _check_keys(name, tensor_names(name, path))
-    raw = RawLora()
-    stand_in = _stand_in(pipeline, name, raw)
+    keys, about = read_header(name, path)
+    _check_keys(name, keys)
+    # diffusers looks at what a file says about itself only if it reads the file itself, which
+    # takes longer.
+    raw = RawLora(is_mapped=bool(about))
+    source = str(path) if about else read_tensors(name, path)
+    stand_in = _stand_in(pipeline, layers, name, raw)
     try:
-        stand_in.load_lora_weights(str(path), adapter_name="request", use_safetensors=True)
+        stand_in.load_lora_weights(source, adapter_name="request", use_safetensors=True)
     except InvalidModel:
         raise
     except Exception as err:
@@ -103,12 +112,13 @@ def _check_keys(name: str, keys: Sequence[str]) -> None:
         )
 
 
-def _stand_in(pipeline: DiffusionPipeline, name: str, raw: RawLora) -> Any:
+def _stand_in(pipeline: DiffusionPipeline, layers: LayerMap, name: str, raw: RawLora) -> Any:
     """Returns an object with the loaders of the pipeline's class and recorders for components."""
     cls: type[DiffusionPipeline] = type(pipeline)
     stand_in: Any = object.__new__(cls)
     # Tells diffusers that there is no offloading whose hooks it would have to remove.
-    values: dict[str, Any] = {"hf_device_map": {}, "lora_state_dict": _checked(pipeline, name)}
+    converter = _checked_converter(pipeline, layers, name)
+    values: dict[str, Any] = {"hf_device_map": {}, "lora_state_dict": converter}
     for component, module in pipeline.components.items():
         is_module = hasattr(module, "named_modules")
         values[component] = _Recorder(component, module, raw) if is_module else module
@@ -116,7 +126,9 @@ def _stand_in(pipeline: DiffusionPipeline, name: str, raw: RawLora) -> Any:
     return stand_in
 
 
-def _checked(pipeline: DiffusionPipeline, name: str) -> Callable[..., Any]:
+def _checked_converter(
+    pipeline: DiffusionPipeline, layers: LayerMap, name: str
+) -> Callable[..., Any]:
     """Wraps ``lora_state_dict``: what would write to the base model is refused before it can."""
 
     def lora_state_dict(*args: Any, **kwargs: Any) -> Any:
@@ -127,28 +139,23 @@ def _checked(pipeline: DiffusionPipeline, name: str) -> Callable[..., Any]:
                 raise InvalidModel(
                     name, f"holds {key!r}, which is no LoRA", "a request cannot replace weights"
                 )
-        _check_widths(pipeline, name, state)
+        _check_widths(layers, name, state)
         return answer
 
     return lora_state_dict
 
 
-def _check_widths(pipeline: DiffusionPipeline, name: str, state: Tensors) -> None:
+def _check_widths(layers: LayerMap, name: str, state: Tensors) -> None:
     """Refuses a LoRA that takes other inputs than its layer has.
 
     diffusers widens the layers of some transformers for such a one (control LoRAs of Flux).
     """
-    layers = dict[str, Any]()
     for key, tensor in state.items():
         component, _, rest = key.partition(".")
         match = _WEIGHT.fullmatch(rest)
         if match is None or match["side"] != "A":
             continue
-        if component not in layers:
-            module = getattr(pipeline, component, None)
-            layers[component] = dict(module.named_modules()) if module is not None else {}
-        layer = layers[component].get(match["layer"])
-        inputs = getattr(layer, "in_features", None)
+        inputs = getattr(layers.module(component, match["layer"]), "in_features", None)
         if inputs is not None and tensor[0].numel() != inputs:
             raise InvalidModel(
                 name,

@@ -44,11 +44,17 @@ class Run:
     scales: torch.Tensor
 
 
+@dataclass
 class Running:
-    """The run of one component at this moment; ``None``: nobody brought anything."""
+    """What runs on one component at this moment.
 
-    run: Run | None = None
+    Attributes:
+        device: Where the component runs.
+        run: Who owns the samples; ``None``: nobody brought anything.
+    """
+
     device: torch.device | None = None
+    run: Run | None = None
 
 
 def make_run(

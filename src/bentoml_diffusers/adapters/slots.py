@@ -23,7 +23,7 @@ class SlotLayer:
     Attributes:
         rank: Ranks that there is room for in each slot; grows in steps.
         down: First matrices, shape ``(slots + 1, rank, inputs)``.
-        up: Second matrices, transposed, shape ``(slots + 1, rank, outputs)``.
+        up: Second matrices, shape ``(slots + 1, outputs, rank)``.
         factors: alpha / rank of each slot, shape ``(slots + 1,)``.
     """
 
@@ -46,12 +46,12 @@ class SlotLayer:
         if rank <= self.rank:
             return
         size = next((step for step in _RANK_STEPS if step >= rank), rank)
-        shape = (self._slots + 1, size)
-        down = torch.zeros(*shape, self.target.inputs, dtype=like.dtype, device=device)
-        up = torch.zeros(*shape, self.target.outputs, dtype=like.dtype, device=device)
+        slots, target = self._slots + 1, self.target
+        down = torch.zeros(slots, size, target.inputs, dtype=like.dtype, device=device)
+        up = torch.zeros(slots, target.outputs, size, dtype=like.dtype, device=device)
         if self.rank:
             down[:, : self.rank] = self.down
-            up[:, : self.rank] = self.up
+            up[:, :, : self.rank] = self.up
         else:
             self.factors = torch.zeros(self._slots + 1, device=device)
         self.down, self.up, self.rank = down, up, size
@@ -79,7 +79,7 @@ class SlotLayer:
         self._handle.remove()
 
     def _views(self, slot: int, rank: int, factor: float) -> LayerWeights:
-        return self.down[slot, :rank], self.up[slot, :rank], factor
+        return self.down[slot, :rank], self.up[slot, :, :rank], factor
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -123,7 +123,7 @@ class SlotLayer:
         samples = len(index)
         weights = (run.scales * self.factors[index]).repeat_interleave(self.rank, dim=1)
         down = self.down[index].reshape(samples, -1, self.target.inputs)
-        up = self.up[index].reshape(samples, -1, self.target.outputs)
+        up = self.up[index].transpose(2, 3).reshape(samples, -1, self.target.outputs)
         return gathered_product(self.target, inputs, output, down, up, weights)
 
     def _rows_per_sample(self, inputs: torch.Tensor, run: Run) -> int:
