@@ -38,7 +38,10 @@ def _as_class(base: DiffusionPipeline, cls: type[DiffusionPipeline]) -> Diffusio
 
 
 def _stop_between_steps(scheduler: Any, ticket: Ticket) -> None:
-    step = scheduler.step
+    name = "step" if hasattr(scheduler, "step") else "step_pred"  # the score SDEs call it so
+    step = getattr(scheduler, name, None)
+    if step is None:
+        return
 
     @functools.wraps(step)
     def counted_step(*args: Any, **kwargs: Any) -> Any:
@@ -48,4 +51,4 @@ def _stop_between_steps(scheduler: Any, ticket: Ticket) -> None:
         ticket.steps_done += 1
         return result
 
-    scheduler.step = counted_step
+    setattr(scheduler, name, counted_step)
