@@ -77,7 +77,8 @@ def select_files(
     components = read_components(index, source)
     chosen = {PIPELINE_INDEX, *_code_files(index, known, source)}
     with_variant = False
-    for component, (_, class_name) in components.items():
+    for component, (library, class_name) in components.items():
+        _refuse_own_code(source, component, f"{component}/{library}.py", known)
         inside = [name for name in known if name.startswith(f"{component}/")]
         if not inside:
             raise InvalidModel(
@@ -134,6 +135,15 @@ def _code_files(index: Mapping[str, Any], names: Sequence[str], source: str) -> 
             source, f"names pipeline code that is not there: {file}", "add the file to it"
         )
     return [file]
+
+
+def _refuse_own_code(source: str, component: str, file: str, names: Sequence[str]) -> None:
+    if file in names:
+        raise InvalidModel(
+            source,
+            f"has a component {component!r} with code of its own, {file}, which is not supported",
+            "let a custom_pipeline define its class",
+        )
 
 
 def _select_component(
