@@ -115,9 +115,9 @@ def _from_pretrained(
         # A model of BentoML's own module may hold pickles; diffusers reads tensors only.
         "use_safetensors": True if record is not None else None,
         "local_files_only": True,
-        **_extra_arguments(options),
     }
     given = {key: value for key, value in arguments.items() if value is not None}
+    given.update(_extra_arguments(options))  # there `safety_checker=None` says something
     try:
         pipeline: DiffusionPipeline = cls.from_pretrained(str(folder), **given)
     except DiffusersError:

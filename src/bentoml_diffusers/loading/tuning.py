@@ -40,7 +40,7 @@ def set_attention(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
         pipeline.enable_attention_slicing(options.enable_attention_slicing)
     if options.attention_backend is not None:
         for denoiser in _denoisers(pipeline, "attention_backend"):
-            _call(denoiser, "set_attention_backend", "attention_backend", options.attention_backend)
+            _set_backend(denoiser, options.attention_backend)
 
 
 def set_vae(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
@@ -152,6 +152,14 @@ def _denoisers(pipeline: DiffusionPipeline, option: str) -> list[Any]:
     if not found:
         raise UnsupportedByPipeline(type(pipeline).__name__, option)
     return found
+
+
+def _set_backend(denoiser: Any, backend: str) -> None:
+    _call(denoiser, "set_attention_backend", "attention_backend", backend)
+    processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        # diffusers says nothing then, as for the attention of UNets in 0.42.1
+        raise UnsupportedByPipeline(type(denoiser).__name__, "attention_backend")
 
 
 def _call(target: Any, method: str, option: str, value: Any) -> None:
