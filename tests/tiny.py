@@ -135,7 +135,7 @@ def t5(width=16):
 def stable_diffusion_xl():
     tokenizer = testing.tiny_tokenizer()
     unet = unet_condition(
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 32,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=4 * 6 + 16,
@@ -145,7 +145,7 @@ def stable_diffusion_xl():
     return StableDiffusionXLPipeline(
         vae=vae(),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, width=32)),
         tokenizer=tokenizer,
         tokenizer_2=testing.tiny_tokenizer(),
         unet=unet,

@@ -107,7 +107,8 @@ def _from_pretrained(
 ) -> DiffusionPipeline:
     cls = _find_class(model, folder, record, options)
     arguments: dict[str, Any] = {
-        "dtype": _names.resolve_dtype(options.torch_dtype),
+        # Not left open: transformers would then keep the dtype of the file, diffusers would not.
+        "dtype": _names.resolve_dtype(options.torch_dtype or "float32"),
         "low_cpu_mem_usage": options.low_cpu_mem_usage is not False,
         "device_map": options.device_map,
         "variant": options.variant,

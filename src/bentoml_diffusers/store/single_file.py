@@ -105,6 +105,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def _load(checkpoint: Checkpoint, pipeline_class: Any) -> DiffusionPipeline:
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     name = pipeline_class
     arguments: dict[str, Any] = {"torch_dtype": _names.resolve_dtype(checkpoint.dtype)}
@@ -116,13 +117,26 @@ def _load(checkpoint: Checkpoint, pipeline_class: Any) -> DiffusionPipeline:
         raise InvalidModel(checkpoint.path.name, f"cannot become a {cls.__name__}")
     try:
         pipeline: DiffusionPipeline = cls.from_single_file(str(checkpoint.path), **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as err:
+    except (
+        *(OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError),
+        SingleFileComponentError,
+    ) as err:
         raise InvalidModel(
             checkpoint.path.name,
             f"could not be read as {cls.__name__}: {err}",
             "give config=, a folder or a stored model of the same family",
         ) from err
+    _check_weights(pipeline, checkpoint.path.name)
     return pipeline
+
+
+def _check_weights(pipeline: DiffusionPipeline, name: str) -> None:
+    """Diffusers leaves parameters without memory where a file has no weights for them."""
+    import torch
+
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and any(p.is_meta for p in module.parameters()):
+            raise InvalidModel(name, f"lacks weights for {part!r}", "give the config of its family")
 
 
 def _find_config(config: str | os.PathLike[str] | None) -> Path | None:
