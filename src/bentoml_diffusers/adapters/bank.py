@@ -281,7 +281,7 @@ class AdapterBank:
         return Word(token, embedding)
 
     def _load_embedding(self, adapter: Adapter, key: object) -> HostEmbedding:
-        tensors = read_tensors(adapter.name, local_file(adapter))
+        tensors = read_tensors(adapter.name, local_file(adapter)).tensors
         return replace(
             read_embedding(
                 self._pipeline,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
 
@@ -52,22 +55,23 @@ def local_file(adapter: Adapter) -> Path:
         ) from err
 
 
-def read_header(name: str, path: Path) -> tuple[list[str], dict[str, str]]:
-    """Returns the names of the tensors in a file, and what else it says about itself.
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors file holds.
 
-    Raises:
-        InvalidModel: 400, the file is broken or gone.
+    Attributes:
+        tensors: Its tensors, in memory of their own.
+        about: What else it says about itself.
+        is_finite: No number in it is NaN or infinite; ``None``: not looked at.
     """
-    from safetensors import safe_open
 
-    with _broken(name, path), safe_open(path, framework="pt") as tensors:
-        about = dict(tensors.metadata() or {})
-        about.pop("format", None)
-        return list(tensors.keys()), about
+    tensors: dict[str, torch.Tensor]
+    about: dict[str, str]
+    is_finite: bool | None = None
 
 
-def read_tensors(name: str, path: Path) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a file into memory of their own.
+def read_tensors(name: str, path: Path) -> TensorFile:
+    """Reads a safetensors file.
 
     Raises:
         InvalidModel: 400, the file is broken or gone.
@@ -75,7 +79,58 @@ def read_tensors(name: str, path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     with _broken(name, path):
-        return load(path.read_bytes())
+        content = bytearray(path.stat().st_size)
+        with path.open("rb") as opened:
+            opened.readinto(content)
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size]) if size < len(content) else {}
+        about = {key: str(value) for key, value in header.pop("__metadata__", {}).items()}
+        about.pop("format", None)
+        found = _views(header, content, 8 + size)
+        if found is None:
+            return TensorFile(load(bytes(content)), about)
+        tensors, finite = found
+        return TensorFile(tensors, about, finite)
+
+
+def _views(
+    header: dict[str, Any], content: bytearray, start: int
+) -> tuple[dict[str, torch.Tensor], bool] | None:
+    """Returns tensors that share the file's memory, and whether they are finite.
+
+    A fifth of the time of copies. ``None`` for whatever is unusual: safetensors itself reads or
+    refuses it.
+    """
+    import torch
+
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    dtype = dtypes.get(entries[0][1]["dtype"]) if entries else None
+    if dtype is None or start % dtype.itemsize:
+        return None
+    sizes, expected = [], 0
+    for _, entry in entries:
+        low, high = entry["data_offsets"]
+        sizes.append(math.prod(entry["shape"]))
+        is_usual = dtypes.get(entry["dtype"]) == dtype and low == expected
+        if not is_usual or high - low != sizes[-1] * dtype.itemsize:
+            return None
+        expected = high
+    if start + expected != len(content):
+        return None
+    whole = torch.frombuffer(content, dtype=dtype, offset=start)
+    parts = zip(entries, whole.split_with_sizes(sizes), strict=True)
+    tensors = {key: part.view(entry["shape"]) for (key, entry), part in parts}
+    return tensors, is_finite(whole)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True if no number of the tensor is NaN or infinite."""
+    import torch
+
+    # A bad number survives the sum, which is 20 times as fast as asking each number; a sum that
+    # overflowed is asked again.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 @contextlib.contextmanager
@@ -84,6 +139,6 @@ def _broken(name: str, path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError) as err:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         reason = str(err).replace(str(path), name)[:300]
         raise InvalidModel(name, f"is broken or truncated: {reason}") from err

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.adapters.files import is_finite
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Target:
 
     Attributes:
         module: What is called: the layer itself, or the wrapper of a static LoRA around it.
+        dtype: What it computes in.
         inputs: Numbers that a row of the first matrix takes: channels x kernel.
         outputs: Channels that come out.
         convolution: Arguments of the convolution, ``None`` for a linear layer.
@@ -35,16 +37,12 @@ class Target:
     """
 
     module: torch.nn.Module
+    dtype: torch.dtype
     inputs: int
     outputs: int
     channels: int
     kernel: tuple[int, ...] = ()
     convolution: Mapping[str, Any] | None = None
-
-    @property
-    def base(self) -> torch.nn.Module:
-        """Returns the layer itself."""
-        return _unwrapped(self.module)
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class LayerMap:
         """
         key = (component, path)
         if key not in self._targets:
-            self._targets[key] = _target(self._modules[component][path])
+            self._targets[key] = _target(self._modules[component][path], self._pipeline)
         return self._targets[key]
 
     def module(self, component: str, path: str) -> torch.nn.Module | None:
@@ -132,7 +130,8 @@ class LayerMap:
                 layers[component, path] = self._converted(target, lora, copy=raw.is_mapped)
         if beyond is not None:
             return HostLora(name, {}, 0, 0, beyond)
-        if check_finite:
+        # What was finite in the file may not be in fewer bits.
+        if check_finite and not (raw.is_finite and _are_as_in_file(raw, layers)):
             _check_finite(name, layers)
         rank = max(down.shape[0] for down, _, _ in layers.values())
         if rank > max_rank:
@@ -155,13 +154,12 @@ class LayerMap:
             ) from None
         if target is None:
             return None
-        rank = lora.down.shape[0]
-        down = (target.channels, *target.kernel)
-        fits = (
-            tuple(lora.down.shape[1:]) == down
-            or (not target.kernel and lora.down[0].numel() == target.inputs)
-        ) and lora.up.numel() == target.outputs * rank == lora.up.shape[0] * rank
-        if not fits:
+        rank, *down = lora.down.shape
+        fits_in = down == [target.channels, *target.kernel] or (
+            not target.kernel and math.prod(down) == target.inputs
+        )
+        fits_out = len(lora.up) == target.outputs and lora.up.numel() == target.outputs * rank
+        if not (fits_in and fits_out):
             raise InvalidModel(
                 name,
                 f"was made for another base model: {component}.{path} maps {target.channels} to "
@@ -171,37 +169,37 @@ class LayerMap:
         return target
 
     def _converted(self, target: Target, lora: LayerLora, *, copy: bool) -> LayerWeights:
-        dtype = self.dtype_of(target)
-        rank = lora.down.shape[0]
-        down = lora.down.reshape(rank, -1).to(dtype, copy=copy)
-        up = lora.up.reshape(-1, rank).to(dtype, copy=copy)
-        return down, up, lora.factor
-
-    def dtype_of(self, target: Target) -> torch.dtype:
-        """Returns the dtype in which a layer computes; weights may be stored in fewer bits."""
-        import torch
-
-        floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-        weight = getattr(target.base, "weight", None)
-        if weight is not None and weight.dtype in floats:
-            return weight.dtype  # type: ignore[no-any-return]
-        whole = self._pipeline.dtype
-        return whole if whole in floats else torch.bfloat16
+        dtype = target.dtype
+        down, up = lora.down, lora.up
+        if copy or down.dtype != dtype or up.dtype != dtype:
+            down, up = down.to(dtype, copy=copy), up.to(dtype, copy=copy)
+        return down.flatten(1), up.flatten(1), lora.factor
 
 
-def _target(module: torch.nn.Module) -> Target | None:
+def _target(module: torch.nn.Module, pipeline: DiffusionPipeline) -> Target | None:
     import torch
 
     base = _unwrapped(module)
     if isinstance(base, torch.nn.Linear):
-        return Target(module, base.in_features, base.out_features, base.in_features)
+        inputs, outputs = base.in_features, base.out_features
+        return Target(module, _dtype_of(base, pipeline), inputs, outputs, inputs)
     kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     if not isinstance(base, kinds) or base.groups != 1 or base.padding_mode != "zeros":
         return None
     geometry = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation}
     kernel = tuple(base.kernel_size)
     inputs = base.in_channels * math.prod(kernel)
-    return Target(module, inputs, base.out_channels, base.in_channels, kernel, geometry)
+    dtype = _dtype_of(base, pipeline)
+    return Target(module, dtype, inputs, base.out_channels, base.in_channels, kernel, geometry)
+
+
+def _dtype_of(layer: torch.nn.Module, pipeline: DiffusionPipeline) -> torch.dtype:
+    """The dtype in which a layer computes; its weights may be stored in fewer bits."""
+    import torch
+
+    floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    candidates = (getattr(layer.weight, "dtype", None), pipeline.dtype)
+    return next((one for one in candidates if one in floats), torch.bfloat16)
 
 
 def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -215,19 +213,17 @@ def _each(raw: RawLora) -> Iterator[tuple[str, str, LayerLora]]:
             yield component, path, lora
 
 
+def _are_as_in_file(raw: RawLora, layers: Mapping[LayerKey, LayerWeights]) -> bool:
+    return all(
+        lora.down.dtype == lora.up.dtype == layers[component, path][0].dtype
+        for component, path, lora in _each(raw)
+    )
+
+
 def _check_finite(name: str, layers: Mapping[LayerKey, LayerWeights]) -> None:
     for (component, path), (down, up, _) in layers.items():
         if not (is_finite(down) and is_finite(up)):
             raise InvalidModel(name, f"holds NaN or infinity in {component}.{path}")
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """True if no number of the tensor is NaN or infinite."""
-    import torch
-
-    # A bad number survives the sum, which is 20 times as fast as asking each number; a sum that
-    # overflowed is asked again.
-    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _size(layer: LayerWeights) -> int:

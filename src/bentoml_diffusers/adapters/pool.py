@@ -103,23 +103,38 @@ class SlotPool:
         self._residents.clear()
 
     def _load(self, lora: HostLora) -> _Resident:
+        import torch
+
         slot = self._take_slot()
-        touched, device = [], self._map.device
         try:
-            for key, weights in lora.layers.items():
-                layer = self._layer(key)
-                rank = self._max_rank if key[0] in self._compiled else len(weights[0])
-                layer.reserve(rank, weights[0], device)
-                touched.append(layer)
-                layer.put(slot, weights)
+            with torch.inference_mode(False), torch.no_grad():
+                self._fill(slot, lora)
         except BaseException:
-            for layer in touched:
-                layer.clear(slot)
+            self._clear(slot, lora)
             self._free.append(slot)
             raise
         resident = _Resident(lora, slot)
         self._residents[lora.key] = resident
         return resident
+
+    def _fill(self, slot: int, lora: HostLora) -> None:
+        import torch
+
+        sources: list[torch.Tensor] = []
+        places: list[torch.Tensor] = []
+        for key, (down, up, factor) in lora.layers.items():
+            layer, rank = self._layer(key), len(down)
+            layer.reserve(
+                self._max_rank if key[0] in self._compiled else rank, down, self._map.device
+            )
+            sources += [down, up]
+            places += layer.place(slot, rank, factor)
+        torch._foreach_copy_(places, sources)
+
+    def _clear(self, slot: int, lora: HostLora) -> None:
+        for key in lora.layers:
+            if key in self._layers:
+                self._layers[key].clear(slot)
 
     def _take_slot(self) -> int:
         if self._free:
@@ -127,14 +142,16 @@ class SlotPool:
         for key, resident in self._residents.items():
             if not resident.leases:
                 del self._residents[key]
-                for layer_key in resident.lora.layers:
-                    self._layers[layer_key].clear(resident.slot)
+                self._clear(resident.slot, resident.lora)
                 return resident.slot
         raise AdaptersBusy("lora_slots", self.slots, 1)
 
     def _layer(self, key: LayerKey) -> SlotLayer:
         if key not in self._layers:
             self._layers[key] = SlotLayer(
-                self._map.servable(key), self.slots, self._running(key[0])
+                self._map.servable(key),
+                self.slots,
+                self._running(key[0]),
+                gathers=key[0] in self._compiled or self._map.device.type != "cpu",
             )
         return self._layers[key]

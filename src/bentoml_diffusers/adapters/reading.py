@@ -7,11 +7,12 @@ every layout that diffusers knows (kohya, XLabs, BFL ...) arrives in one form, w
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.files import read_header, read_tensors
+from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ class RawLora:
         layers: LoRA of each layer, by name of the component and path of the layer in it.
         beyond_slots: What in it only PEFT can apply; ``None``: nothing.
         is_mapped: The tensors are pages of the file, which may change.
+        is_finite: All numbers of the file are known to be finite.
     """
 
     layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)
     beyond_slots: str | None = None
     is_mapped: bool = False
+    is_finite: bool = False
 
 
 def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path: Path) -> RawLora:
@@ -79,12 +82,12 @@ def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path:
     Raises:
         InvalidModel: 400, no LoRA for this pipeline.
     """
-    keys, about = read_header(name, path)
-    _check_keys(name, keys)
+    file = read_tensors(name, path)
+    _check_keys(name, list(file.tensors))
     # diffusers looks at what a file says about itself only if it reads the file itself, which
     # takes longer.
-    raw = RawLora(is_mapped=bool(about))
-    source = str(path) if about else read_tensors(name, path)
+    raw = RawLora(is_mapped=bool(file.about), is_finite=file.is_finite is True)
+    source = str(path) if file.about else file.tensors
     stand_in = _stand_in(pipeline, layers, name, raw)
     try:
         stand_in.load_lora_weights(source, adapter_name="request", use_safetensors=True)
@@ -152,15 +155,16 @@ def _check_widths(layers: LayerMap, name: str, state: Tensors) -> None:
     """
     for key, tensor in state.items():
         component, _, rest = key.partition(".")
-        match = _WEIGHT.fullmatch(rest)
-        if match is None or match["side"] != "A":
+        layer = rest.removesuffix(".lora_A.weight")
+        if layer == rest:
             continue
-        inputs = getattr(layers.module(component, match["layer"]), "in_features", None)
-        if inputs is not None and tensor[0].numel() != inputs:
+        inputs = getattr(layers.module(component, layer), "in_features", None)
+        given = math.prod(tensor.shape[1:])
+        if inputs not in (None, given):
             raise InvalidModel(
                 name,
-                f"was made for another base model: {component}.{match['layer']} takes {inputs} "
-                f"inputs, the LoRA {tensor[0].numel()}",
+                f"was made for another base model: {component}.{layer} takes {inputs} inputs, "
+                f"the LoRA {given}",
             )
 
 
@@ -185,7 +189,7 @@ class _Recorder:
         own = _below(state, prefix)
         if not own or self._is_beyond_slots(own):
             return
-        if "lora_A" not in next(iter(own)):
+        if not _WEIGHT.fullmatch(next(iter(own))):
             own = convert_unet_state_dict_to_peft(own)
         config = given.get("metadata")
         if config is not None:

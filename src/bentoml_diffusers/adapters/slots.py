@@ -20,6 +20,12 @@ class SlotLayer:
 
     The base layer is only listened to: its weights are neither read nor written.
 
+    Args:
+        target: The layer.
+        slots: Slots beside the empty one.
+        running: What runs on its component.
+        gathers: Forwards may gather slots by their number, so empty ones must hold zeros.
+
     Attributes:
         rank: Ranks that there is room for in each slot; grows in steps.
         down: First matrices, shape ``(slots + 1, rank, inputs)``.
@@ -31,12 +37,16 @@ class SlotLayer:
     up: torch.Tensor
     factors: torch.Tensor
 
-    def __init__(self, target: Target, slots: int, running: Running) -> None:
+    def __init__(
+        self, target: Target, slots: int, running: Running, *, gathers: bool = True
+    ) -> None:
         self.target = target
+        self._gathers = gathers
         self.rank = 0
         self._slots = slots
         self._running = running
         self._held: dict[int, LayerWeights] = {}
+        self._factors = [0.0] * (slots + 1)
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
     def reserve(self, rank: int, like: torch.Tensor, device: torch.device) -> None:
@@ -58,19 +68,18 @@ class SlotLayer:
         for slot, (held, _, factor) in self._held.items():
             self._held[slot] = self._views(slot, held.shape[0], factor)
 
-    def put(self, slot: int, weights: LayerWeights) -> None:
-        """Copies a LoRA into a free slot that has room for it."""
-        down, up, factor = weights
-        views = self._views(slot, down.shape[0], factor)
+    def place(self, slot: int, rank: int, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives a free slot, which has room for it, to a LoRA; returns where to copy it."""
+        views = self._views(slot, rank, factor)
         self._held[slot] = views
-        views[0].copy_(down)
-        views[1].copy_(up)
-        self.factors[slot] = factor
+        if self._factors[slot] != factor:
+            self._factors[slot] = self.factors[slot] = factor
+        return views[:2]
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
         held = self._held.pop(slot, None)
-        if held is not None:
+        if held is not None and self._gathers:
             held[0].zero_()
             held[1].zero_()
 
@@ -79,7 +88,10 @@ class SlotLayer:
         self._handle.remove()
 
     def _views(self, slot: int, rank: int, factor: float) -> LayerWeights:
-        return self.down[slot, :rank], self.up[slot, :, :rank], factor
+        down, up = self.down.select(0, slot), self.up.select(0, slot)
+        if rank == self.rank:
+            return down, up, factor
+        return down.narrow(0, 0, rank), up.narrow(1, 0, rank), factor
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -138,6 +150,10 @@ class SlotLayer:
 
     def _move(self, device: torch.device) -> None:
         """Follows the layer, as with offloading."""
+        for slot in set(range(self._slots + 1)) - set(self._held):
+            self.down[slot].zero_()
+            self.up[slot].zero_()
+        self._gathers = True
         self.down, self.up = self.down.to(device), self.up.to(device)
         self.factors = self.factors.to(device)
         for slot, (held, _, factor) in self._held.items():

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.layers import is_finite
+from bentoml_diffusers.adapters.files import is_finite
 from bentoml_diffusers.errors import (
     AdaptersBusy,
     InvalidModel,
