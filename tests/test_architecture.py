@@ -24,9 +24,12 @@ HEAVY = ("torch", "diffusers", "transformers", "peft")
 PUBLIC = {
     "API_VERSION",
     "Engine",
+    "EngineLimits",
+    "EngineReport",
     "Handle",
     "MODULE_NAME",
     "ModelOptions",
+    "Progress",
     "RequestLimits",
     "Result",
     "get",

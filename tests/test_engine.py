@@ -262,7 +262,8 @@ def test_cancel_stops_between_steps_and_frees_the_pipeline(engine):
         long.result(30)
     assert long.progress[0] <= 2
     assert next_one.result(30).steps == 3
-    assert waiting.future.cancelled()
+    with pytest.raises(errors.RequestCancelled):
+        waiting.result(30)
 
 
 def test_a_deadline_stops_a_request_and_counts_the_queue(engine):

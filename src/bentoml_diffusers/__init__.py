@@ -12,8 +12,8 @@ from bentoml_diffusers import _compat
 
 if TYPE_CHECKING:
     from bentoml_diffusers.demo import import_demo_models
-    from bentoml_diffusers.engine import Engine, Handle, Result
-    from bentoml_diffusers.options import ModelOptions, RequestLimits
+    from bentoml_diffusers.engine import Engine, EngineReport, Handle, Progress, Result
+    from bentoml_diffusers.options import EngineLimits, ModelOptions, RequestLimits
     from bentoml_diffusers.serving.legacy import get_runnable, load_model
     from bentoml_diffusers.serving.service import service
     from bentoml_diffusers.store import (
@@ -30,9 +30,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "API_VERSION": "store.layout",
     "Engine": "engine",
+    "EngineLimits": "options",
+    "EngineReport": "engine",
     "Handle": "engine",
     "MODULE_NAME": "store.layout",
     "ModelOptions": "options",
+    "Progress": "engine",
     "RequestLimits": "options",
     "Result": "engine",
     "get": "store",
@@ -49,9 +52,12 @@ _HOMES = {
 __all__ = [
     "API_VERSION",
     "Engine",
+    "EngineLimits",
+    "EngineReport",
     "Handle",
     "MODULE_NAME",
     "ModelOptions",
+    "Progress",
     "RequestLimits",
     "Result",
     "get",

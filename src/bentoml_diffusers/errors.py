@@ -12,6 +12,7 @@
         ├── ModelNotFound     (LookupError) 404   not in the model store or on the hub
         ├── AdapterNotFound   (LookupError) 404   no such LoRA or textual inversion
         ├── TagConflict       (ValueError)  409   the tag holds something else
+        ├── QueueFull                       429   too many requests wait
         ├── HubUnavailable                  503   the hub did not answer as it should
         ├── StorageFull       (OSError)     507   no space left where the model goes
         ├── RequestCancelled                503   cancelled by its caller, or on shutdown
@@ -139,6 +140,21 @@ class TagConflict(DiffusersError, ValueError):
             f"tag {str(tag)!r} already holds {holds}, asked for {asked}; "
             "choose another tag, give a new version (name:version), or delete the old model"
         )
+
+
+class QueueFull(DiffusersError):
+    """Too many requests wait (429).
+
+    Attributes:
+        retry_after_s: Seconds after which there is room, by estimate; the answer of a service
+            has it as ``Retry-After``.
+    """
+
+    error_code = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{waiting} requests wait already; try again in {retry_after_s} seconds")
 
 
 class HubUnavailable(DiffusersError):

@@ -212,6 +212,32 @@ class RequestLimits:
                 raise InvalidOption(item.name, value, "a whole number from 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """How much an engine takes on at once.
+
+    Attributes:
+        max_running: Requests that run side by side. Each keeps its own latents and embeddings on
+            the device.
+        max_queue: Requests that may wait; beyond it a request is refused with 429.
+        max_pixel_steps: Work that may wait: pixels times images times steps, summed over all
+            waiting requests. One request always may.
+        max_batch_rows: Largest batch of a denoiser or text encoder, in rows; guidance takes two
+            rows for an image. What is worth its time is measured, this is only a bound.
+        max_decode_rows: Largest batch of the autoencoder, in pictures.
+    """
+
+    max_running: int = 32
+    max_queue: int = 128
+    max_pixel_steps: int = 10**11
+    max_batch_rows: int = 64
+    max_decode_rows: int = 4
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_whole_number(item.name, getattr(self, item.name), 1, 10**15)
+
+
 def option_names() -> tuple[str, ...]:
     """Returns the names of all model options, in their order."""
     return tuple(item.name for item in fields(ModelOptions))

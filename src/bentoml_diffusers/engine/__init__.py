@@ -1,6 +1,14 @@
-"""Requests, their views of the pipeline, and the queue in front of it."""
+"""Requests, their views of the pipeline, and the forwards that they share."""
 
-from bentoml_diffusers.engine.engine import Engine, default_device, has_method
-from bentoml_diffusers.engine.request import Handle, Result
+from bentoml_diffusers.engine.engine import Engine, EngineReport, default_device, has_method
+from bentoml_diffusers.engine.request import Handle, Progress, Result
 
-__all__ = ["Engine", "Handle", "Result", "default_device", "has_method"]
+__all__ = [
+    "Engine",
+    "EngineReport",
+    "Handle",
+    "Progress",
+    "Result",
+    "default_device",
+    "has_method",
+]

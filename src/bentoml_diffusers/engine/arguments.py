@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from bentoml_diffusers.errors import InvalidRequest, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from diffusers import DiffusionPipeline, SchedulerMixin
 
@@ -22,27 +23,68 @@ _WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prom
 _NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_scale")
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What a method takes.
+
+    Attributes:
+        defaults: Each named parameter with its default; ``inspect.Parameter.empty`` for none.
+        open_names: Names taken beside them.
+        takes_all: Any other name is taken as well.
+        guided: ``guidance_scale`` is for the guider of a modular pipeline.
+    """
+
+    defaults: Mapping[str, Any]
+    open_names: frozenset[str] = frozenset()
+    takes_all: bool = False
+    guided: bool = False
+
+
+def is_modular(pipeline: Any) -> bool:
+    """True for a pipeline made of blocks."""
+    return hasattr(pipeline, "blocks")
+
+
+def read_parameters(pipeline: Any, cls: type[Any], method_name: str) -> Parameters:
+    """Returns what a method of a pipeline takes; that of a modular one, what its blocks take."""
+    if is_modular(pipeline) and method_name == "__call__":
+        inputs = {item.name: item.default for item in pipeline.blocks.inputs if item.name}
+        return Parameters({**inputs, "output": None}, guided=_has_guidance_scale(pipeline))
+    method = getattr(cls, method_name)
+    items = list(inspect.signature(method).parameters.values())[1:]
+    named = {
+        item.name: item.default
+        for item in items
+        if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+    }
+    if not any(item.kind is item.VAR_KEYWORD for item in items):
+        return Parameters(named)
+    is_diffusers = getattr(method, "__module__", "").startswith("diffusers.")
+    return Parameters(named, _LEGACY_KEYWORDS, takes_all=not is_diffusers)
+
+
+def _has_guidance_scale(pipeline: Any) -> bool:
+    guider = getattr(pipeline, "guider", None)
+    return "guidance_scale" in getattr(guider, "config", {})
+
+
 def bind_arguments(
-    method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the arguments by name.
 
     Raises:
         InvalidRequest: 400, an argument that the method does not have.
     """
-    parameters = list(inspect.signature(method).parameters.values())[1:]
-    named = [
-        item.name
-        for item in parameters
-        if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
-    ]
+    named = list(parameters.defaults)
     if len(args) > len(named):
         raise InvalidRequest("arguments", len(args), f"at most {len(named)} positional ones")
     bound = dict(zip(named, args, strict=False))
+    known = {*named, *parameters.open_names}
     for name, value in kwargs.items():
         if name in bound:
             raise InvalidRequest(name, value, "each argument once")
-        if name not in named and not _takes_anything(method, parameters, name):
+        if name not in known and not parameters.takes_all:
             raise InvalidRequest(
                 name, value, f"a known argument{suggest(name, named)}: {', '.join(named)}"
             )
@@ -50,16 +92,39 @@ def bind_arguments(
     return bound
 
 
+def count_images(arguments: Mapping[str, Any]) -> int:
+    """Returns how many pictures a request asks for."""
+    prompt = arguments.get("prompt")
+    embeds = arguments.get("prompt_embeds")
+    prompts = len(prompt) if isinstance(prompt, list) else 1
+    if embeds is not None:
+        prompts = len(embeds)
+    per_prompt = arguments.get("num_images_per_prompt") or arguments.get("batch_size") or 1
+    return prompts * int(per_prompt)
+
+
+def count_pixel_steps(
+    pipeline: DiffusionPipeline, parameters: Parameters, arguments: Mapping[str, Any]
+) -> int:
+    """Returns the size of a request's work: pixels times images times steps."""
+    side = _default_side(pipeline) or 1
+    steps = arguments.get("num_inference_steps")
+    if steps is None:
+        steps = parameters.defaults.get("num_inference_steps", 1)
+    pixels = (arguments.get("height") or side) * (arguments.get("width") or side)
+    return int(pixels) * count_images(arguments) * (steps if isinstance(steps, int) else 1)
+
+
 def check_arguments(
-    method: Callable[..., Any], arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
+    parameters: Parameters, arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
 ) -> None:
     """Checks what the checks of diffusers leave out, in terms of the caller's fields.
 
     Raises:
         InvalidRequest: 400, names the first field that is wrong.
     """
-    parameters = inspect.signature(method).parameters
-    if "prompt" in parameters and "prompt_embeds" in parameters:
+    named = parameters.defaults
+    if "prompt" in named and "prompt_embeds" in named:
         _check_prompt(arguments)
     for name in _WHOLE_NUMBERS:
         value = arguments.get(name)
@@ -71,7 +136,7 @@ def check_arguments(
         value = arguments.get(name)
         if value is not None and not _is_finite(value):
             raise InvalidRequest(name, value, "a finite number")
-    _check_steps(parameters, arguments, scheduler)
+    _check_steps(named, arguments, scheduler)
 
 
 def complete_size(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,15 +144,19 @@ def complete_size(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> 
 
     Some pipelines of diffusers silently take their default size when either side is missing.
     """
-    sample_size = getattr(pipeline, "default_sample_size", None) or getattr(
-        getattr(getattr(pipeline, "unet", None), "config", None), "sample_size", None
-    )
-    scale = getattr(pipeline, "vae_scale_factor", None)
     height, width = arguments.get("height"), arguments.get("width")
-    if (height is None) == (width is None) or not isinstance(sample_size, int) or not scale:
+    default = _default_side(pipeline)
+    if (height is None) == (width is None) or default is None:
         return dict(arguments)
-    default = sample_size * scale
     return {**arguments, "height": height or default, "width": width or default}
+
+
+def _default_side(pipeline: DiffusionPipeline) -> int | None:
+    """Side of the picture that a pipeline paints when none is given, px; ``None``: unknown."""
+    config = getattr(getattr(pipeline, "unet", None), "config", None)
+    sample = getattr(pipeline, "default_sample_size", None) or getattr(config, "sample_size", None)
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    return sample * scale if isinstance(sample, int) and scale else None
 
 
 def with_rgb_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,15 +188,6 @@ def invalid_request_from(error: BaseException) -> InvalidRequest | None:
     return None
 
 
-def _takes_anything(
-    method: Callable[..., Any], parameters: Sequence[inspect.Parameter], name: str
-) -> bool:
-    if not any(item.kind is item.VAR_KEYWORD for item in parameters):
-        return False
-    is_diffusers = getattr(method, "__module__", "").startswith("diffusers.")
-    return name in _LEGACY_KEYWORDS or not is_diffusers
-
-
 def _check_prompt(arguments: Mapping[str, Any]) -> None:
     prompt = arguments.get("prompt")
     if prompt is None:
@@ -140,7 +200,7 @@ def _check_prompt(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_steps(
-    parameters: Mapping[str, inspect.Parameter],
+    defaults: Mapping[str, Any],
     arguments: Mapping[str, Any],
     scheduler: SchedulerMixin | None,
 ) -> None:
@@ -153,8 +213,8 @@ def _check_steps(
         return
     if not 0 < strength <= 1:
         raise InvalidRequest("strength", strength, "above 0, up to 1")
-    if steps is None and "num_inference_steps" in parameters:
-        steps = parameters["num_inference_steps"].default
+    if steps is None:
+        steps = defaults.get("num_inference_steps")
     if isinstance(steps, int) and int(steps * strength) < 1:
         raise InvalidRequest(
             "strength", strength, f"at least {1 / steps:.3g} with {steps} num_inference_steps"

@@ -1,67 +1,97 @@
-"""The engine: one set of weights, any number of callers, one pipeline entry at a time."""
+"""The engine: one set of weights, any number of callers, shared forwards."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.adapters import LoraSwitch, attach_static_adapters, request_finder
+from bentoml_diffusers.adapters import AdapterBank
+from bentoml_diffusers.engine.admission import Admission, Entry
 from bentoml_diffusers.engine.arguments import (
+    Parameters,
     bind_arguments,
     check_arguments,
     complete_size,
-    invalid_request_from,
+    count_pixel_steps,
+    is_modular,
+    read_parameters,
     with_rgb_images,
 )
-from bentoml_diffusers.engine.request import Handle, Request, Result, Ticket
+from bentoml_diffusers.engine.request import Handle, Progress, Request, Result, Ticket
+from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.engine.seeds import choose_seeds
-from bentoml_diffusers.engine.view import make_view
+from bentoml_diffusers.engine.worker import Worker
 from bentoml_diffusers.errors import (
-    DeviceOutOfMemory,
-    DiffusersError,
     InvalidRequest,
-    PipelineFailed,
-    RequestCancelled,
 )
 from bentoml_diffusers.loading import load_pipeline, stored_options
-from bentoml_diffusers.options import ModelOptions
+from bentoml_diffusers.options import EngineLimits, ModelOptions
 from bentoml_diffusers.store import get
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
 
     from bentoml import Tag
     from diffusers import DiffusionPipeline
 
-logger = logging.getLogger(__name__)
+    from bentoml_diffusers.adapters import AdapterReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineReport:
+    """What an engine has done and does.
+
+    Attributes:
+        running: Requests that run.
+        waiting: Requests in the queue.
+        counts: Requests by outcome: submitted, done, invalid, failed, cancelled, expired, refused.
+        forwards: How many forwards were shared by how many requests.
+        seconds_per_row: For each kind of forward, its median cost by batch size in rows.
+        adapters: LoRAs and textual inversions.
+    """
+
+    running: int
+    waiting: int
+    counts: Mapping[str, int]
+    forwards: Mapping[int, int]
+    seconds_per_row: Mapping[Any, Mapping[int, float]]
+    adapters: AdapterReport
 
 
 class Engine:
     """Runs requests of many callers on one pipeline.
 
     Each request runs the ordinary ``__call__`` of its pipeline, on a view with its own scheduler
-    over the shared weights. A single worker thread enters the pipeline, so a request that timed
-    out or was cancelled never overlaps the next one. Safe to call from any number of threads.
+    over the shared weights. Requests that run at once share the forwards of the modules wherever
+    shapes allow; a lone one equals diffusers' own call bit for bit. Safe to call from any number
+    of threads.
 
     Args:
         pipeline: A diffusers pipeline; the engine owns it until :meth:`close`.
         options: Adapters and where requests may take theirs from.
+        limits: How much is taken on at once.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        options: ModelOptions | None = None,
+        limits: EngineLimits | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.options = options or ModelOptions()
-        self._loras: LoraSwitch = attach_static_adapters(pipeline, self.options)
-        self._finder = request_finder(self.options)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="diffusers-engine")
-        self._open: dict[int, Handle] = {}
-        self._closed = False
+        self.limits = limits or EngineLimits()
+        self._bank = AdapterBank(pipeline, self.options)
+        self._worker = Worker(pipeline, self._bank, self.limits)
+        self._admission = Admission(self.limits, self._worker.run)
+        self._parameters: Callable[..., Parameters] = functools.cache(self._read_parameters)
 
     @classmethod
     def from_model(
@@ -69,6 +99,7 @@ class Engine:
         model: str | Tag | bentoml.Model | DiffusionPipeline,
         *,
         device: str | None = None,
+        limits: EngineLimits | None = None,
         **options: Any,
     ) -> Engine:
         """Makes an engine from a stored model or from a pipeline.
@@ -76,6 +107,7 @@ class Engine:
         Args:
             model: A tag, a ``bentoml.Model``, or a diffusers pipeline.
             device: Where to run; ``None`` takes the GPU if there is one.
+            limits: How much is taken on at once.
             **options: See :class:`bentoml_diffusers.ModelOptions`; they override what is stored
                 with the model.
 
@@ -86,10 +118,10 @@ class Engine:
         """
         given = ModelOptions.from_mapping(options)
         if not isinstance(model, (str, bentoml.Tag, bentoml.Model)):
-            return cls(model, given)
+            return cls(model, given, limits)
         stored = model if isinstance(model, bentoml.Model) else get(model)
         merged = stored_options(stored).overridden_by(given)
-        return cls(load_pipeline(stored, merged, device or default_device()), merged)
+        return cls(load_pipeline(stored, merged, device or default_device()), merged, limits)
 
     def run(self, task: str, /, *args: Any, **arguments: Any) -> Result:
         """Runs a request and waits for it. See :meth:`submit`."""
@@ -104,6 +136,37 @@ class Engine:
             handle.cancel()
             raise
 
+    async def stream(
+        self, task: str, /, *args: Any, preview_every: int = 0, **arguments: Any
+    ) -> AsyncIterator[Progress | Result]:
+        """Runs a request and yields each step as it is done, last the result.
+
+        Leaving the loop cancels the request.
+
+        Args:
+            task: See :meth:`submit`.
+            *args: See :meth:`submit`.
+            preview_every: Steps between two previews, each decoded by the autoencoder; 0 for none.
+            **arguments: See :meth:`submit`.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+        def notice(step: Progress) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, step)
+
+        ticket = Ticket(on_step=notice)
+        handle = self._submit(ticket, task, args, {**arguments, "preview_every": preview_every})
+        handle.future.add_done_callback(
+            lambda _: loop.call_soon_threadsafe(events.put_nowait, None)
+        )
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            yield handle.result(0)
+        finally:
+            handle.cancel()
+
     def submit(
         self,
         task: str,
@@ -112,6 +175,8 @@ class Engine:
         seed: int | list[int] | None = None,
         scheduler: str | type[Any] | None = None,
         lora_weights: Any = None,
+        textual_inversions: Any = None,
+        exclusive: bool = False,
         timeout_s: float | None = None,
         **arguments: Any,
     ) -> Handle:
@@ -123,27 +188,45 @@ class Engine:
             *args: Arguments of the pipeline.
             seed: 0 to 2**32 - 1; with several images the next ones count up from it, or one per
                 image. ``None`` draws one.
-            scheduler: Scheduler for this request: a class, or a name that diffusers exports.
+            scheduler: Scheduler for this request: a class, a name that diffusers exports, or a
+                sampler's name such as ``"DPM++ 2M Karras"``.
             lora_weights: LoRAs for this request: a name, ``{"name": ..., "scale": ...}``, or a
                 list of either.
+            textual_inversions: Textual inversions for this request: a name,
+                ``{"name": ..., "token": ...}``, or a list of either.
+            exclusive: Run alone, which makes the picture the same bit for bit whatever else is
+                asked for at that time. It waits for all that run before it, and all others wait.
             timeout_s: Seconds, waiting included, after which the request is stopped.
             **arguments: Arguments of the pipeline.
 
         Raises:
             InvalidRequest: 400, an argument is unknown or wrong.
-            UntrustedSource: 400, a LoRA from a source that is not allowed.
-            AdapterNotFound: 404, no such LoRA.
+            UntrustedSource: 400, an adapter from a source that is not allowed.
+            AdapterNotFound: 404, no such adapter.
+            QueueFull: 429, too many requests wait.
             RequestCancelled: 503, the engine is closed.
         """
-        if self._closed:
-            raise RequestCancelled("the engine is closed")
+        given = {
+            **arguments,
+            "seed": seed,
+            "scheduler": scheduler,
+            "lora_weights": lora_weights,
+            "textual_inversions": textual_inversions,
+            "exclusive": exclusive,
+        }
         _check_timeout(timeout_s)
-        request = self._resolve(task, args, arguments, seed, scheduler, lora_weights)
-        ticket = Ticket(timeout_s)
-        handle = Handle(self._worker.submit(self._work, request, ticket), ticket)
-        self._open[id(handle)] = handle
-        handle.future.add_done_callback(lambda _: self._open.pop(id(handle), None))
-        return handle
+        return self._submit(Ticket(timeout_s), task, args, given)
+
+    def report(self) -> EngineReport:
+        """Returns what the engine has done and does."""
+        return EngineReport(
+            running=self._admission.running,
+            waiting=self._admission.waiting,
+            counts=Counter(self._admission.counts),
+            forwards=Counter(self._worker.conductor.forwards),
+            seconds_per_row=self._worker.conductor.profile.table(),
+            adapters=self._bank.report(),
+        )
 
     def close(self, *, cancel: bool = False) -> None:
         """Stops the engine.
@@ -151,11 +234,8 @@ class Engine:
         Args:
             cancel: Stop running and waiting requests; else finish them first.
         """
-        self._closed = True
-        if cancel:
-            for handle in list(self._open.values()):
-                handle.cancel()
-        self._worker.shutdown(wait=True)
+        self._admission.close(cancel=cancel)
+        self._bank.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -168,27 +248,36 @@ class Engine:
     ) -> None:
         self.close(cancel=error is not None)
 
-    def _resolve(
-        self,
-        task: str,
-        args: tuple[Any, ...],
-        arguments: dict[str, Any],
-        seed: int | list[int] | None,
-        scheduler: str | type[Any] | None,
-        lora_weights: Any,
-    ) -> Request:
-        cls, method_name = self._find_method(task)
-        method = getattr(cls, method_name)
-        bound = bind_arguments(method, args, arguments)
-        scheduler_class = self._find_scheduler(scheduler)
-        check_arguments(method, bound, getattr(self.pipeline, "scheduler", None))
+    def _submit(
+        self, ticket: Ticket, task: str, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> Handle:
+        if "timeout_s" in given:
+            ticket.timeout_s = given.pop("timeout_s")
+            _check_timeout(ticket.timeout_s)
+        entry = Entry(self._resolve(task, args, given), ticket)
+        self._admission.submit(entry)
+        return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
+
+    def _resolve(self, task: str, args: tuple[Any, ...], given: dict[str, Any]) -> Request:
+        arguments = dict(given)
+        own = {name: arguments.pop(name, None) for name in _OWN_ARGUMENTS}
+        cls, method = self._find_method(task)
+        parameters = self._parameters(cls, method)
+        guidance_scale = arguments.pop("guidance_scale", None) if parameters.guided else None
+        bound = bind_arguments(parameters, args, arguments)
+        base = getattr(self.pipeline, "scheduler", None)
+        check_arguments(parameters, bound, base)
         return Request(
             pipeline_class=cls,
-            method=method_name,
+            method=method,
             arguments=with_rgb_images(complete_size(self.pipeline, bound)),
-            seeds=choose_seeds(method, seed, bound),
-            scheduler_class=scheduler_class,
-            loras=self._finder.find_all(lora_weights),
+            adapters=self._bank.find(own["lora_weights"], own["textual_inversions"]),
+            seeds=choose_seeds(parameters, own["seed"], bound),
+            scheduler=choose_scheduler(own["scheduler"], base),
+            guidance_scale=guidance_scale,
+            exclusive=bool(own["exclusive"]),
+            pixel_steps=count_pixel_steps(self.pipeline, parameters, bound),
+            preview_every=own["preview_every"] or 0,
         )
 
     def _find_method(self, task: str) -> tuple[type[DiffusionPipeline], str]:
@@ -197,61 +286,27 @@ class Engine:
             raise InvalidRequest("task", task, "a task or a public method")
         if has_method(own, task):
             return own, task
+        if task in _names.TASKS and is_modular(self.pipeline):
+            return own, "__call__"
         if task in _names.TASKS:
             return _names.task_class(self.pipeline, task), "__call__"
         raise InvalidRequest(
             "task", task, f"one of {', '.join(_names.TASKS)}, or a method of {own.__name__}"
         )
 
-    def _find_scheduler(self, name: str | type[Any] | None) -> type[Any] | None:
-        if name is None:
-            return None
-        try:
-            cls = _names.resolve_scheduler_class(name)
-        except DiffusersError as err:
-            raise InvalidRequest("scheduler", name, "a scheduler that diffusers exports") from err
-        current = self.pipeline.scheduler
-        compatible = {*current.compatibles, type(current)}
-        if cls not in compatible:
-            names = ", ".join(sorted(one.__name__ for one in compatible))
-            raise InvalidRequest("scheduler", name, f"one of {names}")
-        return cls
+    def _read_parameters(self, cls: type[DiffusionPipeline], method: str) -> Parameters:
+        return read_parameters(self.pipeline, cls, method)
 
-    def _work(self, request: Request, ticket: Ticket) -> Result:
-        started = time.monotonic()
-        ticket.check()
-        with self._loras.applied(request.loras):
-            output = self._call(request, ticket)
-        return Result(
-            output=_to_tuple(output),
-            seeds=tuple(request.seeds),
-            steps=ticket.steps_done,
-            queue_s=started - ticket.submitted,
-            run_s=time.monotonic() - started,
-        )
 
-    def _call(self, request: Request, ticket: Ticket) -> Any:
-        import torch
-
-        name = request.pipeline_class.__name__
-        arguments = dict(request.arguments)
-        if request.seeds:
-            # CPU generators give the same noise on every device.
-            generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
-            arguments["generator"] = generators if len(generators) > 1 else generators[0]
-        view = make_view(self.pipeline, request, ticket)
-        try:
-            return getattr(view, request.method)(**arguments)
-        except DiffusersError:
-            raise
-        except torch.OutOfMemoryError as err:
-            raise DeviceOutOfMemory(name) from err
-        except Exception as err:
-            invalid = invalid_request_from(err)
-            if invalid is not None:
-                raise invalid from err
-            logger.exception("%s failed", name)
-            raise PipelineFailed(name, err) from err
+# Arguments of a request that are the engine's, not the pipeline's.
+_OWN_ARGUMENTS = (
+    "seed",
+    "scheduler",
+    "lora_weights",
+    "textual_inversions",
+    "exclusive",
+    "preview_every",
+)
 
 
 def default_device() -> str:
@@ -272,12 +327,3 @@ def _check_timeout(timeout_s: float | None) -> None:
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if timeout_s is not None and not (is_number and timeout_s > 0):
         raise InvalidRequest("timeout_s", timeout_s, "a number of seconds above 0")
-
-
-def _to_tuple(output: Any) -> tuple[Any, ...]:
-    import torch
-    from torch.utils._pytree import tree_map_only
-
-    values = output.to_tuple() if hasattr(output, "to_tuple") else output
-    values = values if isinstance(values, tuple) else (values,)
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), values)  # type: ignore[no-any-return]

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.errors import DeadlineExceeded, RequestCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
-    from bentoml_diffusers.adapters import Adapter
+    from bentoml_diffusers.adapters import AdapterSet
+    from bentoml_diffusers.engine.schedulers import SchedulerChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,33 +29,47 @@ class Request:
         method: Name of the method.
         arguments: Its arguments by name, without generators.
         seeds: One per image, or none where the caller brings generators or latents decide.
-        scheduler_class: Class of the scheduler instead of the model's.
-        loras: LoRAs of this request.
+        scheduler: Scheduler instead of the model's.
+        guidance_scale: For the guider of a modular pipeline, where it is no argument.
+        adapters: LoRAs and textual inversions of this request.
+        exclusive: No other request may run beside it.
+        pixel_steps: Size of the work: pixels times images times steps.
+        preview_every: Steps between two preview pictures; 0 for none.
     """
 
     pipeline_class: type[DiffusionPipeline]
     method: str
     arguments: Mapping[str, Any]
+    adapters: AdapterSet
     seeds: Sequence[int] = ()
-    scheduler_class: type[SchedulerMixin] | None = None
-    loras: Sequence[Adapter] = ()
+    scheduler: SchedulerChoice | None = None
+    guidance_scale: float | None = None
+    exclusive: bool = False
+    pixel_steps: int = 0
+    preview_every: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a request; pickles.
+    """What came of a request, and how; pickles.
 
     Attributes:
         output: The pipeline's output as a tuple, tensors on the CPU.
         seeds: The seeds really used, one per image.
+        scheduler: Name of the scheduler's class, empty for a pipeline without one.
         steps: Denoising steps done.
+        adapters: Names of the LoRAs and textual inversions that the request named.
+        batches: How many of its forwards were shared by how many requests: ``{1: 4, 3: 16}``.
         queue_s: Seconds that the request waited.
         run_s: Seconds that it ran.
     """
 
     output: tuple[Any, ...]
     seeds: tuple[int, ...] = ()
+    scheduler: str = ""
     steps: int = 0
+    adapters: tuple[str, ...] = ()
+    batches: Mapping[int, int] = field(default_factory=dict)
     queue_s: float = 0.0
     run_s: float = 0.0
 
@@ -63,16 +78,49 @@ class Result:
         """Returns the pictures, which are the first entry of the output."""
         return list(self.output[0])
 
+    @property
+    def was_batched(self) -> bool:
+        """True if another request shared one of its forwards."""
+        return any(size > 1 for size in self.batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A step that a request has done.
+
+    Attributes:
+        step: Denoising steps done.
+        total: Steps in all.
+        preview: What the picture looks like so far, where that was asked for; size in pixels as
+            the final one.
+    """
+
+    step: int
+    total: int
+    preview: Image.Image | None = None
+
 
 @dataclass
 class Ticket:
-    """Lets others stop a running request; it looks here between two denoising steps."""
+    """Lets others stop and watch a running request."""
 
     timeout_s: float | None = None
     submitted: float = field(default_factory=time.monotonic)
     steps_done: int = 0
     steps_total: int | None = None
+    on_step: Callable[[Progress], None] | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def deadline(self) -> float | None:
+        """Moment on the monotonic clock at which the request must stop."""
+        return None if self.timeout_s is None else self.submitted + self.timeout_s
+
+    @property
+    def must_stop(self) -> bool:
+        """True if :meth:`check` would raise."""
+        deadline = self.deadline
+        return self._cancelled.is_set() or (deadline is not None and time.monotonic() > deadline)
 
     def cancel(self) -> None:
         """Asks the request to stop."""
@@ -85,10 +133,18 @@ class Ticket:
             RequestCancelled: 503, it was cancelled.
             DeadlineExceeded: 504, its time is over.
         """
-        if self._cancelled.is_set():
+        if not self.must_stop:
+            return
+        if self._cancelled.is_set() or self.timeout_s is None:
             raise RequestCancelled
-        if self.timeout_s is not None and time.monotonic() > self.submitted + self.timeout_s:
-            raise DeadlineExceeded(self.timeout_s)
+        raise DeadlineExceeded(self.timeout_s)
+
+    def count_step(self, total: int, preview: Image.Image | None = None) -> None:
+        """Notes that a denoising step is done."""
+        self.steps_done += 1
+        self.steps_total = total
+        if self.on_step is not None:
+            self.on_step(Progress(step=self.steps_done, total=total, preview=preview))
 
 
 @dataclass(frozen=True)
@@ -97,6 +153,7 @@ class Handle:
 
     future: Future[Result]
     ticket: Ticket
+    _withdraw: Callable[[], None]
 
     def result(self, timeout: float | None = None) -> Result:
         """Waits for the result.
@@ -111,9 +168,9 @@ class Handle:
         return self.future.result(timeout)
 
     def cancel(self) -> None:
-        """Stops the request: at once if it waits, else before its next denoising step."""
+        """Stops the request: at once if it waits, else before its next forward."""
         self.ticket.cancel()
-        self.future.cancel()
+        self._withdraw()
 
     @property
     def progress(self) -> tuple[int, int | None]:

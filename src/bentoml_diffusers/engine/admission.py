@@ -1,0 +1,216 @@
+"""The bounded queue in front of the engine: who runs, who waits, who is refused."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.errors import (
+    DeadlineExceeded,
+    DiffusersError,
+    QueueFull,
+    RequestCancelled,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bentoml_diffusers.engine.request import Request, Result, Ticket
+    from bentoml_diffusers.options import EngineLimits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Entry:
+    """One request with its future."""
+
+    request: Request
+    ticket: Ticket
+    future: Future[Result] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # it is cancelled by its ticket alone
+
+
+class Admission:
+    """Starts requests in the order in which they came, refuses what is too much.
+
+    Args:
+        limits: How many may run and wait.
+        run: Runs one request in the calling thread.
+    """
+
+    def __init__(self, limits: EngineLimits, run: Callable[[Entry], Result]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._limits = limits
+        self._run = run
+        self._threads = ThreadPoolExecutor(limits.max_running, "diffusers-engine")
+        self._lock = threading.Condition()
+        self._queue: deque[Entry] = deque()
+        self._running: set[Entry] = set()
+        self._rate = _Rate()
+        self._clock: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Requests that have been started."""
+        return len(self._running)
+
+    def submit(self, entry: Entry) -> None:
+        """Queues a request.
+
+        Raises:
+            QueueFull: 429, says in how many seconds to come again.
+            RequestCancelled: 503, closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RequestCancelled("the engine is closed")
+            self._check_room(entry)
+            self.counts["submitted"] += 1
+            self._queue.append(entry)
+            self._start_next()
+            if entry.ticket.deadline is not None and not entry.future.done():
+                self._start_clock()
+                self._lock.notify_all()
+
+    def withdraw(self, entry: Entry) -> None:
+        """Frees the place of a request that waits; one that runs looks at its ticket itself."""
+        with self._lock:
+            if entry not in self._queue:
+                return
+            self._queue.remove(entry)
+        self._finish(entry, RequestCancelled())
+
+    def close(self, *, cancel: bool) -> None:
+        """Takes no more requests; returns when all are answered."""
+        with self._lock:
+            self._closed = True
+            entries = [*self._queue, *self._running]
+            self._lock.notify_all()
+        if cancel:
+            for entry in entries:
+                entry.ticket.cancel()
+                self.withdraw(entry)
+        for entry in entries:
+            entry.future.exception()
+        self._threads.shutdown(wait=True)
+        if self._clock is not None:
+            self._clock.join()
+
+    def _check_room(self, entry: Entry) -> None:
+        limits = self._limits
+        if len(self._running) < limits.max_running:
+            return
+        work = sum(waiting.request.pixel_steps for waiting in self._queue)
+        is_full = len(self._queue) >= limits.max_queue
+        too_much = work + entry.request.pixel_steps > limits.max_pixel_steps
+        if is_full or (too_much and self._queue):
+            self.counts["refused"] += 1
+            raise QueueFull(len(self._queue), self._rate.seconds_for(work))
+
+    def _start_next(self) -> None:
+        while self._queue and len(self._running) < self._limits.max_running:
+            entry = self._queue.popleft()
+            self._running.add(entry)
+            self._threads.submit(self._serve, entry)
+
+    def _serve(self, entry: Entry) -> None:
+        outcome: Result | BaseException
+        try:
+            outcome = self._run(entry)
+        except BaseException as err:  # noqa: BLE001 - handed to the caller by the future
+            outcome = err
+        self._finish(entry, outcome)
+
+    def _finish(self, entry: Entry, outcome: Result | BaseException) -> None:
+        with self._lock:
+            self._running.discard(entry)
+            self.counts[_name_outcome(outcome)] += 1
+            if not isinstance(outcome, BaseException):
+                self._rate.add(entry.request.pixel_steps)
+            self._start_next()
+        if isinstance(outcome, BaseException):
+            entry.future.set_exception(outcome)
+        else:
+            entry.future.set_result(outcome)
+
+    def _start_clock(self) -> None:
+        if self._clock is None:
+            self._clock = threading.Thread(
+                target=self._watch_deadlines, name="diffusers-deadlines", daemon=True
+            )
+            self._clock.start()
+
+    def _watch_deadlines(self) -> None:
+        """Answers requests whose time is over while they wait."""
+        while True:
+            with self._lock:
+                if self._closed and not self._queue:
+                    return
+                late = [entry for entry in self._queue if entry.ticket.must_stop]
+                for entry in late:
+                    self._queue.remove(entry)
+                if not late:
+                    self._lock.wait(self._next_deadline_s())
+            for entry in late:
+                self._finish(entry, _reason_to_stop(entry.ticket))
+
+    def _next_deadline_s(self) -> float | None:
+        moments = [entry.ticket.deadline for entry in self._queue]
+        known = [moment for moment in moments if moment is not None]
+        return max(0.0, min(known) - time.monotonic()) + 0.001 if known else None
+
+
+class _Rate:
+    """Pixel-steps per second over the last half minute."""
+
+    _WINDOW_S = 30.0
+
+    def __init__(self) -> None:
+        self._done: deque[tuple[float, int]] = deque()
+        self._start = time.monotonic()
+
+    def add(self, pixel_steps: int) -> None:
+        now = time.monotonic()
+        self._done.append((now, pixel_steps))
+        while self._done[0][0] < now - self._WINDOW_S:
+            self._done.popleft()
+
+    def seconds_for(self, pixel_steps: int) -> int:
+        """Returns an estimate in whole seconds, from 1 to 600."""
+        span = min(self._WINDOW_S, time.monotonic() - self._start)
+        done = sum(work for _, work in self._done)
+        seconds = pixel_steps * span / done if done else 1.0
+        return min(600, max(1, math.ceil(seconds)))
+
+
+def _reason_to_stop(ticket: Ticket) -> BaseException:
+    try:
+        ticket.check()
+    except DiffusersError as err:
+        return err
+    return RequestCancelled()
+
+
+def _name_outcome(outcome: Result | BaseException) -> str:
+    if isinstance(outcome, DeadlineExceeded):
+        return "expired"
+    if isinstance(outcome, RequestCancelled):
+        return "cancelled"
+    if isinstance(outcome, DiffusersError) and outcome.error_code < 500:
+        return "invalid"
+    return "failed" if isinstance(outcome, BaseException) else "done"

@@ -1,0 +1,47 @@
+"""Which pipelines cannot have two requests at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from diffusers.guiders.guider_utils import BaseGuidance
+
+
+@dataclass(frozen=True)
+class Solitude:
+    """Why requests run one at a time.
+
+    Attributes:
+        reason: For the log.
+        calls_can_be_collected: ``False`` if even the modules must be called directly.
+    """
+
+    reason: str
+    calls_can_be_collected: bool = True
+
+
+def reason_to_run_alone(pipeline: DiffusionPipeline) -> Solitude | None:
+    """Returns why requests of this pipeline cannot run side by side, or ``None``.
+
+    A step cache keeps one state in the module, and whoever finishes resets it. Offload hooks of a
+    pipeline move modules at the end of a call, under the feet of the others. A guider that hooks
+    into layers of the denoiser changes them for everybody.
+    """
+    for name, part in pipeline.components.items():
+        if getattr(part, "is_cache_enabled", False):
+            return Solitude(f"{name} has a step cache")
+    if getattr(pipeline, "_all_hooks", None):  # set by diffusers' enable_model_cpu_offload
+        return Solitude("modules are offloaded", calls_can_be_collected=False)
+    guider = getattr(pipeline, "guider", None)
+    if guider is not None and _hooks_layers(guider):
+        return Solitude(f"{type(guider).__name__} hooks into layers of the denoiser")
+    return None
+
+
+def _hooks_layers(guider: BaseGuidance) -> bool:
+    from diffusers.guiders.guider_utils import BaseGuidance
+
+    return type(guider).prepare_models is not BaseGuidance.prepare_models

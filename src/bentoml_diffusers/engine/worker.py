@@ -1,0 +1,171 @@
+"""Runs requests, each in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.engine.arguments import invalid_request_from, is_modular
+from bentoml_diffusers.engine.conductor import Conductor, Member
+from bentoml_diffusers.engine.request import Result
+from bentoml_diffusers.engine.solitude import reason_to_run_alone
+from bentoml_diffusers.engine.view import Views
+from bentoml_diffusers.errors import (
+    AdaptersBusy,
+    DeviceOutOfMemory,
+    DiffusersError,
+    PipelineFailed,
+)
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.adapters import AdapterBank, Lease, PreparedAdapters
+    from bentoml_diffusers.engine.admission import Entry
+    from bentoml_diffusers.engine.request import Request, Ticket
+    from bentoml_diffusers.options import EngineLimits
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+class Worker:
+    """Runs requests on views of one pipeline.
+
+    Args:
+        pipeline: The pipeline.
+        bank: Its adapters.
+        limits: Bounds of the batches.
+    """
+
+    def __init__(
+        self, pipeline: DiffusionPipeline, bank: AdapterBank, limits: EngineLimits
+    ) -> None:
+        solitude = reason_to_run_alone(pipeline)
+        if solitude is not None:
+            logger.info("requests run one at a time: %s", solitude.reason)
+        self.conductor = Conductor(bank, limits.max_batch_rows)
+        self._bank = bank
+        self._is_exclusive = solitude is not None
+        self._shares_modules = solitude is None or solitude.calls_can_be_collected
+        self._views = Views(pipeline, limits, shares_modules=self._shares_modules)
+        self._releases = _Releases()
+
+    def run(self, entry: Entry) -> Result:
+        """Runs one request in the calling thread.
+
+        Raises:
+            DiffusersError: Whatever became of it.
+        """
+        request, ticket = entry.request, entry.ticket
+        started = time.monotonic()
+        ticket.check()
+        prepared = self._bank.prepare(request.adapters)
+        alone = request.exclusive or self._is_exclusive or prepared.exclusive
+        member = Member(ticket, alone)
+        while True:
+            seen = self._releases.count
+            with self.conductor.turn(member):
+                ticket.check()
+                lease = self._acquire(prepared)
+                if lease is not None:
+                    return self._run_leased(request, member, lease, started)
+            self._releases.wait(seen, ticket)
+
+    def _acquire(self, prepared: PreparedAdapters) -> Lease | None:
+        """Returns the adapters' lease; ``None`` if others hold the slots that it needs."""
+        try:
+            lease = self._bank.acquire(prepared)
+        except AdaptersBusy:
+            if not self._releases.held:
+                raise
+            return None
+        self._releases.held += 1
+        return lease
+
+    def _release(self, lease: Lease) -> None:
+        lease.release()
+        self._releases.release()
+
+    def _run_leased(self, request: Request, member: Member, lease: Lease, started: float) -> Result:
+        member.lease = lease
+        try:
+            view = self._views.make(request, member, self.conductor, lease.components)
+            # What slots cannot hold, or modules called directly, needs adapters all the time.
+            is_whole = lease.exclusive or not self._shares_modules
+            with lease.applied() if is_whole else contextlib.nullcontext():
+                output = _to_tuple(self._call(view, request))
+        finally:
+            self._release(lease)
+        ticket = member.ticket
+        return Result(
+            output=output,
+            seeds=tuple(request.seeds),
+            scheduler=type(view.scheduler).__name__ if hasattr(view, "scheduler") else "",
+            steps=ticket.steps_done,
+            adapters=tuple(
+                one.name for one in (*request.adapters.loras, *request.adapters.inversions)
+            ),
+            batches=dict(member.batches),
+            queue_s=started - ticket.submitted,
+            run_s=time.monotonic() - started,
+        )
+
+    def _call(self, view: DiffusionPipeline, request: Request) -> Any:
+        import torch
+
+        name = request.pipeline_class.__name__
+        arguments = dict(request.arguments)
+        if is_modular(view):
+            arguments.setdefault("output", "images")
+        if request.seeds:
+            # CPU generators give the same noise on every device.
+            generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
+            arguments["generator"] = generators if len(generators) > 1 else generators[0]
+        try:
+            return getattr(view, request.method)(**arguments)
+        except DiffusersError:
+            raise
+        except torch.OutOfMemoryError as err:
+            raise DeviceOutOfMemory(name) from err
+        except Exception as err:
+            invalid = invalid_request_from(err)
+            if invalid is not None:
+                raise invalid from err
+            logger.exception("%s failed", name)
+            raise PipelineFailed(name, err) from err
+
+
+@dataclass
+class _Releases:
+    """Wakes requests that wait for adapter slots."""
+
+    held: int = 0
+    count: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def release(self) -> None:
+        with self.changed:
+            self.held -= 1
+            self.count += 1
+            self.changed.notify_all()
+
+    def wait(self, seen: int, ticket: Ticket) -> None:
+        with self.changed:
+            while self.count == seen:
+                ticket.check()
+                self.changed.wait(_POLL_S)
+
+
+def _to_tuple(output: Any) -> tuple[Any, ...]:
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    values = output.to_tuple() if hasattr(output, "to_tuple") else output
+    values = values if isinstance(values, tuple) else (values,)
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), values)  # type: ignore[no-any-return]

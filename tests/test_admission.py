@@ -1,0 +1,187 @@
+"""The queue: who runs, who waits, who is refused, what it costs to be late."""
+
+import asyncio
+import importlib.util
+import threading
+
+import pytest
+
+from bentoml_diffusers import Engine, EngineLimits, errors, testing
+from bentoml_diffusers.engine.profile import CostProfile, bucket
+
+CALL = {"prompt": "a red circle", "num_inference_steps": 2}
+
+
+class Gate:
+    """Holds a request at its first step until it is opened."""
+
+    def __init__(self):
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, pipeline, index, timestep, tensors):
+        self.reached.set()
+        assert self.opened.wait(30)
+        return tensors
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+def engine_with(**limits):
+    return Engine.from_model(testing.tiny_stable_diffusion(), limits=EngineLimits(**limits))
+
+
+def test_beyond_the_queue_is_refused_and_told_when_to_come_again(gate):
+    with engine_with(max_running=1, max_queue=2) as engine:
+        running = engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        waiting = [engine.submit("txt2img", **CALL) for _ in range(2)]
+        with pytest.raises(errors.QueueFull) as caught:
+            engine.submit("txt2img", **CALL)
+        assert caught.value.error_code == 429
+        assert 1 <= caught.value.retry_after_s <= 600
+        assert engine.report().counts["refused"] == 1
+        gate.opened.set()
+        assert all(handle.result(30).images for handle in [running, *waiting])
+
+
+def test_waiting_work_is_bounded_in_pixel_steps(gate):
+    work = 32 * 32 * 2
+    with engine_with(max_running=1, max_pixel_steps=2 * work) as engine:
+        engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        first = engine.submit("txt2img", **CALL)
+        with pytest.raises(errors.QueueFull):
+            engine.submit("txt2img", **{**CALL, "num_inference_steps": 10})
+        second = engine.submit("txt2img", **CALL)
+        gate.opened.set()
+        assert first.result(30).images
+        assert second.result(30).images
+
+
+def test_a_cancelled_request_frees_its_place_at_once(gate):
+    with engine_with(max_running=1, max_queue=1) as engine:
+        engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        waiting = engine.submit("txt2img", **CALL)
+        waiting.cancel()
+        with pytest.raises(errors.RequestCancelled):
+            waiting.result(1)
+        other = engine.submit("txt2img", **CALL)
+        gate.opened.set()
+        assert other.result(30).images
+
+
+def test_a_deadline_passes_in_the_queue_while_another_request_runs(gate):
+    with engine_with(max_running=1) as engine:
+        engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        late = engine.submit("txt2img", **CALL, timeout_s=0.05)
+        with pytest.raises(errors.DeadlineExceeded):
+            late.result(5)
+        assert engine.report().waiting == 0
+        gate.opened.set()
+    assert engine.report().counts["expired"] == 1
+
+
+@pytest.mark.parametrize("name", ["max_running", "max_queue", "max_batch_rows"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_limits_are_checked(name, value):
+    with pytest.raises(errors.InvalidOption, match=name):
+        EngineLimits(**{name: value})
+
+
+def test_each_step_is_told_with_previews_on_demand_and_the_result_last():
+    async def collect(engine, **more):
+        return [event async for event in engine.stream("txt2img", **CALL, seed=1, **more)]
+
+    with engine_with() as engine:
+        *steps, result = asyncio.run(collect(engine, preview_every=1))
+        assert [(one.step, one.total) for one in steps] == [(1, 2), (2, 2)]
+        assert steps[0].preview.size == (32, 32)
+        assert steps[1].preview is None  # the result itself comes at once
+        plain = engine.run("txt2img", **CALL, seed=1)
+        assert plain.images[0].tobytes() == result.images[0].tobytes()
+
+
+def test_leaving_a_stream_cancels_the_request():
+    async def leave(engine):
+        stream = engine.stream("txt2img", prompt="a", num_inference_steps=900)
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    with engine_with() as engine:
+        asyncio.run(leave(engine))
+    assert engine.report().counts["cancelled"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "changes"),
+    [
+        ("Euler a", "EulerAncestralDiscreteScheduler", {}),
+        ("dpm++ 2m karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        (
+            "DPM++ 2M SDE Exponential",
+            "DPMSolverMultistepScheduler",
+            {"use_exponential_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+        ),
+        ("Euler Karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("UniPCMultistepScheduler", "UniPCMultistepScheduler", {}),
+    ],
+)
+def test_schedulers_by_the_names_that_people_use(name, cls, changes):
+    from bentoml_diffusers.engine.schedulers import choose_scheduler
+
+    base = testing.tiny_stable_diffusion().scheduler
+    scheduler = choose_scheduler(name, base).build(base)
+    assert type(scheduler).__name__ == cls
+    assert {key: scheduler.config[key] for key in changes} == changes
+
+
+@pytest.mark.skipif(importlib.util.find_spec("scipy") is not None, reason="scipy is there")
+def test_a_scheduler_that_needs_more_packages_says_so_at_once():
+    with engine_with() as engine, pytest.raises(errors.InvalidRequest, match="scipy"):
+        engine.submit("txt2img", **CALL, scheduler="Euler Beta")
+
+
+@pytest.mark.parametrize("name", ["Euler b", "DDIM Karras", "os.system", "FlowMatchEuler", 3])
+def test_unknown_schedulers_are_refused(name):
+    with engine_with() as engine, pytest.raises(errors.InvalidRequest, match="scheduler"):
+        engine.submit("txt2img", **CALL, scheduler=name)
+
+
+def spend(profile, kind, rows, seconds):
+    for _ in range(3):
+        profile._kinds[kind].record(rows, seconds)
+
+
+def test_batches_grow_while_a_row_gets_cheaper():
+    profile = CostProfile(64)
+    spend(profile, "small", 16, 0.016)
+    assert profile.choose_rows("small", 16) == 8  # tries the half before it believes
+    spend(profile, "small", 8, 0.012)
+    assert profile.choose_rows("small", 16) == 16
+
+
+def test_batches_shrink_where_a_row_costs_the_same():
+    profile = CostProfile(64)
+    for rows in (16, 8, 4, 2):
+        spend(profile, "large", rows, 0.1 * rows)
+    assert profile.choose_rows("large", 16) == 1
+    spend(profile, "large", 1, 0.1)
+    assert profile.choose_rows("large", 16) == 1
+
+
+def test_rows_that_did_not_fit_are_not_tried_again():
+    profile = CostProfile(64)
+    profile.shrink("any", 16)
+    assert profile.choose_rows("any", 40) == 8
+
+
+def test_buckets_are_powers_of_two():
+    assert [bucket(rows) for rows in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 16]
