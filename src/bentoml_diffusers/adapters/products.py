@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters.layers import Target
 
 
+def as_rows(
+    target: Target, inputs: torch.Tensor, output: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns what went into a layer and what came out, each as a view with one row per position.
+
+    For a convolution, one row per picture.
+    """
+    inputs = inputs if inputs.dtype == target.dtype else inputs.to(target.dtype)
+    if target.convolution is not None:
+        return inputs, output
+    return inputs.reshape(-1, inputs.shape[-1]), output.view(-1, output.shape[-1])
+
+
 def add_product(
     target: Target,
     inputs: torch.Tensor,
@@ -22,26 +35,24 @@ def add_product(
 
     Args:
         target: The layer, linear or a convolution.
-        inputs: What went into it.
-        output: What came out of it.
+        inputs: Rows of what went into it, see :func:`as_rows`.
+        output: The same rows of what came out of it.
         down: Shape ``(rank, inputs of the layer)``.
         up: Shape ``(outputs of the layer, rank)``.
         scale: Any number.
     """
     import torch
 
-    inputs = inputs if inputs.dtype == down.dtype else inputs.to(down.dtype)
     if target.convolution is not None:
-        hidden = _convolve(target, inputs, down)
-        wide = torch.matmul(up, hidden.flatten(2))
+        wide = torch.matmul(up, _convolve(target, inputs, down).flatten(2))
         output.add_(wide.view(output.shape), alpha=scale)
         return
-    hidden = torch.mm(inputs.reshape(-1, inputs.shape[-1]), down.t())
-    if output.dtype == hidden.dtype and output.is_contiguous():
+    hidden = torch.mm(inputs, down.t())
+    if output.dtype == hidden.dtype == up.dtype:
         # One pass over the output instead of three.
-        output.view(-1, output.shape[-1]).addmm_(hidden, up.t(), alpha=scale)
+        output.addmm_(hidden, up.t(), alpha=scale)
     else:
-        output.add_(torch.mm(hidden, up.t()).view(output.shape), alpha=scale)
+        output.add_(torch.mm(hidden, up.t()), alpha=scale)
 
 
 def gathered_product(

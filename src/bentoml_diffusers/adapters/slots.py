@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.products import add_product, gathered_product
+from bentoml_diffusers.adapters.products import add_product, as_rows, gathered_product
 
 if TYPE_CHECKING:
     import torch
@@ -110,14 +110,19 @@ class SlotLayer:
 
     def _add_spans(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
         """One product for each request and LoRA: no gather, and no work for rows without."""
-        if not run.samples:
-            self._add_pairs(inputs, output, run.spans[0].pairs)
+        if all(slot not in self._held for span in run.spans for slot, _ in span.pairs):
             return output
-        times = self._rows_per_sample(inputs, run)
+        output = output.contiguous() if self.target.convolution is None else output
+        rows_in, rows_out = as_rows(self.target, inputs, output)
+        if not run.samples:
+            self._add_pairs(rows_in, rows_out, run.spans[0].pairs)
+            return output
+        self._check_samples(inputs, run)
+        times = len(rows_in) // run.samples
         for span in run.spans:
             if span.pairs:
                 rows = slice(span.start * times, span.stop * times)
-                self._add_pairs(inputs[rows], output[rows], span.pairs)
+                self._add_pairs(rows_in[rows], rows_out[rows], span.pairs)
         return output
 
     def _add_pairs(self, inputs: torch.Tensor, output: torch.Tensor, pairs: Pairs) -> None:
@@ -131,22 +136,20 @@ class SlotLayer:
         """One batched product for all requests, their LoRAs joined along the rank."""
         index = run.index
         if run.samples:
-            self._rows_per_sample(inputs, run)
+            self._check_samples(inputs, run)
         samples = len(index)
         weights = (run.scales * self.factors[index]).repeat_interleave(self.rank, dim=1)
         down = self.down[index].reshape(samples, -1, self.target.inputs)
         up = self.up[index].transpose(2, 3).reshape(samples, -1, self.target.outputs)
         return gathered_product(self.target, inputs, output, down, up, weights)
 
-    def _rows_per_sample(self, inputs: torch.Tensor, run: Run) -> int:
-        """Rows that a layer makes of a sample: 1, or frames, or tokens."""
-        times, rest = divmod(len(inputs), run.samples)
-        if rest or not times:
+    def _check_samples(self, inputs: torch.Tensor, run: Run) -> None:
+        """A layer has a row for each sample, or as many for each: frames, or windows."""
+        if len(inputs) % run.samples or not len(inputs):
             raise RuntimeError(
                 f"a layer with {len(inputs)} rows cannot be shared by {run.samples} samples "
                 "of several requests"
             )
-        return times
 
     def _move(self, device: torch.device) -> None:
         """Follows the layer, as with offloading."""
