@@ -1,0 +1,95 @@
+"""`bentoml diffusers import|info|verify|list|lora|embedding`, in this process by click's runner."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from bentoml_cli.cli import cli
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+import bentoml_diffusers
+from bentoml_diffusers import store
+
+
+@pytest.fixture
+def run():
+    def call(*arguments):
+        return CliRunner().invoke(cli, ["diffusers", *map(str, arguments)], prog_name="bentoml")
+
+    return call
+
+
+def test_import_info_and_verify(run, pipeline_folder, name):
+    done = run("import", name, pipeline_folder, "--link", "copy")
+    assert done.exit_code == 0, done.output
+    tag = done.output.splitlines()[-1]
+    assert tag.startswith(f"{name}:")
+    shown = run("info", tag).output
+    record = store.read_record(Path(bentoml_diffusers.get(tag).path))
+    for text in (
+        tag,
+        "StableDiffusionPipeline",
+        f"folder {pipeline_folder.name}",
+        "unet diffusers.UNet2DConditionModel",
+        record.tree,
+        *record.files,
+        *record.files.values(),
+    ):
+        assert text in shown
+    assert "is whole" in run("verify", tag).output
+    path = Path(bentoml_diffusers.get(tag).path, "diffusion_model", "unet", "config.json")
+    path.write_text("{}")
+    broken = run("verify", tag)
+    assert broken.exit_code == 1
+    assert "changed: unet/config.json" in broken.output
+
+
+def test_code_is_shown_with_its_hash_and_trust(run, pipeline_folder, tmp_path, name):
+    code = "from diffusers import StableDiffusionPipeline as Base\nclass Ours(Base): ...\n"
+    (tmp_path / "pipeline.py").write_text(code + f"# {name}\n")
+    arguments = (name, pipeline_folder, "--custom-pipeline", tmp_path)
+    run("import", *arguments)
+    assert "not trusted here" in run("info", name).output
+    run("import", *arguments, "--trust-remote-code")
+    shown = run("info", name).output
+    assert "pipeline.py" in shown
+    assert ", trusted here" in shown
+
+
+def test_loras_and_embeddings_are_added_and_listed(run, lora_dir, tmp_path, name):
+    save_file({"<cat>": torch.randn(1, 768)}, tmp_path / "cat.safetensors")
+    added = run("lora", "add", f"{name}-l", lora_dir, "--weight-name", "one.safetensors")
+    assert added.exit_code == 0, added.output
+    assert run("embedding", "add", f"{name}-e", tmp_path, "--token", "<dog>").exit_code == 0
+    loras, embeddings, everything = (
+        run("lora", "list").output,
+        run("embedding", "list").output,
+        run("list").output,
+    )
+    assert f"{name}-l" in loras
+    assert f"{name}-e" not in loras
+    assert "RANK" in loras.splitlines()[0]
+    assert "file one.safetensors" in loras or f"folder {lora_dir.name}" in loras
+    assert f"{name}-e" in embeddings
+    assert "<dog>" in embeddings
+    assert f"{name}-l" in everything
+    assert f"{name}-e" in everything
+    assert "rank         4" in run("info", f"{name}-l").output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "no-such-model"),
+        ("verify", "no-such-model"),
+        ("import", "x", "/nowhere"),
+        ("lora", "add", "x", "/nowhere"),
+        ("embedding", "add", "x", "/nowhere"),
+    ],
+)
+def test_errors_are_one_line(run, arguments):
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+    assert "Error: model" in done.output

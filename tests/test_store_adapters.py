@@ -1,0 +1,187 @@
+"""LoRAs and textual inversions as entries of the store: found, described, refused, exported."""
+
+import json
+import shutil
+from pathlib import Path
+
+import bentoml
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import bentoml_diffusers
+from bentoml_diffusers import errors, store
+from bentoml_diffusers.store.hashing import hash_file
+
+
+def record_of(model):
+    return store.read_record(Path(model.path))
+
+
+def save(path, tensors, metadata=None):
+    save_file({key: torch.ones(shape) for key, shape in tensors.items()}, path, metadata=metadata)
+    return path
+
+
+def kohya(rank=4, width=768):
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2"
+    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    return {
+        f"{block}_to_k.lora_down.weight": (rank, width),
+        f"{block}_to_k.lora_up.weight": (320, rank),
+        f"{block}_to_k.alpha": (),
+        f"{block}_to_out_0.lora_down.weight": (rank, 320),
+        f"{block}_to_out_0.lora_up.weight": (320, rank),
+        f"{text}.lora_down.weight": (rank, 768),
+        f"{text}.lora_up.weight": (768, rank),
+    }
+
+
+def test_a_lora_of_diffusers_is_described(lora_dir, name):
+    file = lora_dir / "one.safetensors"
+    record = record_of(bentoml_diffusers.import_lora(name, file, base_model="tiny"))
+    assert (record.kind, record.origin) == ("lora", "file one.safetensors")
+    assert record.files == {"one.safetensors": hash_file(file)}
+    assert record.tree
+    details = record.details
+    assert (details["rank"], details["base_model"]) == (4, "tiny")
+    assert details["components"] == {"unet": details["tensors"] // 2}
+    assert details["modules"] == ["to_k", "to_out.0", "to_q", "to_v"]
+    assert details["architecture"] == "unet with text of width 16"
+
+
+def test_a_lora_of_kohya_is_described(tmp_path, name):
+    words = {"10_sks dog": {"sks dog": 10}}
+    metadata = {"ss_tag_frequency": json.dumps(words), "ss_base_model_version": "sd_v1"}
+    path = save(tmp_path / "k.safetensors", kohya(), metadata)
+    details = record_of(bentoml_diffusers.import_lora(name, path)).details
+    assert details["architecture"] == "stable-diffusion-1"
+    assert (details["rank"], details["alpha"]) == (4, 1.0)
+    assert details["components"] == {"unet": 2, "text_encoder": 1}
+    assert details["modules"] == ["q_proj", "to_k", "to_out.0"]
+    assert details["trigger_words"] == ["sks dog"]
+    assert details["base_model"] == "sd_v1"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "architecture"),
+    [
+        (kohya(width=2048), None, "sdxl"),
+        (kohya(width=1024), None, "stable-diffusion-2"),
+        ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, None, "flux"),
+        ({"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (4, 8)}, None, "stab"),
+        (kohya(), {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "stable-diff"),
+    ],
+)
+def test_the_architecture_is_recognised(tmp_path, name, tensors, metadata, architecture):
+    path = save(tmp_path / "x.safetensors", tensors, metadata)
+    details = record_of(bentoml_diffusers.import_lora(name, path)).details
+    assert details["architecture"].startswith(architecture)
+
+
+def test_alpha_and_words_come_from_the_files_own_metadata(tmp_path, name):
+    config = {"unet.r": 4, "unet.lora_alpha": 8}
+    metadata = {
+        "lora_adapter_metadata": json.dumps(config),
+        "modelspec.trigger_phrase": "sks, in the style of x",
+    }
+    path = save(tmp_path / "x.safetensors", {"unet.a.to_q.lora_A.weight": (4, 8)}, metadata)
+    details = record_of(bentoml_diffusers.import_lora(name, path)).details
+    assert details["alpha"] == 8.0
+    assert details["trigger_words"] == ["sks", "in the style of x"]
+
+
+def test_files_are_found_in_folders(tmp_path, lora_dir, name):
+    with pytest.raises(errors.InvalidModel, match=r"one\.safetensors, two\.safetensors.*weight_n"):
+        bentoml_diffusers.import_lora(name, lora_dir)
+    model = bentoml_diffusers.import_lora(name, lora_dir, weight_name="two.safetensors")
+    assert list(record_of(model).files) == ["two.safetensors"]
+    shutil.copy(lora_dir / "one.safetensors", tmp_path)
+    assert list(record_of(bentoml_diffusers.import_lora(name, tmp_path)).files) == [
+        "one.safetensors"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weight_name", "words"),
+    [("../one.safetensors", "outside"), ("/etc/passwd", "outside"), ("no.safetensors", "no file")],
+)
+def test_a_name_leads_nowhere_else(lora_dir, tmp_path, name, weight_name, words):
+    shutil.copytree(lora_dir, tmp_path / "in")
+    shutil.copy(lora_dir / "one.safetensors", tmp_path)
+    with pytest.raises(errors.InvalidModel, match=words):
+        bentoml_diffusers.import_lora(name, tmp_path / "in", weight_name=weight_name)
+
+
+def test_a_link_out_of_the_folder_is_refused(lora_dir, tmp_path, name):
+    (tmp_path / "x.safetensors").symlink_to(lora_dir / "one.safetensors")
+    with pytest.raises(errors.InvalidModel, match="leads out"):
+        bentoml_diffusers.import_lora(name, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["missing.safetensors", "/nowhere/x", "a/b/c", "./x"])
+def test_what_is_not_there_is_not_found(name, source):
+    with pytest.raises(errors.ModelNotFound):
+        bentoml_diffusers.import_lora(name, source)
+
+
+def test_pickles_are_refused_or_stored_as_safetensors(lora_dir, tmp_path, name):
+    tensors = load_file(lora_dir / "one.safetensors")
+    path = tmp_path / "old.bin"
+    torch.save(tensors, path)
+    with pytest.raises(errors.UntrustedSource, match="allow_pickle=True"):
+        bentoml_diffusers.import_lora(name, path)
+    model = bentoml_diffusers.import_lora(name, path, allow_pickle=True)
+    assert bentoml_diffusers.import_lora(name, path, allow_pickle=True).tag == model.tag
+    file, record = store.adapter_file(model, "lora")
+    assert file.name == "old.safetensors"
+    assert record.details["rank"] == 4
+    stored = load_file(file)
+    assert all(torch.equal(stored[key], value) for key, value in tensors.items())
+
+
+def test_a_textual_inversion_is_described(tmp_path, name):
+    save_file({"<cat>": torch.randn(2, 768)}, tmp_path / "cat.safetensors")
+    record = record_of(bentoml_diffusers.import_textual_inversion(name, tmp_path))
+    assert record.details == {
+        "token": "<cat>",
+        "vectors": 2,
+        "length": 768,
+        "architecture": "stable-diffusion-1",
+        "sources": record.details["sources"],
+    }
+    other = bentoml_diffusers.import_textual_inversion(name, tmp_path, token="<dog>")
+    assert record_of(other).details["token"] == "<dog>"
+
+
+def test_an_old_textual_inversion_as_pickle(tmp_path, name, model):
+    """The layout of the first web UI: `string_to_param` with the token `*`, and more values."""
+    content = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.randn(2, 16)}}
+    torch.save({**content, "name": "word", "step": 1}, tmp_path / "word.pt")
+    arguments = {"token": "<old>", "allow_pickle": True}
+    with pytest.raises(errors.InvalidModel, match="token="):
+        bentoml_diffusers.import_textual_inversion(name, tmp_path / "word.pt", allow_pickle=True)
+    entry = bentoml_diffusers.import_textual_inversion(name, tmp_path / "word.pt", **arguments)
+    assert record_of(entry).details["token"] == "<old>"
+    pipeline = bentoml_diffusers.load_model(model, textual_inversions=name)
+    assert "<old>" in pipeline.tokenizer.get_vocab()
+
+
+def test_another_lora_is_another_version_and_a_full_tag_is_taken_once(lora_dir, name):
+    one = bentoml_diffusers.import_lora(f"{name}:v1", lora_dir / "one.safetensors")
+    assert bentoml_diffusers.import_lora(one.tag, lora_dir / "one.safetensors").tag == one.tag
+    with pytest.raises(errors.TagConflict):
+        bentoml_diffusers.import_lora(one.tag, lora_dir / "two.safetensors")
+    assert bentoml_diffusers.import_lora(name, lora_dir / "two.safetensors").tag != one.tag
+
+
+def test_adapters_are_listed_exported_and_imported_like_models(lora_dir, tmp_path, name):
+    model = bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors", labels={"a": "b"})
+    assert model.info.labels == {"kind": "lora", "a": "b"}
+    archive = bentoml.models.export_model(str(model.tag), str(tmp_path / "x.bentomodel"))
+    bentoml.models.delete(str(model.tag))
+    assert model.tag not in [entry.tag for entry in store.list_entries()]
+    again = bentoml.models.import_model(archive)
+    assert again.tag in [entry.tag for entry in store.list_entries()]
+    assert store.verify(again).is_whole
+    assert record_of(again).details["rank"] == 4
