@@ -294,7 +294,7 @@ def paint_by_peft(make, loras, **call):
 
 def paint_alone(pipeline, bank, lora_weights=None, textual_inversions=None, **call):
     """One request, as the engine runs it when nothing else is there."""
-    prepared = bank.prepare(bank.find(lora_weights, textual_inversions))
+    prepared = bank.prepare(bank.find(lora_weights, textual_inversions, call))
     lease = bank.acquire(prepared)
     try:
         with view_of(pipeline, lease) as view, collected(pipeline, bank, [lease]):

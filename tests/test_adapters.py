@@ -235,6 +235,31 @@ def test_static_loras_stay_below_those_of_requests(folder, fused):
     assert torch.equal(paint(pipeline), static)
 
 
+@pytest.mark.parametrize("static", [None, "one.safetensors"])
+def test_the_scale_of_attention_kwargs_and_clip_skip(tmp_path, static):
+    # SDXL: clip_skip of Stable Diffusion fails in diffusers 0.42 with transformers 5.
+    make = FAMILIES["sdxl"][0]
+    save_lora(tmp_path / "one.safetensors", make, {"unet": ["to_q"]}, seed=1)
+    text = {"unet": ["to_k"], "text_encoder": TEXT, "text_encoder_2": TEXT}
+    save_lora(tmp_path / "text.safetensors", make, text, seed=2)
+    pipeline = make()
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path), lora_weights=static))
+    before = paint(pipeline)
+    call = {"cross_attention_kwargs": {"scale": 0.4}, "clip_skip": 1}
+    files = [(tmp_path / name, 1.0) for name in (static, "text.safetensors") if name]
+    for loras, paths in (("text.safetensors", files), (None, files[:-1])):
+        ours = paint_alone(pipeline, bank, loras, **call)
+        assert (ours - paint_by_peft(make, paths, **call)).abs().max() < 5e-6
+        if paths:
+            full = paint_alone(pipeline, bank, loras, clip_skip=1)
+            assert (ours - full).abs().max() > 1e-3
+    assert (paint(pipeline, clip_skip=1) - before).abs().max() > 1e-3
+    assert torch.equal(paint(pipeline), before)
+    with pytest.raises(errors.InvalidRequest, match="cross_attention_kwargs"):
+        bank.find(None, None, {"cross_attention_kwargs": {"scale": "x"}})
+    bank.close()
+
+
 def test_what_slots_cannot_express_runs_through_peft(pipeline, bank, folder, caplog):
     before, plain = state_of(pipeline), paint(pipeline)
     with caplog.at_level(logging.INFO, logger="bentoml_diffusers"):

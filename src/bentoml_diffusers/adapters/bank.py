@@ -15,6 +15,7 @@ from bentoml_diffusers.adapters.pool import SlotPool
 from bentoml_diffusers.adapters.reading import convert_lora
 from bentoml_diffusers.adapters.records import AdapterReport, AdapterSet, PreparedAdapters
 from bentoml_diffusers.adapters.runs import Running, make_run
+from bentoml_diffusers.adapters.sources import read_layer_scale
 from bentoml_diffusers.adapters.static import attach_static_adapters, request_finder
 from bentoml_diffusers.adapters.words import (
     Tokenizers,
@@ -121,12 +122,19 @@ class AdapterBank:
             if self._layers.is_compiled(name):
                 self._pool.attach(name)
 
-    def find(self, lora_weights: object, textual_inversions: object = None) -> AdapterSet:
+    def find(
+        self,
+        lora_weights: object,
+        textual_inversions: object = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> AdapterSet:
         """Finds adapters by name; reads no file. Safe from any thread.
 
         Args:
             lora_weights: A name, a mapping with ``name`` and ``scale``, or a list of either.
             textual_inversions: A name, a mapping with ``name`` and ``token``, or a list of either.
+            arguments: Arguments of the pipeline, for ``cross_attention_kwargs={"scale": ...}`` and
+                its like, which scale all LoRAs.
 
         Raises:
             InvalidRequest: 400, malformed, or too many.
@@ -144,7 +152,7 @@ class AdapterBank:
         most = min(MAX_LORAS_PER_REQUEST, self._pool.slots)
         if len(loras) > most:
             raise InvalidRequest("lora_weights", len(loras), f"at most {most} LoRAs")
-        return AdapterSet(tuple(loras), tuple(inversions))
+        return AdapterSet(tuple(loras), tuple(inversions), read_layer_scale(arguments or {}))
 
     def prepare(self, wanted: AdapterSet) -> PreparedAdapters:
         """Reads and checks the files. Safe from any thread; takes milliseconds.
@@ -156,7 +164,11 @@ class AdapterBank:
         loras = tuple((self._read_lora(one), one.scale) for one in wanted.loras)
         words = tuple(self._read_word(one) for one in wanted.inversions)
         self._check_room(words)
-        return PreparedAdapters(wanted, loras, words, self._tokenizers.get(words) if words else {})
+        tokenizers = self._tokenizers.get(words) if words else {}
+        # diffusers scales PEFT's layers in place, in those of static LoRAs for all requests.
+        rescales = wanted.layer_scale != 1 and self._switch.has_layers
+        exclusive = rescales or any(lora.beyond_slots for lora, _ in loras)
+        return PreparedAdapters(wanted, loras, words, tokenizers, exclusive)
 
     def acquire(self, prepared: PreparedAdapters) -> Lease:
         """Brings adapters into slots and holds them there.
@@ -249,7 +261,7 @@ class AdapterBank:
     def _hold_loras(self, prepared: PreparedAdapters, stack: contextlib.ExitStack) -> Pairs:
         slots = self._pool.acquire(lora for lora, _ in prepared.loras)
         stack.callback(self._pool.release, slots)
-        scales = [scale for _, scale in prepared.loras]
+        scales = [scale * prepared.wanted.layer_scale for _, scale in prepared.loras]
         return tuple(zip(slots, scales, strict=True))
 
     def _table(self, encoder: Encoder) -> WordTable:
@@ -302,7 +314,7 @@ class AdapterBank:
                 )
 
     def _say_exclusive(self, prepared: PreparedAdapters) -> None:
-        if not self._said_exclusive:
+        kinds = sorted({lora.beyond_slots for lora, _ in prepared.loras if lora.beyond_slots})
+        if kinds and not self._said_exclusive:
             self._said_exclusive = True
-            kinds = sorted({lora.beyond_slots for lora, _ in prepared.loras if lora.beyond_slots})
             logger.info("%s runs through PEFT, one request at a time", ", ".join(kinds))

@@ -42,6 +42,11 @@ class LoraSwitch:
             self._static[self._load(adapter)] = adapter.scale
         self._activate(self._static)
 
+    @property
+    def has_layers(self) -> bool:
+        """True if static LoRAs are layers of their own: there are some, and they are not fused."""
+        return bool(self._static)
+
     @contextlib.contextmanager
     def applied(self, adapters: Sequence[Adapter]) -> Iterator[None]:
         """Adds ``adapters`` to the static ones; afterwards all is as it was, also on failure.

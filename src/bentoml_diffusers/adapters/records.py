@@ -20,13 +20,12 @@ class AdapterSet:
     Attributes:
         loras: LoRAs, those of scale 0 left out.
         inversions: Textual inversions.
+        layer_scale: Scale of all LoRAs, as in ``cross_attention_kwargs={"scale": 0.5}``.
     """
 
     loras: tuple[Adapter, ...] = ()
     inversions: tuple[Adapter, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.loras or self.inversions)
+    layer_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,14 @@ class PreparedAdapters:
         loras: Each LoRA with its scale.
         words: Each word with its embedding.
         tokenizers: Tokenizers that know the words, by name of the component.
+        exclusive: Slots cannot express it: the request must run alone.
     """
 
     wanted: AdapterSet
     loras: tuple[tuple[HostLora, float], ...] = ()
     words: tuple[Word, ...] = ()
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def exclusive(self) -> bool:
-        """True if slots cannot express it: the request must run alone."""
-        return any(lora.beyond_slots for lora, _ in self.loras)
+    exclusive: bool = False
 
     def embeddings_of(self, encoder: str) -> list[HostEmbedding]:
         """Returns the embeddings that hold vectors for a text encoder."""

@@ -207,6 +207,19 @@ class AdapterFinder:
         return sorted(names)
 
 
+def read_layer_scale(arguments: Mapping[str, Any]) -> float:
+    """Returns the scale of all LoRAs that the arguments of a pipeline ask for, 1 by default.
+
+    Raises:
+        InvalidRequest: 400, no number, or too large.
+    """
+    scale = 1.0
+    for name, value in arguments.items():
+        if name.endswith("attention_kwargs") and isinstance(value, Mapping) and "scale" in value:
+            scale *= _read_scale(name, value["scale"])
+    return scale
+
+
 def _read_scale(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRequest(f"{name}.scale", value, "a number")
