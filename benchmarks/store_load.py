@@ -1,0 +1,151 @@
+"""From the store to a pipeline that is ready: seconds and memory, ours beside two others.
+
+    python benchmarks/store_load.py --megabytes 400 --rounds 3
+
+The others are diffusers' own `from_pretrained` on the same files, and BentoML's own module. All
+run in processes of their own, in turn, with the files in the page cache.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from store_import import read_status, reset_peak
+
+KINDS = ("ours", "diffusers", "bentoml")
+
+
+def make_folder(folder: Path, megabytes: int) -> int:
+    """Saves a pipeline of about that size; returns the bytes of its weights."""
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    width = 32 * max(1, round((megabytes / 60) ** 0.5 * 4))
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        layers_per_block=2,
+        block_out_channels=(width, 2 * width),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder)
+    return sum(item.numel() * item.element_size() for item in unet.parameters())
+
+
+def measure(kind: str, folder: Path) -> None:
+    """In a process of its own: loads twice, first something small; prints what it cost."""
+    import diffusers
+    import torch
+
+    if kind == "ours":
+        import bentoml_diffusers
+
+        load = bentoml_diffusers.load_model
+    elif kind == "bentoml":
+        from bentoml._internal.frameworks import diffusers as theirs
+
+        load = theirs.load_model
+    else:
+        load = lambda name: diffusers.DiffusionPipeline.from_pretrained(str(folder / name))  # noqa: E731
+    load("warm")
+    reset_peak()
+    before = read_status("VmHWM")
+    started = time.perf_counter()
+    pipeline = load("model")
+    seconds = time.perf_counter() - started
+    peak = read_status("VmHWM") - before
+    digest = hashlib.sha256()
+    for _, value in sorted(pipeline.unet.state_dict().items()):
+        digest.update(value.numpy().tobytes())
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    picture = pipeline(num_inference_steps=1, generator=generator).images[0]
+    digest.update(picture.tobytes())
+    result = {"seconds": seconds, "peak": peak, "digest": digest.hexdigest()}
+    print(json.dumps(result), flush=True)
+
+
+def run(kind: str, folder: Path, home: Path) -> dict[str, float]:
+    """Loads once in a new process; returns what it cost."""
+    done = subprocess.run(  # noqa: S603 - this file itself
+        [sys.executable, __file__, "--child", kind, "--root", str(folder)],
+        env={**os.environ, "BENTOML_HOME": str(home / kind), "BENTOML_DO_NOT_TRACK": "True"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+IMPORT = """
+import os, sys
+if sys.argv[1] == "ours":
+    from bentoml_diffusers import import_model
+else:
+    from bentoml._internal.frameworks.diffusers import import_model
+for name in ("warm", "model"):
+    import_model(name, os.path.join(sys.argv[2], name))
+"""
+
+
+def main() -> None:
+    """Prints one line for each load, and the medians of paired ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        measure(options.child, options.root)
+        return
+    root = Path(tempfile.mkdtemp(prefix="store-load-", dir=options.root))
+    try:
+        compare(root, options)
+    finally:
+        shutil.rmtree(root)
+
+
+def compare(root: Path, options: argparse.Namespace) -> None:
+    """Imports into both stores, then loads in turn."""
+    weights = make_folder(root / "folder" / "model", options.megabytes)
+    make_folder(root / "folder" / "warm", 1)
+    for kind in ("ours", "bentoml"):
+        subprocess.run(  # noqa: S603
+            [sys.executable, "-c", IMPORT, kind, str(root / "folder")],
+            env={**os.environ, "BENTOML_HOME": str(root / kind), "BENTOML_DO_NOT_TRACK": "True"},
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for number in range(options.rounds + 1):
+        for kind in KINDS[:: 1 if number % 2 else -1]:
+            result = run(kind, root / "folder", root)
+            if number:  # the first round fills the page cache
+                results[kind].append(result)
+                print(
+                    f"{kind:10} {result['seconds']:7.3f} s  memory {result['peak'] / weights:.2f}",
+                    flush=True,
+                )
+    digests = {item["digest"] for items in results.values() for item in items}
+    print(f"\n{weights / 1e6:.0f} MB of weights; the same weights and picture: {len(digests) == 1}")
+    for other in KINDS[1:]:
+        pairs = zip(results["ours"], results[other], strict=True)
+        ratio = statistics.median(ours["seconds"] / theirs["seconds"] for ours, theirs in pairs)
+        print(f"seconds, ours / {other}: {ratio:.2f} (median of pairs)")
+    peaks = {kind: max(item["peak"] for item in items) / weights for kind, items in results.items()}
+    print("highest memory / weights: " + ", ".join(f"{k} {v:.2f}" for k, v in peaks.items()))
+
+
+if __name__ == "__main__":
+    main()
