@@ -128,6 +128,17 @@ def test_an_edit_of_a_linked_file_is_noticed(light_folder, name):
     assert store.verify(model).changed == ("unet/diffusion_pytorch_model.safetensors",)
 
 
+def test_a_linked_file_with_another_date_is_the_same(light_folder, name):
+    model = bentoml_diffusers.import_model(name, light_folder, link="hard")
+    record = store.read_record(Path(model.path))
+    assert list(record.stamps) == ["unet/diffusion_pytorch_model.safetensors"]
+    os.utime(weights_of(light_folder), (1, 1))
+    root = Path(model.path, "diffusion_model")
+    hashing.check_stamps(name, root, record.stamps, record.files)
+    with pytest.raises(errors.InvalidModel, match="changed in place"):
+        hashing.check_stamps(name, root, record.stamps, {})
+
+
 def test_files_are_never_linked_twice_into_one_model(light_folder, name, tmp_path):
     """Two links to one inode would be a link inside the exported archive, which BentoML refuses."""
     twin = light_folder / "unet" / "twin.txt"

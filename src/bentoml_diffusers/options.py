@@ -32,8 +32,9 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         pipeline_class: A class, or the name of one that diffusers exports
             (the class that the model's index names).
         device_map: As in diffusers' ``from_pretrained`` (no map).
-        custom_pipeline: ``"stable_diffusion_mega"``, which comes with this package, or a file or
-            folder with pipeline code; the latter needs ``trust_remote_code=True``.
+        custom_pipeline: ``"stable_diffusion_mega"`` or ``"score_sde_vp"``, which come with this
+            package, or code: a file, a folder with ``pipeline.py``, or a name on the hub; code
+            needs ``trust_remote_code=True`` (the code stored with the model, if there is some).
         scheduler_class: A class, or the name of one that diffusers exports; built from the
             config of the stored scheduler (the stored scheduler).
         torch_dtype: A ``torch.dtype`` or its name, such as ``"float16"`` (float32; for a runner
@@ -66,7 +67,8 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         check_finite: Refuse a request's LoRA or embedding that holds NaN or infinity (``True``).
         fuse_static_loras: Add ``lora_weights`` to the base weights instead of keeping them apart:
             faster, rounded once in the weights' dtype (``False``).
-        trust_remote_code: Run pipeline code that comes with a model (``False``).
+        trust_remote_code: Run pipeline code that comes with a model; never stored (``False``: only
+            code that was trusted when it was imported into this store).
         partial_kwargs: For each method, arguments that a call gets unless it gives them itself.
         offload: ``"none"``, ``"model"``, ``"sequential"`` or ``"group"``: what waits on the CPU
             while it does not run; the first two names above say the same (``"none"``).

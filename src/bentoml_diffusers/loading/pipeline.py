@@ -70,7 +70,7 @@ def load_pipeline(
     if not (folder / PIPELINE_INDEX).is_file():
         raise InvalidModel(model.tag, f"has no {PIPELINE_FOLDER}/{PIPELINE_INDEX}")
     if record is not None:
-        check_stamps(str(model.tag), folder, record.stamps)
+        check_stamps(str(model.tag), folder, record.stamps, record.files)
     pipeline = _from_pretrained(model, folder, record, options)
     _replace_scheduler(pipeline, options)
     cast_layers(pipeline, options)

@@ -111,22 +111,37 @@ def complete_record(entry: Path) -> Record | None:
     return done
 
 
-def check_stamps(name: str, root: Path, stamps: Mapping[str, Sequence[int]]) -> None:
+def check_stamps(
+    name: str,
+    root: Path,
+    stamps: Mapping[str, Sequence[int]],
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Refuses files that were edited in place since the import; costs one ``stat`` each.
+
+    A file whose time changed, but not its content, passes: that costs its hash.
 
     Raises:
         InvalidModel: 400, a file is gone or was changed.
     """
-    for path, (size, changed, inode) in stamps.items():
+    for path, expected in stamps.items():
         try:
             now = stamp(root / path)
         except FileNotFoundError as err:
             raise InvalidModel(name, f"lacks {path}", "import it again") from err
-        # Another inode: the model was exported and imported, times of change do not travel.
-        if now[0] != size or (now[2] == inode and now[1] != changed):
+        if _is_unchanged(now, expected):
+            continue
+        known = (files or {}).get(path)
+        if now[0] != expected[0] or known is None or hash_file(root / path) != known:
             raise InvalidModel(
                 name, f"was changed in place after its import: {path}", "import it again"
             )
+
+
+def _is_unchanged(now: Sequence[int], expected: Sequence[int]) -> bool:
+    size, changed, inode = expected
+    # Another inode: the model was exported and imported, times of change do not travel.
+    return now[0] == size and (now[2] != inode or now[1] == changed)
 
 
 def _complete_quietly(entry: Path) -> None:

@@ -47,7 +47,7 @@ def download_pipeline(
         repo_id: ``owner/name``.
         revision: Branch, tag or commit.
         variant: Which weights to take, such as ``"fp16"``.
-        proxies: Proxies by protocol.
+        proxies: Proxies by protocol; for the time of the download they are those of the process.
         allow_pickle: Take ``.bin`` weights of components that have no safetensors.
         code_file: File with pipeline code to take too, if the repository has it.
 
@@ -130,7 +130,10 @@ def _as_pattern(name: str) -> str:
 
 @contextlib.contextmanager
 def _use_proxies(proxies: Mapping[str, str] | None) -> Iterator[None]:
-    """Lets the hub's client, which takes no proxies as arguments, find them in its environment."""
+    """Lets the hub's client, which takes no proxies as arguments, find them in its environment.
+
+    Not thread-safe: for its time all requests of the process go through them.
+    """
     if not proxies:
         yield
         return
