@@ -1,6 +1,7 @@
 """Slots: equal to PEFT, mixed in one batch without bleeding, and the base model untouched."""
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from adapter_models import (
     save_lora,
     tiny_sd,
 )
+from safetensors.torch import save_file
 
 from bentoml_diffusers import ModelOptions, errors
 from bentoml_diffusers.adapters import AdapterBank
@@ -59,7 +61,10 @@ def folder(tmp_path_factory):
     )
     save_kohya_lora(folder / "kohya.safetensors", tiny_sd, LAYERS, seed=5)
     save_lora(folder / "dora.safetensors", tiny_sd, {"unet": ATTENTION}, seed=6, use_dora=True)
-    save_lora(folder / "other.safetensors", FAMILIES["sdxl"][0], {"unet": ATTENTION}, seed=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT takes a bias for an incomplete tensor
+        options = {"lora_bias": True, "seed": 7}
+        save_lora(folder / "bias.safetensors", tiny_sd, {"unet": ["to_out.0"]}, **options)
     return folder
 
 
@@ -260,18 +265,82 @@ def test_the_scale_of_attention_kwargs_and_clip_skip(tmp_path, static):
     bank.close()
 
 
-def test_what_slots_cannot_express_runs_through_peft(pipeline, bank, folder, caplog):
+@pytest.mark.parametrize(("name", "what"), [("dora", "DoRA"), ("bias", "bias")])
+def test_what_slots_cannot_express_runs_through_peft(pipeline, bank, folder, caplog, name, what):
     before, plain = state_of(pipeline), paint(pipeline)
     with caplog.at_level(logging.INFO, logger="bentoml_diffusers"):
         for _ in range(2):
-            ours = paint_alone(pipeline, bank, ["dora.safetensors", "attention.safetensors"])
-    assert caplog.text.count("DoRA") == 1
-    files = [(folder / file(name), 1.0) for name in ("dora", "attention")]
+            ours = paint_alone(pipeline, bank, [file(name), "attention.safetensors"])
+    assert caplog.text.count(what) == 1
+    files = [(folder / file(one), 1.0) for one in (name, "attention")]
     assert torch.equal(ours, paint_by_peft(tiny_sd, files))
     assert (ours - paint_by_peft(tiny_sd, files[1:])).abs().max() > 1e-3
     assert torch.equal(paint(pipeline), plain)
     after = state_of(pipeline)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+PLACES = {
+    "linear": "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "conv": "down_blocks.0.resnets.0.conv1",
+}
+
+
+def lycoris_parts(kind, weight, random):
+    """Matrices of a LoHa or LoKr and the change of the weight that they mean, by its formula."""
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random) * 0.8
+
+    outputs, inputs = weight.shape[0], weight[0].numel()
+    if kind == "loha":
+        parts = {
+            "hada_w1_a": draw(outputs, 3),
+            "hada_w1_b": draw(3, inputs),
+            "hada_w2_a": draw(outputs, 3),
+            "hada_w2_b": draw(3, inputs),
+        }
+        one, two = (parts[f"hada_w{n}_a"] @ parts[f"hada_w{n}_b"] for n in (1, 2))
+        return {**parts, "alpha": torch.tensor(1.5)}, (one * two) * (1.5 / 3)
+    small = draw(2, 4)
+    if kind == "lokr_full":
+        large = draw(outputs // 2, inputs // 4)
+        return {"lokr_w1": small, "lokr_w2": large, "alpha": torch.tensor(9.0)}, torch.kron(
+            small, large
+        )
+    down, up = draw(outputs // 2, 2), draw(2, inputs // 4)
+    parts = {"lokr_w1": small, "lokr_w2_a": down, "lokr_w2_b": up, "alpha": torch.tensor(1.0)}
+    return parts, torch.kron(small, down @ up) * 0.5
+
+
+@pytest.mark.parametrize("static", [None, "wide.safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("loha", "linear"), ("loha", "conv"), ("lokr_full", "linear"), ("lokr", "linear")],
+)
+def test_loha_and_lokr_run_through_peft(folder, tmp_path, kind, place, static):
+    pipeline, reference = tiny_sd(), tiny_sd()
+    path = PLACES[place]
+    weight = reference.unet.get_submodule(path).weight
+    parts, change = lycoris_parts(kind, weight, torch.Generator().manual_seed(3))
+    layer = f"lora_unet_{path.replace('.', '_')}"
+    (tmp_path / "wide.safetensors").write_bytes((folder / "wide.safetensors").read_bytes())
+    save_file({f"{layer}.{key}": part for key, part in parts.items()}, tmp_path / "x.safetensors")
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path), lora_weights=static))
+    before, plain = state_of(pipeline), paint(pipeline)
+    ours = paint_alone(pipeline, bank, [{"name": "x.safetensors", "scale": 0.7}])
+    with torch.no_grad():
+        weight += 0.7 * change.view(weight.shape)
+    if static:
+        reference.load_lora_weights(str(folder / static))
+    # The change is added to the outputs, here to the weights.
+    assert (ours - paint(reference)).abs().max() < 2e-5
+    assert (ours - plain).abs().max() > 1e-3
+    after = state_of(pipeline)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert torch.equal(paint(pipeline), plain)
+    bank.close()
 
 
 def test_slots_are_bounded_and_the_least_recently_used_makes_room(pipeline, folder):

@@ -104,6 +104,32 @@ def kohya_dora(folder):
     edit(folder / "bad.safetensors", lambda tensors: {**tensors, key: torch.ones(16)})
 
 
+def lost_loha(folder):
+    parts = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    tensors = {f"lora_unet_nowhere.{part}": torch.ones(4, 4) for part in parts}
+    save_file(tensors, folder / "bad.safetensors")
+
+
+def small_lokr(folder):
+    layer = f"lora_unet_{LAYER.removeprefix('unet.').replace('.', '_')}"
+    tensors = {f"{layer}.lokr_w1": torch.ones(2, 2), f"{layer}.lokr_w2": torch.ones(3, 3)}
+    save_file(tensors, folder / "bad.safetensors")
+
+
+def half_a_loha(folder):
+    layer = f"lora_unet_{LAYER.removeprefix('unet.').replace('.', '_')}"
+    save_file({f"{layer}.hada_w1_a": torch.ones(16, 2)}, folder / "bad.safetensors")
+
+
+def nan_in_lokr(folder):
+    layer = f"lora_unet_{LAYER.removeprefix('unet.').replace('.', '_')}"
+    bad = torch.full((8, 8), float("nan"))
+    save_file(
+        {f"{layer}.lokr_w1": torch.ones(2, 2), f"{layer}.lokr_w2": bad},
+        folder / "bad.safetensors",
+    )
+
+
 def high_rank(folder):
     save_lora(folder / "bad.safetensors", tiny_sd, {"unet": ["to_q"]}, r=12)
 
@@ -120,6 +146,10 @@ BROKEN = {
     half_a_lora: "second matrix|no LoRA",
     nan: "NaN",
     kohya_dora: "DoRA",
+    lost_loha: "no layer lora_unet_nowhere",
+    small_lokr: "another shape",
+    half_a_loha: "incomplete",
+    nan_in_lokr: "NaN",
     high_rank: "rank 12, more than max_lora_rank=8",
 }
 

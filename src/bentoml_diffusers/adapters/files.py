@@ -62,12 +62,12 @@ class TensorFile:
     Attributes:
         tensors: Its tensors, in memory of their own.
         about: What else it says about itself.
-        is_finite: No number in it is NaN or infinite; ``None``: not looked at.
+        is_finite: No number in it is NaN or infinite.
     """
 
     tensors: dict[str, torch.Tensor]
     about: dict[str, str]
-    is_finite: bool | None = None
+    is_finite: bool
 
 
 def read_tensors(name: str, path: Path) -> TensorFile:
@@ -87,10 +87,10 @@ def read_tensors(name: str, path: Path) -> TensorFile:
         about = {key: str(value) for key, value in header.pop("__metadata__", {}).items()}
         about.pop("format", None)
         found = _views(header, content, 8 + size)
-        if found is None:
-            return TensorFile(load(bytes(content)), about)
-        tensors, finite = found
-        return TensorFile(tensors, about, finite)
+        if found is not None:
+            return TensorFile(found[0], about, found[1])
+        tensors = load(bytes(content))
+        return TensorFile(tensors, about, all(is_finite(one) for one in tensors.values()))
 
 
 def _views(

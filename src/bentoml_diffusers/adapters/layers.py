@@ -129,6 +129,8 @@ class LayerMap:
             else:
                 layers[component, path] = self._converted(target, lora, copy=raw.is_mapped)
         if beyond is not None:
+            if check_finite and not raw.is_finite:
+                raise InvalidModel(name, "holds NaN or infinity")
             return HostLora(name, {}, 0, 0, beyond)
         # What was finite in the file may not be in fewer bits.
         if check_finite and not (raw.is_finite and _are_as_in_file(raw, layers)):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _compat
-from bentoml_diffusers.errors import InvalidModel, InvalidRequest, UnsupportedByPipeline
+from bentoml_diffusers.adapters.files import read_tensors
+from bentoml_diffusers.adapters.lycoris import inject, kind_of, read_lycoris
+from bentoml_diffusers.errors import (
+    DiffusersError,
+    InvalidModel,
+    InvalidRequest,
+    UnsupportedByPipeline,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,9 +94,9 @@ class LoraSwitch:
             raise UnsupportedByPipeline(type(self._pipeline).__name__, "LoRA")
         name = f"lora_{next(self._counter)}"
         try:
-            self._pipeline.load_lora_weights(
-                adapter.path, adapter_name=name, use_safetensors=True, **adapter.arguments
-            )
+            self._inject(adapter, name)
+        except DiffusersError:
+            raise
         except Exception as err:
             # A client reads this: no path of the server.
             reason = _first_line(err).replace(adapter.path, adapter.name)
@@ -101,6 +109,16 @@ class LoraSwitch:
             )
         return name
 
+    def _inject(self, adapter: Adapter, name: str) -> None:
+        path = Path(adapter.path)
+        tensors = read_tensors(adapter.name, path).tensors if path.is_file() else {}
+        if kind_of(tensors) is not None:
+            inject(self._pipeline, read_lycoris(self._pipeline, adapter.name, tensors), name)
+            return
+        self._pipeline.load_lora_weights(
+            adapter.path, adapter_name=name, use_safetensors=True, **adapter.arguments
+        )
+
     def _activate(self, scales: dict[str, float]) -> None:
         if scales:
             self._pipeline.set_adapters(list(scales), list(scales.values()))
@@ -109,6 +127,7 @@ class LoraSwitch:
         if not self._static:
             self._pipeline.unload_lora_weights()
             return
+        self._activate(self._static)  # PEFT warns if an active adapter is deleted
         extra = sorted(_resident(self._pipeline) - set(self._static))
         if extra:
             self._pipeline.delete_adapters(extra)
@@ -146,7 +165,8 @@ def _unwrap_empty_layers(module: torch.nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BaseTunerLayer) and not _adapters_of(child):
-                setattr(parent, name, child.get_base_layer())
+                # Its own base, which may be the wrapper of a static adapter of another kind.
+                setattr(parent, name, child.base_layer)
 
 
 def _adapters_of(layer: Any) -> set[str]:

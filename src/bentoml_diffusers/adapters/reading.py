@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.adapters.files import read_tensors
+from bentoml_diffusers.adapters.lycoris import kind_of, read_lycoris
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ _PLAIN = re.compile(r"[\w.]+")
 # What a slot cannot hold, by what its keys contain.
 _BEYOND_SLOTS = {
     "lora_magnitude_vector": "DoRA",
-    ".lokr_": "LoKr",
-    ".hada_": "LoHa",
     "lora_embedding_": "a LoRA of an embedding",
     "lora_B.bias": "a LoRA with bias",
 }
@@ -61,7 +60,7 @@ class RawLora:
         layers: LoRA of each layer, by name of the component and path of the layer in it.
         beyond_slots: What in it only PEFT can apply; ``None``: nothing.
         is_mapped: The tensors are pages of the file, which may change.
-        is_finite: All numbers of the file are known to be finite.
+        is_finite: All numbers of the file are finite.
     """
 
     layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)
@@ -86,7 +85,11 @@ def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path:
     _check_keys(name, list(file.tensors))
     # diffusers looks at what a file says about itself only if it reads the file itself, which
     # takes longer.
-    raw = RawLora(is_mapped=bool(file.about), is_finite=file.is_finite is True)
+    raw = RawLora(is_mapped=bool(file.about), is_finite=file.is_finite)
+    raw.beyond_slots = kind_of(file.tensors)
+    if raw.beyond_slots is not None:
+        read_lycoris(pipeline, name, file.tensors)
+        return raw
     source = str(path) if file.about else file.tensors
     stand_in = _stand_in(pipeline, layers, name, raw)
     try:

@@ -1,0 +1,175 @@
+"""LoHa and LoKr files of LyCORIS, which diffusers reads for few models only, through PEFT."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+    from diffusers import DiffusionPipeline
+
+_KEY = re.compile(r"(?P<layer>.+)\.(?P<part>hada_\w+|lokr_\w+|alpha)")
+_KINDS = {"hada_": "LoHa", "lokr_": "LoKr"}
+# How trainers write the component before the layer's name, whose dots they make underscores.
+_PREFIXES = {
+    "unet": ("lora_unet_", "lycoris_"),
+    "transformer": ("lora_transformer_", "lora_unet_", "lycoris_"),
+    "text_encoder": ("lora_te_", "lora_te1_", "lora_te_text_model_", "lora_te1_text_model_"),
+    "text_encoder_2": ("lora_te2_", "lora_te2_text_model_"),
+}
+
+
+@dataclass(frozen=True)
+class LycorisLayer:
+    """What a file holds for one layer.
+
+    Attributes:
+        component: Name of the component.
+        path: Path of the layer in it.
+        parts: Its matrices by the names that LyCORIS and PEFT share.
+        alpha: Its alpha, if the file gives one.
+    """
+
+    component: str
+    path: str
+    parts: Mapping[str, torch.Tensor]
+    alpha: float | None
+
+    @property
+    def kind(self) -> str:
+        """Returns ``"LoHa"`` or ``"LoKr"``."""
+        return _KINDS[next(iter(self.parts))[:5]]
+
+    @property
+    def rank(self) -> int | None:
+        """Returns its rank; ``None`` if no matrix is factored, which alpha does not scale."""
+        for name, axis in (("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
+            if name in self.parts:
+                return int(self.parts[name].shape[axis])
+        return None
+
+
+def kind_of(keys: Iterable[str]) -> str | None:
+    """Returns ``"LoHa"`` or ``"LoKr"`` if the names of a file's tensors say so."""
+    for key in keys:
+        match = _KEY.fullmatch(key)
+        if match and match["part"] != "alpha":
+            return _KINDS.get(match["part"][:5])
+    return None
+
+
+def read_lycoris(
+    pipeline: DiffusionPipeline, name: str, tensors: Mapping[str, torch.Tensor]
+) -> list[LycorisLayer]:
+    """Assigns the tensors of a file to the layers of a pipeline; changes nothing.
+
+    Raises:
+        InvalidModel: 400, a layer is missing or has another shape.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise InvalidModel(name, f"holds {key!r}, which is no {kind_of(tensors)}")
+        found.setdefault(match["layer"], {})[match["part"]] = tensor
+    names = _names_of_layers(pipeline)
+    return [_checked(pipeline, name, names, layer, parts) for layer, parts in found.items()]
+
+
+def inject(pipeline: DiffusionPipeline, layers: Iterable[LycorisLayer], adapter_name: str) -> None:
+    """Puts the layers into PEFT's wrappers under a name; what is there stays below."""
+    by_component: dict[str, list[LycorisLayer]] = {}
+    for layer in layers:
+        by_component.setdefault(layer.component, []).append(layer)
+    for component, mine in by_component.items():
+        module = getattr(pipeline, component)
+        module.add_adapter(_config(mine), adapter_name=adapter_name)
+        for layer in mine:
+            _fill(module.get_submodule(layer.path), layer, adapter_name)
+
+
+def _names_of_layers(pipeline: DiffusionPipeline) -> dict[str, tuple[str, str]]:
+    names = {}
+    for component, prefixes in _PREFIXES.items():
+        module = getattr(pipeline, component, None)
+        for path, _ in module.named_modules() if module is not None else ():
+            names[f"{component}.{path}"] = (component, path)
+            for prefix in prefixes:
+                names[prefix + path.replace(".", "_")] = (component, path)
+    return names
+
+
+def _checked(
+    pipeline: DiffusionPipeline,
+    name: str,
+    names: Mapping[str, tuple[str, str]],
+    layer: str,
+    parts: dict[str, torch.Tensor],
+) -> LycorisLayer:
+    if layer not in names:
+        raise InvalidModel(name, f"was made for another base model: there is no layer {layer}")
+    component, path = names[layer]
+    alpha = parts.pop("alpha", None)
+    weight = getattr(pipeline, component).get_submodule(path).weight
+    try:
+        numbers = _count(parts)
+    except (KeyError, RuntimeError, IndexError) as err:
+        raise InvalidModel(name, f"is incomplete at {layer}: {err}") from err
+    if numbers != weight.numel():
+        raise InvalidModel(
+            name, f"was made for another base model: {layer} has another shape there"
+        )
+    return LycorisLayer(component, path, parts, None if alpha is None else float(alpha))
+
+
+def _count(parts: Mapping[str, torch.Tensor]) -> int:
+    """Numbers in the weight that the parts make."""
+    shapes = {key: part.to("meta") for key, part in parts.items()}
+    if "hada_w1_a" in shapes:
+        if "hada_t1" in shapes:
+            kernel = shapes["hada_t1"][0, 0].numel()
+            return shapes["hada_w1_a"].shape[1] * shapes["hada_w1_b"].shape[1] * kernel
+        one = shapes["hada_w1_a"] @ shapes["hada_w1_b"]
+        return (one * (shapes["hada_w2_a"] @ shapes["hada_w2_b"])).numel()
+    factors = []
+    for side in ("lokr_w1", "lokr_w2"):
+        if side in shapes:
+            factors.append(shapes[side].numel())
+        elif side == "lokr_w2" and "lokr_t2" in shapes:
+            kernel = shapes["lokr_t2"][0, 0].numel()
+            outer = shapes[f"{side}_a"].shape[1] * shapes[f"{side}_b"].shape[1]
+            factors.append(outer * kernel)
+        else:
+            factors.append((shapes[f"{side}_a"] @ shapes[f"{side}_b"].flatten(1)).numel())
+    return factors[0] * factors[1]
+
+
+def _config(layers: list[LycorisLayer]) -> Any:
+    from peft import LoHaConfig, LoKrConfig
+
+    kinds = {"LoHa": LoHaConfig, "LoKr": LoKrConfig}
+    # The rank is that of the file, filled in afterwards.
+    return kinds[layers[0].kind](r=1, alpha=1, target_modules=[layer.path for layer in layers])
+
+
+def _fill(wrapper: Any, layer: LycorisLayer, adapter_name: str) -> None:
+    import torch
+
+    weight = wrapper.get_base_layer().weight
+    for part in wrapper.adapter_layer_names:
+        held = getattr(wrapper, part)
+        if adapter_name in held:
+            del held[adapter_name]
+        if part in layer.parts:
+            tensor = layer.parts[part].to(weight)
+            held[adapter_name] = torch.nn.Parameter(tensor, requires_grad=False)
+    rank = layer.rank or 1
+    alpha = layer.alpha if layer.alpha is not None and layer.rank else rank
+    wrapper.r[adapter_name], wrapper.alpha[adapter_name] = rank, alpha
+    wrapper.scaling[adapter_name] = alpha / rank
