@@ -175,6 +175,22 @@ def test_a_full_disk_leaves_the_store_as_it_was(light_folder, name, monkeypatch)
     assert_not_stored(name)
 
 
+def test_a_full_disk_while_weights_are_written(name, monkeypatch):
+    """safetensors says it in its own way."""
+    from diffusers import DDPMPipeline
+    from safetensors import SafetensorError
+
+    from bentoml_diffusers import testing
+
+    def fail(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    monkeypatch.setattr(DDPMPipeline, "save_pretrained", fail)
+    with pytest.raises(errors.StorageFull):
+        bentoml_diffusers.save_model(name, testing.tiny_ddpm())
+    assert_not_stored(name)
+
+
 def assert_not_stored(name):
     home = Path(os.environ["BENTOML_HOME"])
     assert not (home / "models" / name).exists()

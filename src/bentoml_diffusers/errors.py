@@ -174,10 +174,9 @@ class StorageFull(DiffusersError, OSError):
 
     error_code = HTTPStatus.INSUFFICIENT_STORAGE
 
-    def __init__(self, what: object, needed: int | None = None, free: int | None = None) -> None:
-        got = "" if needed is None else f": needs {needed} bytes, {free} are free"
+    def __init__(self, what: object) -> None:
         super().__init__(
-            f"no space left for {str(what)!r}{got}; free some, or set BENTOML_HOME to another disk"
+            f"no space left for {str(what)!r}; free some, or set BENTOML_HOME to another disk"
         )
 
 

@@ -19,7 +19,7 @@ import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from bentoml_diffusers.errors import StorageFull
+from bentoml_diffusers.errors import DiffusersError, StorageFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +156,10 @@ def storage_errors(what: object) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as err:
-        if err.errno in _FULL and not isinstance(err, StorageFull):
+    except DiffusersError:
+        raise
+    except Exception as err:
+        # safetensors raises an error of its own, which has the number in its text only.
+        if getattr(err, "errno", None) in _FULL or "(os error 28)" in str(err):
             raise StorageFull(what) from err
         raise
