@@ -33,6 +33,7 @@ class Hub:
         self.faults: dict[str, list[int | str]] = {}
         self.fetched: list[str] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.more_names: list[str] = []
         self.url = ""
 
     def folder(self, repository: str, revision: str) -> Path | None:
@@ -113,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         if is_api and rest[:1] == ["tree"]:
             return self._send_json([_entry(folder / name, name) for name in names])
         if is_api:
-            siblings = [{"rfilename": name} for name in names]
+            siblings = [{"rfilename": name} for name in [*names, *self.hub.more_names]]
             info = {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings}
             return self._send_json(info)
         return self._send_file(folder, "/".join(rest[2:]), commit, cut)

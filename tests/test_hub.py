@@ -299,6 +299,32 @@ def special(server, full, tmp_path_factory):
     server.gated = ("us/gated",)
 
 
+def test_a_truncated_file_on_the_hub_is_refused(ask, server, full, tmp_path, worker):
+    shutil.copytree(full, tmp_path / "cut")
+    path = tmp_path / "cut" / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    server.repositories["us/cut"] = tmp_path / "cut"
+    result = ask("us/cut", name="cut")
+    assert result["error"] == "InvalidModel", result
+    assert "truncated" in result["text"]
+    assert not (worker.home / "bentoml" / "models" / "cut").exists()
+
+
+def test_names_that_lead_out_are_refused_before_anything_is_fetched(ask, server, repository):
+    server.more_names = ["unet/../../../../escaped.json"]
+    result = ask(repository)
+    server.more_names = []
+    assert result["error"] == "InvalidModel", result
+    assert "escaped.json" in result["text"]
+    assert server.fetched == ["model_index.json"]
+
+
+def test_gated_models_come_with_a_token(ask, server, repository):
+    server.gated = (*server.gated, repository)
+    assert ask(repository)["error"] == "ModelNotFound"
+    assert "version" in ask(repository, environment={"HF_TOKEN": hub.TOKEN})
+
+
 def test_a_lora_comes_from_the_hub_too(ask, server, lora_dir, tmp_path):
     shutil.copy(lora_dir / "one.safetensors", tmp_path / "pytorch_lora_weights.safetensors")
     (tmp_path / "README.md").write_text("words")
