@@ -326,3 +326,21 @@ def test_given_latents_reproduce(engine, pixels):
         pixels(engine.run("txt2img", **CALL, latents=latents).images[0]) for _ in range(2)
     )
     assert (first == second).all()
+
+
+def test_calls_of_a_runner_share_forwards(model, lora_dir, pixels):
+    runner = model.with_options(lora_dir=str(lora_dir)).to_runner()
+    runner.init_local(quiet=True)
+    calls = [
+        {**CALL, "seed": seed, "lora_weights": name}
+        for seed, name in ((1, None), (2, "one.safetensors"), (3, "two.safetensors"))
+    ]
+
+    async def call_all():
+        return await asyncio.gather(*(runner.async_run(**call) for call in calls))
+
+    together = asyncio.run(call_all())
+    for output, call in zip(together, calls, strict=True):
+        assert abs(pixels(output) - pixels(runner.run(**call))).max() <= 1
+    report = runner._runner_handle._runnable.engine.report()
+    assert report.forwards[3] > 0

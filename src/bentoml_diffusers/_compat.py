@@ -5,6 +5,7 @@ Each entry says what will let us delete it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 import sys
@@ -75,6 +76,29 @@ def alias_upstream_module(module: Any) -> None:
     """
     sys.modules["bentoml.diffusers"] = module
     bentoml.diffusers = module
+
+
+def let_runner_calls_overlap() -> None:
+    """Lets the calls of a runner run side by side if its runnable has ``max_concurrent_calls``.
+
+    BentoML allows one call at a time in each runner process, also for runnables that say that
+    they support threads. Until ``LocalRunnerRef`` honours ``SUPPORTS_CPU_MULTI_THREADING``.
+    """
+    import anyio
+    from bentoml._internal.runner.runner_handle.local import LocalRunnerRef
+
+    if getattr(LocalRunnerRef, "lets_calls_overlap", False):
+        return
+    start = LocalRunnerRef.__init__
+
+    @functools.wraps(start)
+    def start_with_limit(self: Any, runner: Any) -> None:
+        start(self, runner)
+        calls = getattr(self._runnable, "max_concurrent_calls", None)
+        self._limiter = anyio.CapacityLimiter(calls) if calls else None
+
+    LocalRunnerRef.__init__ = start_with_limit
+    LocalRunnerRef.lets_calls_overlap = True
 
 
 def install_image_container() -> None:

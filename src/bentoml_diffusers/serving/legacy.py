@@ -78,6 +78,7 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
         InvalidOption: 400, a signature or a preset for a method that the pipeline lacks.
     """
     _compat.install_image_container()
+    _compat.let_runner_calls_overlap()
     options = _runner_options(stored_options(bento_model))
     _check_methods(bento_model, options)
 
@@ -89,6 +90,7 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
             super().__init__()
             merged = _on_accelerator(options)
             self.engine = Engine(load_pipeline(bento_model, merged, default_device()), merged)
+            self.max_concurrent_calls = self.engine.limits.max_running
 
         @property
         def pipeline(self) -> DiffusionPipeline:

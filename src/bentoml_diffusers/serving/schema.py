@@ -32,6 +32,17 @@ class LoraChoice(BaseModel):
     scale: float = Field(1.0, ge=-10, le=10, description="Weight; 1 is as trained, 0 is none.")
 
 
+class InversionChoice(BaseModel):
+    """A textual inversion by name, with the word for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, description="Tag in the model store, or file below lora_dir.")
+    token: str | None = Field(
+        None, min_length=1, max_length=64, description="Word in the prompt; by default the file's."
+    )
+
+
 class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
     """A request body, read strictly: JSON, or a form with files."""
 
@@ -176,7 +187,7 @@ _SIZE = "Pixels, a multiple of 8; by default the size that the model was trained
 
 
 def _make_base(limits: RequestLimits) -> type[RequestModel]:
-    class Base(RequestModel):
+    class Prompted(RequestModel):
         prompt: str = Field(
             min_length=1,
             max_length=limits.max_prompt_chars,
@@ -193,6 +204,13 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
         num_inference_steps: int = Field(
             25, ge=1, le=limits.max_steps, description="Denoising steps.", examples=[25]
         )
+
+    Prompted.limits = limits
+    return _add_choices(Prompted)
+
+
+def _add_choices(prompted: type[RequestModel]) -> type[RequestModel]:
+    class Base(prompted):  # type: ignore[misc, valid-type]
         guidance_scale: float = Field(
             5.0,
             ge=0,
@@ -209,8 +227,9 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
         )
         scheduler: str | None = Field(
             None,
-            description="Name of a scheduler of diffusers that fits the model.",
-            examples=["EulerDiscreteScheduler"],
+            description="A scheduler that fits the model, by its name in diffusers or as a "
+            "sampler such as 'DPM++ 2M Karras'.",
+            examples=["Euler a"],
         )
         lora_weights: list[LoraChoice] | None = Field(
             None,
@@ -218,9 +237,14 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
             description="LoRAs for this request only.",
             examples=[[{"name": "outline", "scale": 0.8}]],
         )
+        textual_inversions: list[InversionChoice] | None = Field(
+            None,
+            max_length=16,
+            description="Textual inversions for this request only.",
+            examples=[[{"name": "teal", "token": "<teal>"}]],
+        )
         output_format: OutputFormat = Field(
             "png", description="Format of the answer.", examples=["webp"]
         )
 
-    Base.limits = limits
     return Base

@@ -14,9 +14,10 @@ from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an
 from starlette.responses import JSONResponse, Response
 
 from bentoml_diffusers.engine import Engine
-from bentoml_diffusers.errors import DiffusersError, InvalidModel, RequestCancelled
-from bentoml_diffusers.options import ModelOptions, RequestLimits
+from bentoml_diffusers.errors import DiffusersError, InvalidModel, QueueFull, RequestCancelled
+from bentoml_diffusers.options import EngineLimits, ModelOptions, RequestLimits
 from bentoml_diffusers.serving.codecs import encode_image
+from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.schema import make_img2img_model, make_txt2img_model
 from bentoml_diffusers.store import read_record
 
@@ -35,6 +36,7 @@ def service(
     *,
     name: str = "diffusers",
     limits: RequestLimits | None = None,
+    engine_limits: EngineLimits | None = None,
     service_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> bentoml.Service[Any]:
@@ -44,6 +46,7 @@ def service(
         model: Tag of a pipeline in the model store.
         name: Name of the service.
         limits: What a request may ask for.
+        engine_limits: How many requests run and wait at once.
         service_options: Arguments for ``bentoml.service``, such as
             ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
         **options: See :class:`bentoml_diffusers.ModelOptions`.
@@ -59,7 +62,9 @@ def service(
         bento_model = BentoModel(model)
 
         def __init__(self) -> None:
-            self.engine = Engine.from_model(_find_model(DiffusersService, model), **given.given())
+            self.engine = Engine.from_model(
+                _find_model(DiffusersService, model), limits=engine_limits, **given.given()
+            )
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:
@@ -105,12 +110,16 @@ async def answer(engine: Engine, ctx: bentoml.Context, task: str, fields: Mappin
     """
     arguments = {key: value for key, value in fields.items() if value is not None}
     output_format = arguments.pop("output_format")
-    if "lora_weights" in arguments:
-        arguments["lora_weights"] = [lora.model_dump() for lora in arguments["lora_weights"]]
+    for name in ("lora_weights", "textual_inversions"):
+        if name in arguments:
+            arguments[name] = [choice.model_dump() for choice in arguments[name]]
+    metrics = process_metrics()
     try:
         result = await _run_while_connected(engine, ctx, task, arguments)
     except DiffusersError as error:
+        metrics.note_error(task, error)
         return _error_response(ctx, error)
+    metrics.note_result(task, result)
     body = await asyncio.to_thread(encode_image, result.images[0], output_format)
     return Response(
         body,
@@ -139,7 +148,9 @@ def _error_response(ctx: bentoml.Context, error: DiffusersError) -> Response:
     ctx.response.status_code = status  # else BentoML puts its own 200 on the answer
     field = getattr(error, "field", None)
     detail = [{"loc": [field], "msg": str(error)}] if field else []
-    return JSONResponse({"error": _public_text(error), "detail": detail}, status_code=status)
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
+    body = {"error": _public_text(error), "detail": detail}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _public_text(error: DiffusersError) -> str:

@@ -1,0 +1,334 @@
+"""The engine against one request at a time: mixed requests, arrivals over time, equal requests.
+
+Sides, each with the same requests, in turns within one run:
+
+- ``upstream``: load the LoRA's file, call, unload; what ``bentoml.diffusers`` would do.
+- ``plain``: plain diffusers, all LoRAs resident, ``set_adapters`` before each call.
+- ``batch``: one call of plain diffusers with all requests, which must be equal.
+- ``engine``: this package.
+
+A ratio is that side's time divided by the engine's, beside it the largest difference of the
+pictures in levels of 8 bits. CPU seconds are the process's own, so they mean something on a machine
+that others use too; wall-clock is for an idle one::
+
+    OMP_NUM_THREADS=1 python benchmarks/engine_mixed.py --out benchmarks/results/engine.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import bentoml
+import diffusers
+import numpy as np
+import torch
+from adapters_slots import make_pipeline, save_lora
+
+from bentoml_diffusers import Engine, EngineLimits, ModelOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LORAS = ("one", "two", "three")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One request of the mix."""
+
+    prompt: str
+    steps: int
+    guidance: float
+    seed: int
+    side: int
+    lora: str | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that both diffusers and the engine take."""
+        return {
+            "prompt": self.prompt,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "height": self.side,
+            "width": self.side,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a side took, and painted."""
+
+    wall_s: float
+    cpu_s: float
+    pictures: list[np.ndarray]
+    latencies_s: list[float]
+
+
+def draw_wishes(count: int, side: int, steps: tuple[int, int], seed: int = 0) -> list[Wish]:
+    """Returns requests that differ in prompt, steps, guidance, seed and LoRA."""
+    rng = random.Random(seed)
+    return [
+        Wish(
+            prompt=rng.choice(("a red circle", "a blue star on the left", "a green square")),
+            steps=rng.randint(*steps),
+            guidance=rng.choice((1.0, 4.0, 7.5)),
+            seed=number,
+            side=side,
+            lora=rng.choice((*LORAS, None)),
+        )
+        for number in range(count)
+    ]
+
+
+def measure(serve: Callable[[], list[tuple[Any, float]]]) -> Outcome:
+    """Runs one side; it returns each picture with the moment at which it was there."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    done = serve()
+    return Outcome(
+        wall_s=time.perf_counter() - wall,
+        cpu_s=time.process_time() - cpu,
+        pictures=[np.asarray(picture).astype(int) for picture, _ in done],
+        latencies_s=[latency for _, latency in done],
+    )
+
+
+class Sides:
+    """All sides over equal weights."""
+
+    def __init__(self, width: int, folder: Path) -> None:
+        self.folder = folder
+        self.upstream = make_pipeline(width)
+        self.plain = make_pipeline(width)
+        for number, name in enumerate(LORAS):
+            save_lora(self.upstream, folder / f"{name}.safetensors", seed=number)
+        for name in LORAS:
+            self.plain.load_lora_weights(
+                folder, weight_name=f"{name}.safetensors", adapter_name=name
+            )
+        self.engine = Engine(
+            make_pipeline(width), ModelOptions(lora_dir=str(folder)), EngineLimits()
+        )
+        self.parameters = sum(one.numel() for one in self.engine.pipeline.unet.parameters())
+
+    def run_upstream(self, wish: Wish) -> Any:
+        """Loads the file, calls, unloads."""
+        if wish.lora:
+            self.upstream.load_lora_weights(self.folder, weight_name=f"{wish.lora}.safetensors")
+        picture = _call(self.upstream, wish)
+        if wish.lora:
+            self.upstream.unload_lora_weights()
+        return picture
+
+    def run_plain(self, wish: Wish) -> Any:
+        """Switches to the resident LoRA, calls."""
+        if wish.lora:
+            self.plain.enable_lora()
+            self.plain.set_adapters([wish.lora])
+        else:
+            self.plain.disable_lora()
+        return _call(self.plain, wish)
+
+    def one_at_a_time(
+        self, run: Callable[[Wish], Any], wishes: Sequence[Wish], arrivals: Sequence[float]
+    ) -> list[tuple[Any, float]]:
+        """First come, first served."""
+        start = time.perf_counter()
+        done = []
+        for wish, arrival in zip(wishes, arrivals, strict=True):
+            _sleep_until(start + arrival)
+            picture = run(wish)
+            done.append((picture, time.perf_counter() - start - arrival))
+        return done
+
+    def by_engine(
+        self, wishes: Sequence[Wish], arrivals: Sequence[float]
+    ) -> list[tuple[Any, float]]:
+        """All as they come."""
+        start = time.perf_counter()
+        finished: dict[int, float] = {}
+        handles = []
+        for number, (wish, arrival) in enumerate(zip(wishes, arrivals, strict=True)):
+            _sleep_until(start + arrival)
+            lora = f"{wish.lora}.safetensors" if wish.lora else None
+            handle = self.engine.submit(
+                "txt2img", seed=wish.seed, lora_weights=lora, **wish.arguments()
+            )
+            handle.future.add_done_callback(
+                lambda _, number=number: finished.__setitem__(number, time.perf_counter())
+            )
+            handles.append(handle)
+        pictures = [handle.result().images[0] for handle in handles]
+        return [
+            (picture, finished[number] - start - arrivals[number])
+            for number, picture in enumerate(pictures)
+        ]
+
+    def in_one_call(self, wishes: Sequence[Wish]) -> list[tuple[Any, float]]:
+        """One call of plain diffusers, for requests that differ in their seeds only."""
+        self.plain.disable_lora()
+        start = time.perf_counter()
+        arguments = {**wishes[0].arguments(), "prompt": [wish.prompt for wish in wishes]}
+        pictures = self.plain(
+            **arguments,
+            generator=[torch.Generator().manual_seed(wish.seed) for wish in wishes],
+        ).images
+        return [(picture, time.perf_counter() - start) for picture in pictures]
+
+
+def compare(name: str, sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+    """Runs all sides in turns; returns the median ratios to the engine."""
+    outcomes: dict[str, list[Outcome]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, serve in sides.items():
+            outcomes[side].append(measure(serve))
+    figures: dict[str, Any] = {"what": name}
+    ours = outcomes["engine"]
+    figures["engine"] = {
+        "wall_s": _median(one.wall_s for one in ours),
+        "cpu_s": _median(one.cpu_s for one in ours),
+        "mean_latency_s": _median(statistics.fmean(one.latencies_s) for one in ours),
+    }
+    for side, theirs in outcomes.items():
+        if side == "engine":
+            continue
+        pairs = list(zip(theirs, ours, strict=True))
+        figures[side] = {
+            "wall_ratio": _median(one.wall_s / two.wall_s for one, two in pairs),
+            "cpu_ratio": _median(one.cpu_s / two.cpu_s for one, two in pairs),
+            "latency_ratio": _median(
+                statistics.fmean(one.latencies_s) / statistics.fmean(two.latencies_s)
+                for one, two in pairs
+            ),
+            "largest_difference": max(_difference(one, two) for one, two in pairs),
+        }
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
+def compare_all(folder: Path, rounds: int, *, large: bool) -> list[dict[str, Any]]:
+    """Returns all figures."""
+    small = Sides(32, folder)
+    print(f"small UNet: {small.parameters / 1e6:.1f} M parameters", flush=True)
+    figures = [
+        _compare_mixed("24 mixed at once, small", small, draw_wishes(24, 64, (8, 20)), rounds),
+        _compare_arrivals("32 mixed, 4/s, small", small, draw_wishes(32, 64, (8, 20)), 4.0),
+        _compare_equal("8 equal, small", small, rounds),
+        _compare_lone("alone, small", small, 4 * rounds),
+    ]
+    small.engine.close()
+    if large:
+        wide = Sides(208, folder)
+        print(f"large UNet: {wide.parameters / 1e6:.1f} M parameters", flush=True)
+        wishes = draw_wishes(12, 64, (4, 8))
+        figures.append(_compare_mixed("12 mixed at once, large", wide, wishes, 2))
+        heavy = draw_wishes(8, 256, (2, 4))
+        figures.append(_compare_mixed("8 mixed at once, large, 32x32 latents", wide, heavy, 2))
+        wide.engine.close()
+    return figures
+
+
+def _compare_mixed(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
+    now = [0.0] * len(wishes)
+    sides.by_engine(wishes, now)  # the cost profile is measured here
+    return compare(
+        name,
+        {
+            "upstream": lambda: sides.one_at_a_time(sides.run_upstream, wishes, now),
+            "plain": lambda: sides.one_at_a_time(sides.run_plain, wishes, now),
+            "engine": lambda: sides.by_engine(wishes, now),
+        },
+        rounds,
+    )
+
+
+def _compare_arrivals(name: str, sides: Sides, wishes: list[Wish], rate: float) -> dict[str, Any]:
+    rng = random.Random(1)
+    arrivals = list(np.cumsum([rng.expovariate(rate) for _ in wishes]))
+    return compare(
+        name,
+        {
+            "upstream": lambda: sides.one_at_a_time(sides.run_upstream, wishes, arrivals),
+            "plain": lambda: sides.one_at_a_time(sides.run_plain, wishes, arrivals),
+            "engine": lambda: sides.by_engine(wishes, arrivals),
+        },
+        rounds=1,
+    )
+
+
+def _compare_equal(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
+    wishes = [Wish("a red circle", 12, 4.0, seed, 64, None) for seed in range(8)]
+    return compare(
+        name,
+        {
+            "batch": lambda: sides.in_one_call(wishes),
+            "engine": lambda: sides.by_engine(wishes, [0.0] * len(wishes)),
+        },
+        rounds,
+    )
+
+
+def _compare_lone(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
+    wishes = [Wish("a red circle", 12, 4.0, 3, 64, None)]
+    pipeline = make_pipeline(32)  # without any LoRA layer
+    return compare(
+        name,
+        {
+            "plain": lambda: sides.one_at_a_time(lambda wish: _call(pipeline, wish), wishes, [0]),
+            "engine": lambda: sides.by_engine(wishes, [0]),
+        },
+        rounds,
+    )
+
+
+def _call(pipeline: Any, wish: Wish) -> Any:
+    generator = torch.Generator().manual_seed(wish.seed)
+    return pipeline(**wish.arguments(), generator=generator).images[0]
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.perf_counter()))
+
+
+def _median(values: Any) -> float:
+    return round(statistics.median(values), 4)
+
+
+def _difference(one: Outcome, two: Outcome) -> int:
+    pairs = zip(one.pictures, two.pictures, strict=True)
+    return int(max(abs(first - second).max() for first, second in pairs))
+
+
+def main() -> None:
+    """Reads the command line, prints the figures and writes them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", action="store_true", help="the large UNet as well (minutes)")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = compare_all(Path(folder), arguments.rounds, large=arguments.large)
+    report = {
+        "machine": f"{platform.machine()}, 1 thread",
+        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, bentoml)},
+        "figures": figures,
+    }
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
