@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.files import file_key, local_file, read_tensors
 from bentoml_diffusers.adapters.layers import LayerMap
-from bentoml_diffusers.adapters.lora import MAX_LORAS_PER_REQUEST, supports_lora
+from bentoml_diffusers.adapters.lora import supports_lora
 from bentoml_diffusers.adapters.pool import SlotPool
 from bentoml_diffusers.adapters.reading import convert_lora
 from bentoml_diffusers.adapters.records import AdapterReport, AdapterSet, PreparedAdapters
@@ -149,9 +149,10 @@ class AdapterBank:
             raise UnsupportedByPipeline(name, "LoRA")
         if inversions and not self._encoders:
             raise UnsupportedByPipeline(name, "textual inversion")
-        most = min(MAX_LORAS_PER_REQUEST, self._pool.slots)
-        if len(loras) > most:
-            raise InvalidRequest("lora_weights", len(loras), f"at most {most} LoRAs")
+        if len(loras) > self._pool.slots:
+            raise InvalidRequest(
+                "lora_weights", len(loras), f"at most {self._pool.slots}, the number of lora_slots"
+            )
         return AdapterSet(tuple(loras), tuple(inversions), read_layer_scale(arguments or {}))
 
     def prepare(self, wanted: AdapterSet) -> PreparedAdapters:

@@ -13,7 +13,6 @@ from bentoml_diffusers.adapters.lycoris import inject, kind_of, read_lycoris
 from bentoml_diffusers.errors import (
     DiffusersError,
     InvalidModel,
-    InvalidRequest,
     UnsupportedByPipeline,
 )
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.adapters.sources import Adapter
-
-MAX_LORAS_PER_REQUEST = 16
 
 _compat.quiet_lora_loading()
 
@@ -60,15 +57,10 @@ class LoraSwitch:
         """Adds ``adapters`` to the static ones; afterwards all is as it was, also on failure.
 
         Raises:
-            InvalidRequest: 400, too many LoRAs.
             InvalidModel: 400, a file that is no LoRA for this pipeline.
             UnsupportedByPipeline: 400, the pipeline's class takes no LoRA.
         """
         wanted = [adapter for adapter in adapters if adapter.scale != 0]
-        if len(wanted) > MAX_LORAS_PER_REQUEST:
-            raise InvalidRequest(
-                "lora_weights", len(wanted), f"at most {MAX_LORAS_PER_REQUEST} LoRAs"
-            )
         if not wanted:
             yield
             return

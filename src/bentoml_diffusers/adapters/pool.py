@@ -71,7 +71,8 @@ class SlotPool:
         """Gives up slots; what is in them stays until it has to make room."""
         by_slot = {resident.slot: resident for resident in self._residents.values()}
         for slot in slots:
-            by_slot[slot].leases -= 1
+            if slot in by_slot:  # else the pool was closed
+                by_slot[slot].leases -= 1
 
     def attach(self, component: str) -> None:
         """Attaches the hooks of a whole component before anything is in a slot.
@@ -101,6 +102,7 @@ class SlotPool:
             layer.remove()
         self._layers.clear()
         self._residents.clear()
+        self._free = list(range(self.slots, 0, -1))
 
     def _load(self, lora: HostLora) -> _Resident:
         import torch

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    import torch
-
     from bentoml_diffusers.adapters.layers import Target
+
+
+class Held(NamedTuple):
+    """A LoRA in a slot, as views of it that are ready to be multiplied with.
+
+    Attributes:
+        down: First matrix, transposed, shape ``(inputs of the layer, rank)``.
+        up: Second matrix, transposed, shape ``(rank, outputs of the layer)``.
+        factor: alpha / rank.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    factor: float
 
 
 def as_rows(
@@ -17,42 +32,36 @@ def as_rows(
 
     For a convolution, one row per picture.
     """
-    inputs = inputs if inputs.dtype == target.dtype else inputs.to(target.dtype)
+    if inputs.dtype != target.dtype:
+        inputs = inputs.to(target.dtype)
     if target.convolution is not None:
         return inputs, output
-    return inputs.reshape(-1, inputs.shape[-1]), output.view(-1, output.shape[-1])
+    return inputs.reshape(-1, target.inputs), output.view(-1, target.outputs)
 
 
 def add_product(
-    target: Target,
-    inputs: torch.Tensor,
-    output: torch.Tensor,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
+    target: Target, inputs: torch.Tensor, output: torch.Tensor, held: Held, scale: float
 ) -> None:
-    """Adds ``scale * up(down(inputs))`` to ``output`` in place.
+    """Adds ``scale * factor * up(down(inputs))`` to ``output`` in place.
 
     Args:
         target: The layer, linear or a convolution.
         inputs: Rows of what went into it, see :func:`as_rows`.
         output: The same rows of what came out of it.
-        down: Shape ``(rank, inputs of the layer)``.
-        up: Shape ``(outputs of the layer, rank)``.
+        held: The LoRA.
         scale: Any number.
     """
-    import torch
-
+    down, up, factor = held
     if target.convolution is not None:
-        wide = torch.matmul(up, _convolve(target, inputs, down).flatten(2))
-        output.add_(wide.view(output.shape), alpha=scale)
+        wide = torch.matmul(up.t(), _convolve(target, inputs, down.t()).flatten(2))
+        output.add_(wide.view(output.shape), alpha=scale * factor)
         return
-    hidden = torch.mm(inputs, down.t())
+    hidden = torch.mm(inputs, down)
     if output.dtype == hidden.dtype == up.dtype:
         # One pass over the output instead of three.
-        output.addmm_(hidden, up.t(), alpha=scale)
+        output.addmm_(hidden, up, alpha=scale * factor)
     else:
-        output.add_(torch.mm(hidden, up.t()), alpha=scale)
+        output.add_(torch.mm(hidden, up), alpha=scale * factor)
 
 
 def gathered_product(
@@ -73,8 +82,6 @@ def gathered_product(
         up: Shape ``(samples, ranks, outputs of the layer)``.
         scales: Shape ``(samples, ranks)``.
     """
-    import torch
-
     samples, inputs = len(down), inputs.to(down.dtype)
     if target.convolution is None:
         hidden = torch.bmm(inputs.reshape(samples, -1, inputs.shape[-1]), down.transpose(1, 2))
@@ -97,8 +104,6 @@ def gathered_product(
 def _convolve(
     target: Target, inputs: torch.Tensor, weights: torch.Tensor, groups: int = 1
 ) -> torch.Tensor:
-    import torch.nn.functional as F
-
     function = (F.conv1d, F.conv2d, F.conv3d)[len(target.kernel) - 1]
     kernels = weights.reshape(-1, target.channels, *target.kernel)
     return function(inputs, kernels, None, **dict(target.convolution or {}), groups=groups)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.products import add_product, as_rows, gathered_product
+import torch
+
+from bentoml_diffusers.adapters.products import Held, add_product, as_rows, gathered_product
 
 if TYPE_CHECKING:
-    import torch
-
-    from bentoml_diffusers.adapters.layers import LayerWeights, Target
-    from bentoml_diffusers.adapters.runs import Pairs, Run, Running
+    from bentoml_diffusers.adapters.layers import Target
+    from bentoml_diffusers.adapters.runs import Run, Running
 
 _RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -45,14 +45,12 @@ class SlotLayer:
         self.rank = 0
         self._slots = slots
         self._running = running
-        self._held: dict[int, LayerWeights] = {}
+        self._held: dict[int, Held] = {}
         self._factors = [0.0] * (slots + 1)
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
     def reserve(self, rank: int, like: torch.Tensor, device: torch.device) -> None:
         """Makes room for ``rank``, in the dtype of ``like``; what is held stays."""
-        import torch
-
         if rank <= self.rank:
             return
         size = next((step for step in _RANK_STEPS if step >= rank), rank)
@@ -66,15 +64,14 @@ class SlotLayer:
             self.factors = torch.zeros(self._slots + 1, device=device)
         self.down, self.up, self.rank = down, up, size
         for slot, (held, _, factor) in self._held.items():
-            self._held[slot] = self._views(slot, held.shape[0], factor)
+            self._held[slot] = self._views(slot, held.shape[1], factor)
 
     def place(self, slot: int, rank: int, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives a free slot, which has room for it, to a LoRA; returns where to copy it."""
-        views = self._views(slot, rank, factor)
-        self._held[slot] = views
+        held = self._held[slot] = self._views(slot, rank, factor)
         if self._factors[slot] != factor:
             self._factors[slot] = self.factors[slot] = factor
-        return views[:2]
+        return held.down.t(), held.up.t()
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
@@ -87,17 +84,13 @@ class SlotLayer:
         """Takes the hook away."""
         self._handle.remove()
 
-    def _views(self, slot: int, rank: int, factor: float) -> LayerWeights:
+    def _views(self, slot: int, rank: int, factor: float) -> Held:
         down, up = self.down.select(0, slot), self.up.select(0, slot)
-        if rank == self.rank:
-            return down, up, factor
-        return down.narrow(0, 0, rank), up.narrow(1, 0, rank), factor
+        return Held(down.narrow(0, 0, rank).t(), up.narrow(1, 0, rank).t(), factor)
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        import torch
-
         run = self._running.run
         if run is None or not self.rank:
             return None
@@ -110,27 +103,28 @@ class SlotLayer:
 
     def _add_spans(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
         """One product for each request and LoRA: no gather, and no work for rows without."""
-        if all(slot not in self._held for span in run.spans for slot, _ in span.pairs):
+        held = self._held
+        wanted = [
+            (span, held[slot], scale)
+            for span in run.spans
+            for slot, scale in span.pairs
+            if slot in held
+        ]
+        if not wanted:
             return output
-        output = output.contiguous() if self.target.convolution is None else output
-        rows_in, rows_out = as_rows(self.target, inputs, output)
+        target = self.target
+        output = output.contiguous() if target.convolution is None else output
+        rows_in, rows_out = as_rows(target, inputs, output)
         if not run.samples:
-            self._add_pairs(rows_in, rows_out, run.spans[0].pairs)
+            for _, lora, scale in wanted:
+                add_product(target, rows_in, rows_out, lora, scale)
             return output
         self._check_samples(inputs, run)
         times = len(rows_in) // run.samples
-        for span in run.spans:
-            if span.pairs:
-                rows = slice(span.start * times, span.stop * times)
-                self._add_pairs(rows_in[rows], rows_out[rows], span.pairs)
+        for span, lora, scale in wanted:
+            rows = slice(span.start * times, span.stop * times)
+            add_product(target, rows_in[rows], rows_out[rows], lora, scale)
         return output
-
-    def _add_pairs(self, inputs: torch.Tensor, output: torch.Tensor, pairs: Pairs) -> None:
-        for slot, scale in pairs:
-            held = self._held.get(slot)
-            if held is not None:
-                down, up, factor = held
-                add_product(self.target, inputs, output, down, up, scale * factor)
 
     def _add_gathered(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
         """One batched product for all requests, their LoRAs joined along the rank."""
@@ -160,4 +154,4 @@ class SlotLayer:
         self.down, self.up = self.down.to(device), self.up.to(device)
         self.factors = self.factors.to(device)
         for slot, (held, _, factor) in self._held.items():
-            self._held[slot] = self._views(slot, held.shape[0], factor)
+            self._held[slot] = self._views(slot, held.shape[1], factor)

@@ -24,6 +24,7 @@ Kind = Literal["lora", "textual_inversion"]
 
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_SCALE = 100.0
+MAX_PER_REQUEST = 16
 # Of a request; an operator's mapping may hold whatever diffusers' loader takes.
 _ITEM_KEYS = ("name", "model_name", "scale", "token", "weight_name")
 _HUB_KEYS = ("revision", "subfolder")
@@ -81,6 +82,8 @@ class AdapterFinder:
             return []
         many = isinstance(value, Sequence) and not isinstance(value, str)
         items = list(value) if many else [value]  # type: ignore[call-overload]
+        if len(items) > MAX_PER_REQUEST and not self.is_trusted:
+            raise InvalidRequest(self.field, len(items), f"at most {MAX_PER_REQUEST} of them")
         return [self._find(item) for item in items]
 
     def _find(self, item: object) -> Adapter:
