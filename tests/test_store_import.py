@@ -117,6 +117,29 @@ except PermissionError:
     assert done.stdout.split() == ["True", "0", "refused", "True"], done.stderr
 
 
+def test_a_clone_is_a_file_of_its_own_or_nothing(light_folder, tmp_path):
+    """Whether the file system of this machine can do it or not."""
+    source = weights_of(light_folder)
+    done = linking.clone_file(source, tmp_path / "clone")
+    assert (tmp_path / "clone").exists() == done
+    assert not done or (tmp_path / "clone").read_bytes() == source.read_bytes()
+    assert not done or not (tmp_path / "clone").samefile(source)
+
+
+def test_where_files_can_be_cloned_nothing_is_linked(light_folder, name, monkeypatch):
+    """Simulated: a clone holds the same and has an inode of its own."""
+    monkeypatch.setattr(
+        linking, "clone_file", lambda source, target: bool(shutil.copyfile(source, target))
+    )
+    before = weights_of(light_folder).stat().st_mode
+    model = bentoml_diffusers.import_model(name, light_folder)
+    assert not stored_file(model).samefile(weights_of(light_folder))
+    assert weights_of(light_folder).stat().st_mode == before
+    assert store.read_record(Path(model.path)).stamps == {}
+    assert edit_in_place(weights_of(light_folder))
+    assert store.verify(model).is_whole
+
+
 def test_an_edit_of_a_linked_file_is_noticed(light_folder, name):
     """`link="hard"` trusts the caller; a file that is edited all the same is refused."""
     model = bentoml_diffusers.import_model(name, light_folder, link="hard")
