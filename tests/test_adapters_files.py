@@ -238,6 +238,20 @@ def test_bad_names_are_refused_by_their_field(pipeline, folder, asked, error, ma
     assert caught.value.error_code == (404 if error is errors.AdapterNotFound else 400)
 
 
+def test_an_unknown_name_among_very_many_is_answered_at_once(pipeline, tmp_path):
+    for index in range(3000):
+        (tmp_path / f"style-{index:04d}.safetensors").touch()
+    bank = bank_of(pipeline, tmp_path)
+    with pytest.raises(errors.AdapterNotFound, match="did you mean 'style-"):
+        bank.find("style-012.safetensors")
+    started = time.process_time()
+    for _ in range(3):
+        with pytest.raises(errors.AdapterNotFound):
+            bank.find("zzz.safetensors")
+    # To compare all names takes 0.1 s and more for each.
+    assert time.process_time() - started < 0.25
+
+
 def test_links_that_lead_out_are_refused(pipeline, folder, tmp_path):
     (tmp_path / "link.safetensors").symlink_to(folder / "good.safetensors")
     with pytest.raises(errors.UntrustedSource):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ Kind = Literal["lora", "textual_inversion"]
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_SCALE = 100.0
 MAX_PER_REQUEST = 16
+_MAX_COMPARED = 200
+_LISTING_S = 5.0
 # Of a request; an operator's mapping may hold whatever diffusers' loader takes.
 _ITEM_KEYS = ("name", "model_name", "scale", "token", "weight_name")
 _HUB_KEYS = ("revision", "subfolder")
@@ -178,7 +182,7 @@ class AdapterFinder:
         in_hub_form = "/" in name and (self.folder is None or not name.endswith(".safetensors"))
         if reaches_out or is_pickle or in_hub_form:
             return UntrustedSource(self.field, name, self._allowed())
-        return AdapterNotFound(self.field, name, self.known())
+        return AdapterNotFound(self.field, name, _near(name, self.known()))
 
     def _is_link_out(self, name: str) -> bool:
         return self.folder is not None and (
@@ -203,11 +207,23 @@ class AdapterFinder:
                 if record is not None and record.kind == self.kind:
                     names.add(model.tag.name)
         if "lora_dir" in self.sources and self.folder is not None and self.folder.is_dir():
-            names |= {
-                path.relative_to(self.folder).as_posix()
-                for path in self.folder.rglob("*.safetensors")
-            }
+            names |= _files_below(self.folder, int(time.monotonic() / _LISTING_S))
         return sorted(names)
+
+
+@functools.lru_cache(maxsize=8)
+def _files_below(folder: Path, _when: int) -> frozenset[str]:
+    """Lists a folder at most once in ``_LISTING_S``: strangers can ask for unknown names."""
+    found = folder.rglob("*.safetensors")
+    return frozenset(path.relative_to(folder).as_posix() for path in found)
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Of very many names only those that begin alike: to compare all takes too long."""
+    if len(known) <= _MAX_COMPARED:
+        return known
+    alike = [one for one in known if one[:3] == name[:3]] or known
+    return sorted(alike, key=lambda one: one[: len(name)] != name)[:_MAX_COMPARED]
 
 
 def read_layer_scale(arguments: Mapping[str, Any]) -> float:
