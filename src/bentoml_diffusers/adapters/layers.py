@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.adapters.reading import LayerLora, RawLora
+    from bentoml_diffusers.adapters.raw import LayerLora, RawLora
 
 LayerKey = tuple[str, str]
 LayerWeights = tuple["torch.Tensor", "torch.Tensor", float]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.adapters.lycoris import kind_of, read_lycoris
+from bentoml_diffusers.adapters.raw import LayerLora, RawLora
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -35,38 +35,6 @@ _BEYOND_SLOTS = {
     "lora_embedding_": "a LoRA of an embedding",
     "lora_B.bias": "a LoRA with bias",
 }
-
-
-@dataclass(frozen=True)
-class LayerLora:
-    """The LoRA of one layer.
-
-    Attributes:
-        down: First matrix, shape ``(rank, inputs)`` or that of a convolution.
-        up: Second matrix, shape ``(outputs, rank)`` or that of a 1 x 1 convolution.
-        factor: What its training multiplies it with: alpha / rank.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    factor: float
-
-
-@dataclass
-class RawLora:
-    """A file in diffusers' form.
-
-    Attributes:
-        layers: LoRA of each layer, by name of the component and path of the layer in it.
-        beyond_slots: What in it only PEFT can apply; ``None``: nothing.
-        is_mapped: The tensors are pages of the file, which may change.
-        is_finite: All numbers of the file are finite.
-    """
-
-    layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)
-    beyond_slots: str | None = None
-    is_mapped: bool = False
-    is_finite: bool = False
 
 
 def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path: Path) -> RawLora:
