@@ -34,9 +34,9 @@ import bentoml
 import diffusers
 import numpy as np
 import torch
-from adapters_slots import make_pipeline, save_lora
+from adapters_slots import save_lora
 
-from bentoml_diffusers import Engine, EngineLimits, ModelOptions
+from bentoml_diffusers import Engine, EngineLimits, ModelOptions, testing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +76,22 @@ class Outcome:
     latencies_s: list[float]
 
 
+def make_pipeline(widths: tuple[int, ...]) -> Any:
+    """Returns a Stable Diffusion with a UNet of four levels, random weights, a tiny VAE."""
+    pipeline = testing.tiny_stable_diffusion()
+    torch.manual_seed(0)
+    pipeline.unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=widths,
+        layers_per_block=2 if widths[0] > 32 else 1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=32,
+    ).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def draw_wishes(count: int, side: int, steps: tuple[int, int], seed: int = 0) -> list[Wish]:
     """Returns requests that differ in prompt, steps, guidance, seed and LoRA."""
     rng = random.Random(seed)
@@ -107,10 +123,10 @@ def measure(serve: Callable[[], list[tuple[Any, float]]]) -> Outcome:
 class Sides:
     """All sides over equal weights."""
 
-    def __init__(self, width: int, folder: Path) -> None:
+    def __init__(self, widths: tuple[int, ...], folder: Path) -> None:
         self.folder = folder
-        self.upstream = make_pipeline(width)
-        self.plain = make_pipeline(width)
+        self.upstream = make_pipeline(widths)
+        self.plain = make_pipeline(widths)
         for number, name in enumerate(LORAS):
             save_lora(self.upstream, folder / f"{name}.safetensors", seed=number)
         for name in LORAS:
@@ -118,7 +134,7 @@ class Sides:
                 folder, weight_name=f"{name}.safetensors", adapter_name=name
             )
         self.engine = Engine(
-            make_pipeline(width), ModelOptions(lora_dir=str(folder)), EngineLimits()
+            make_pipeline(widths), ModelOptions(lora_dir=str(folder)), EngineLimits()
         )
         self.parameters = sum(one.numel() for one in self.engine.pipeline.unet.parameters())
 
@@ -219,7 +235,7 @@ def compare(name: str, sides: dict[str, Callable[[], Any]], rounds: int) -> dict
 
 def compare_all(folder: Path, rounds: int, *, large: bool) -> list[dict[str, Any]]:
     """Returns all figures."""
-    small = Sides(32, folder)
+    small = Sides((32, 64, 64, 96), folder)
     print(f"small UNet: {small.parameters / 1e6:.1f} M parameters", flush=True)
     figures = [
         _compare_mixed("24 mixed at once, small", small, draw_wishes(24, 64, (8, 20)), rounds),
@@ -229,7 +245,7 @@ def compare_all(folder: Path, rounds: int, *, large: bool) -> list[dict[str, Any
     ]
     small.engine.close()
     if large:
-        wide = Sides(208, folder)
+        wide = Sides((128, 256, 512, 512), folder)
         print(f"large UNet: {wide.parameters / 1e6:.1f} M parameters", flush=True)
         wishes = draw_wishes(12, 64, (4, 8))
         figures.append(_compare_mixed("12 mixed at once, large", wide, wishes, 2))
@@ -281,7 +297,7 @@ def _compare_equal(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
 
 def _compare_lone(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
     wishes = [Wish("a red circle", 12, 4.0, 3, 64, None)]
-    pipeline = make_pipeline(32)  # without any LoRA layer
+    pipeline = make_pipeline((32, 64, 64, 96))  # without any LoRA layer
     return compare(
         name,
         {

@@ -271,7 +271,7 @@ class Engine:
             pipeline_class=cls,
             method=method,
             arguments=with_rgb_images(complete_size(self.pipeline, bound)),
-            adapters=self._bank.find(own["lora_weights"], own["textual_inversions"]),
+            adapters=self._bank.find(own["lora_weights"], own["textual_inversions"], bound),
             seeds=choose_seeds(parameters, own["seed"], bound),
             scheduler=choose_scheduler(own["scheduler"], base),
             guidance_scale=guidance_scale,
