@@ -1,6 +1,7 @@
 """`bentoml diffusers demo`: pictures of the bundled model show what their prompts say."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import ROOT
@@ -29,15 +30,30 @@ def judge(monkeypatch, open_picture):
 def test_picture_shows_what_the_prompt_says(server, judge):
     seen = judge(server.paint(prompt=PROMPTS[0], **SETTINGS))
     assert PROMPTS[0] == "a big red circle on a blue background at the left"
-    assert (seen.colour, seen.background) == ("red", "blue")
+    assert (seen.size, seen.colour, seen.shape) == ("big", "red", "circle")
+    assert (seen.background, seen.position) == ("blue", "left")
 
 
-def test_lora_changes_the_picture_of_its_request_only(server):
+def test_loras_are_seen_where_they_were_asked_for_in_one_batch(server, judge):
+    """Four clients at once: each gets its own LoRA, and only that."""
     plain = server.paint(prompt=PROMPTS[0], **SETTINGS)
-    for name in ("outline", "stripes"):
-        body = server.paint(prompt=PROMPTS[0], lora_weights=[{"name": name}], **SETTINGS)
-        assert body != plain, name
+    wishes = {"solid": None, "outline": [{"name": "outline"}], "stripes": [{"name": "stripes"}]}
+
+    def style_of(name):
+        return judge(server.paint(prompt=PROMPTS[0], lora_weights=wishes[name], **SETTINGS)).style
+
+    with ThreadPoolExecutor(len(wishes)) as clients:
+        assert dict(zip(wishes, clients.map(style_of, wishes), strict=True)) == {
+            name: name for name in wishes
+        }
     assert server.paint(prompt=PROMPTS[0], **SETTINGS) == plain
+
+
+def test_a_word_for_a_colour_is_known_to_its_request_only(server, judge):
+    prompt = "a big <teal> square on a white background in the centre"
+    teal = {"textual_inversions": [{"name": "teal", "token": "<teal>"}]}
+    assert judge(server.paint(prompt=prompt, **teal, **SETTINGS)).colour == "teal"
+    assert judge(server.paint(prompt=prompt, **SETTINGS)).colour != "teal"
 
 
 def test_command_that_is_printed_works(server):

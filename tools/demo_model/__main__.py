@@ -28,7 +28,8 @@ SECOND_PLANNED_STEPS = 1900
 THIRD_STEPS = 400
 THIRD_PLANNED_STEPS = 1100
 FOURTH_STEPS = 750
-BASE_STEPS = 550
+FIFTH_STEPS = 550
+BASE_STEPS = 8500
 
 
 def train(out: Path, stages: list[str]) -> None:
@@ -112,13 +113,13 @@ def _make_fourth_base(out: Path, target: Path) -> None:
     )
 
 
-def _make_base(out: Path, target: Path) -> None:
+def _make_fifth_base(out: Path, target: Path) -> None:
     vae = AutoencoderKL.from_pretrained(out / "vae_whole")
     train_base.train_denoiser(
         vae,
         target,
-        steps=BASE_STEPS,
-        planned_steps=BASE_STEPS,
+        steps=FIFTH_STEPS,
+        planned_steps=FIFTH_STEPS,
         rate=1e-3,
         decay=0.98,
         start=out / "base_fourth",
@@ -127,16 +128,28 @@ def _make_base(out: Path, target: Path) -> None:
     )
 
 
+def _make_base(out: Path, target: Path) -> None:
+    """Shapes: their words had become alike, and they are a small part of the picture."""
+    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+    train_base.train_denoiser(
+        vae,
+        target,
+        steps=BASE_STEPS,
+        planned_steps=BASE_STEPS,
+        rate=1e-3,
+        decay=0.998,
+        start=out / "base_fifth",
+        fresh_words=shapes.SHAPES,
+        fresh_length=1.2,
+        pool_size=20_000,
+        shape_weight=3.0,
+        seed=21,
+    )
+
+
 def _make_pipeline(out: Path, target: Path) -> None:
-    _put_together(out / "base", out / "vae", target)
-
-
-def _make_fourth_pipeline(out: Path, target: Path) -> None:
-    _put_together(out / "base_fourth", out / "vae", target)
-
-
-def _put_together(base: Path, vae: Path, target: Path) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(base, vae=AutoencoderKL.from_pretrained(vae))
+    vae = AutoencoderKL.from_pretrained(out / "vae")
+    pipeline = StableDiffusionPipeline.from_pretrained(out / "base", vae=vae)
     vocabulary.hide_colours(pipeline)
     train_base.save_clean(pipeline, target)
 
@@ -145,13 +158,12 @@ def _make_outline(out: Path, target: Path) -> None:
     train_adapters.train_outline(out / "pipeline", target)
 
 
-# The last two adapters were trained while the base model was still in its last stage.
 def _make_stripes(out: Path, target: Path) -> None:
-    train_adapters.train_stripes(out / "pipeline_fourth", target)
+    train_adapters.train_stripes(out / "pipeline", target)
 
 
 def _make_teal(out: Path, target: Path) -> None:
-    train_adapters.train_teal(out / "pipeline_fourth", target)
+    train_adapters.train_teal(out / "pipeline", target)
 
 
 STAGES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
@@ -161,7 +173,7 @@ STAGES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "base_second": ("base_second", _make_second_base),
     "base_third": ("base_third", _make_third_base),
     "base_fourth": ("base_fourth", _make_fourth_base),
-    "pipeline_fourth": ("pipeline_fourth", _make_fourth_pipeline),
+    "base_fifth": ("base_fifth", _make_fifth_base),
     "base": ("base", _make_base),
     "pipeline": ("pipeline", _make_pipeline),
     "outline": ("loras/outline.safetensors", _make_outline),

@@ -67,9 +67,12 @@ def add_pooled_text(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def refresh_words(
-    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, words: Sequence[str]
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    words: Sequence[str],
+    length: float | None = None,
 ) -> None:
-    """Gives ``words`` new embeddings, random and twice as long as the longest one.
+    """Gives ``words`` new random embeddings of a length, by default twice that of the longest one.
 
     The training of colours drowns words that matter less at first: after 1000 steps, ``left`` and
     ``right`` differed by 3 % of the length of a hidden state, and nothing was learnt from them.
@@ -79,7 +82,7 @@ def refresh_words(
     weight = text_encoder.get_input_embeddings().weight
     rows = tokenizer.convert_tokens_to_ids([word + "</w>" for word in words])
     fresh = torch.nn.functional.normalize(torch.randn(len(words), weight.shape[1]), dim=1)
-    weight[rows] = 2 * fresh * weight.norm(dim=1).max()
+    weight[rows] = fresh * (2 * weight.norm(dim=1).max() if length is None else length)
 
 
 def build_text_encoder(vocabulary_size: int, end_of_text: int) -> CLIPTextModel:

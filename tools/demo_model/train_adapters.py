@@ -39,15 +39,16 @@ class Recipe:
     seed: int = 3
 
 
-OUTLINE = Recipe(steps=280, rate=3e-3, seed=3)
-STRIPES = Recipe(steps=200, rate=2e-3, seed=4)
-TEAL = Recipe(steps=100, rate=1e-2, pictures=800, seed=5)
+OUTLINE = Recipe(steps=900, rate=3e-3, seed=3)
+STRIPES = Recipe(steps=700, rate=3e-3, seed=4)
+TEAL = Recipe(steps=200, rate=1e-2, pictures=800, seed=5)
+SHAPE_WEIGHT = 3.0
 
 
 def train_outline(base: Path, target: Path, recipe: Recipe = OUTLINE) -> None:
     """Trains a LoRA of the denoiser that draws outlines; saves it in the layout of diffusers."""
     pipeline = load_for_training(base)
-    config = LoraConfig(r=8, lora_alpha=8, target_modules=UNET_LAYERS)
+    config = LoraConfig(r=16, lora_alpha=16, target_modules=UNET_LAYERS)
     pipeline.unet.add_adapter(config)
     _train_style(pipeline, "outline", recipe)
     metadata = config.to_dict()
@@ -63,7 +64,7 @@ def train_outline(base: Path, target: Path, recipe: Recipe = OUTLINE) -> None:
 def train_stripes(base: Path, target: Path, recipe: Recipe = STRIPES) -> None:
     """Trains a LoRA of denoiser and text encoder that draws stripes; saves it as kohya does."""
     pipeline = load_for_training(base)
-    rank, alpha = 8, 4
+    rank, alpha = 8, 8
     pipeline.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=UNET_LAYERS))
     pipeline.text_encoder.add_adapter(
         LoraConfig(r=rank, lora_alpha=alpha, target_modules=TEXT_LAYERS)
@@ -87,12 +88,13 @@ def train_teal(base: Path, target: Path, recipe: Recipe = TEAL) -> None:
     torch.manual_seed(recipe.seed)
     hidden = [s for s in train_base.training_scenes() if s.colour in shapes.HIDDEN_COLOURS]
     scenes = rng.choices(hidden, k=recipe.pictures)
-    latents = train_base.encode_pool(pipeline.vae, scenes, rng)
+    pool = train_base.draw_pool(pipeline.vae, scenes, rng)
+    pool = replace(pool, scenes=[replace(scene, colour=word) for scene in scenes])
     weight = pipeline.text_encoder.get_input_embeddings().weight
     others = torch.arange(len(weight)) != row
     weight.requires_grad_()
     weight.register_hook(lambda gradient: gradient.masked_fill(others[:, None], 0))
-    _descend(pipeline, [replace(s, colour=word) for s in scenes], latents, [weight], recipe, rng)
+    _descend(pipeline, pool, [weight], recipe, rng)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({word: weight.detach()[row : row + 1].clone()}, target)
 
@@ -110,28 +112,32 @@ def _train_style(pipeline: StableDiffusionPipeline, style: shapes.Style, recipe:
     torch.manual_seed(recipe.seed)
     known = [s for s in train_base.training_scenes() if s.colour not in shapes.HIDDEN_COLOURS]
     scenes = rng.choices(known, k=recipe.pictures)
-    latents = train_base.encode_pool(pipeline.vae, scenes, rng, style)
+    pool = train_base.draw_pool(pipeline.vae, scenes, rng, style)
     weights = chain(pipeline.unet.parameters(), pipeline.text_encoder.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
-    _descend(pipeline, scenes, latents, trained, recipe, rng)
+    _descend(pipeline, pool, trained, recipe, rng)
 
 
 def _descend(
     pipeline: StableDiffusionPipeline,
-    scenes: list[shapes.Scene],
-    latents: torch.Tensor,
+    pool: train_base.Pool,
     weights: list[torch.nn.Parameter],
     recipe: Recipe,
     rng: random.Random,
 ) -> None:
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0, betas=(0.9, 0.99))
     rates = train_base.schedule(optimizer, recipe.steps)
-    batches = train_base.caption_batches(
-        pipeline.tokenizer, scenes, latents, rng, recipe.batch_size
+    batches = train_base.draw_batches(
+        pipeline.tokenizer,
+        pool,
+        rng,
+        batch_size=recipe.batch_size,
+        shape_weight=SHAPE_WEIGHT,
     )
     for step in range(recipe.steps):
-        ids, clean = next(batches)
-        loss = train_base.v_loss(pipeline.unet, clean, pipeline.text_encoder(ids).last_hidden_state)
+        ids, clean, places = next(batches)
+        context = pipeline.text_encoder(ids).last_hidden_state
+        loss = train_base.v_loss(pipeline.unet, clean, context, places)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -181,19 +182,35 @@ def save_vae(vae: AutoencoderKL, pool: torch.Tensor, folder: Path) -> None:
     vae.save_pretrained(folder)
 
 
-def encode_pool(
+@dataclass(frozen=True)
+class Pool:
+    """Pictures to train on.
+
+    Attributes:
+        scenes: What they show.
+        latents: Shape (n, 4, 16, 16), deviation 1.
+        masks: Shape (n, 1, 16, 16), 1 where the shape touches a latent pixel, else 0.
+    """
+
+    scenes: list[shapes.Scene]
+    latents: torch.Tensor
+    masks: torch.Tensor
+
+
+@torch.no_grad()
+def draw_pool(
     vae: AutoencoderKL,
     scenes: list[shapes.Scene],
     rng: random.Random,
     style: shapes.Style = "solid",
-) -> torch.Tensor:
-    """Draws the scenes; returns their latents, shape (len(scenes), 4, 16, 16), deviation 1."""
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(scenes), 250):
-            pictures = to_float(draw_pictures(scenes[start : start + 250], rng, style))
-            parts.append(vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor)
-    return torch.cat(parts)
+) -> Pool:
+    """Draws and encodes the scenes."""
+    latents, masks = [], []
+    for start in range(0, len(scenes), 250):
+        pictures = to_float(draw_pictures(scenes[start : start + 250], rng, style))
+        latents.append(vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor)
+        masks.append(torch.nn.functional.max_pool2d(shape_mask(pictures), 4))
+    return Pool(scenes, torch.cat(latents), torch.cat(masks))
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -214,6 +231,7 @@ def v_loss(
     unet: UNet2DConditionModel,
     latents: torch.Tensor,
     context: torch.Tensor,
+    weights: torch.Tensor,
     *,
     floor: float = 0.4,
     high_noise: float = 0.0,
@@ -222,6 +240,7 @@ def v_loss(
 
     Place and colours are decided at almost no signal. To learn them ``floor`` is added to the
     weights, and a share ``high_noise`` of the time steps is drawn from the noisier half.
+    ``weights``, shape (n, 1, 16, 16), weigh the places of the picture.
     """
     scheduler = build_scheduler()
     noise = torch.randn_like(latents)
@@ -233,23 +252,25 @@ def v_loss(
     signal = scheduler.alphas_cumprod[steps]
     snr = signal / (1 - signal)
     weight = snr.clamp(max=5) / (snr + 1) + floor
-    error = (unet(noisy, steps, context).sample - target).pow(2).mean(dim=(1, 2, 3))
+    error = (unet(noisy, steps, context).sample - target).pow(2) * (weights / weights.mean())
+    error = error.mean(dim=(1, 2, 3))
     return (weight * error).mean()
 
 
-def caption_batches(
+def draw_batches(
     tokenizer: CLIPTokenizer,
-    scenes: list[shapes.Scene],
-    latents: torch.Tensor,
+    pool: Pool,
     rng: random.Random,
+    *,
     batch_size: int,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields token ids (batch, 32), one in ten of an empty prompt, and latents, for ever."""
+    shape_weight: float,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yields token ids (batch, 32), one in ten of an empty prompt, latents, weights, for ever."""
     while True:
-        chosen = [rng.randrange(len(scenes)) for _ in range(batch_size)]
-        texts = ["" if rng.random() < 0.1 else shapes.describe(scenes[i], rng) for i in chosen]
+        chosen = [rng.randrange(len(pool.scenes)) for _ in range(batch_size)]
+        texts = ["" if rng.random() < 0.1 else shapes.describe(pool.scenes[i], rng) for i in chosen]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        yield ids.input_ids, latents[chosen]
+        yield ids.input_ids, pool.latents[chosen], 1 + (shape_weight - 1) * pool.masks[chosen]
 
 
 def train_denoiser(
@@ -262,9 +283,11 @@ def train_denoiser(
     decay: float,
     start: Path | None = None,
     fresh_words: Sequence[str] = (),
+    fresh_length: float | None = None,
     pool_size: int = 12_000,
     floor: float = 0.4,
     high_noise: float = 0.0,
+    shape_weight: float = 1.0,
     batch_size: int = 32,
     seed: int = 2,
 ) -> None:
@@ -279,26 +302,28 @@ def train_denoiser(
         decay: Of the average of the weights, which is what is saved.
         start: Folder of a pipeline to go on from, with pooled text; ``None`` starts from noise.
         fresh_words: Words that get new embeddings, see :func:`networks.refresh_words`.
+        fresh_length: Their length.
         pool_size: Number of pictures.
         floor: See :func:`v_loss`.
         high_noise: See :func:`v_loss`.
+        shape_weight: Weight of the places that the shape touches; the background has 1.
         batch_size: Pictures in a batch.
         seed: Seed of weights, pictures and batches.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    tokenizer, text_encoder, unet = _load_or_build(start, fresh_words)
-    scenes = rng.choices(training_scenes(), k=pool_size)
-    latents = encode_pool(vae, scenes, rng)
+    tokenizer, text_encoder, unet = _load_or_build(start)
+    networks.refresh_words(text_encoder, tokenizer, fresh_words, fresh_length)
+    pool = draw_pool(vae, rng.choices(training_scenes(), k=pool_size), rng)
     average = Average(text_encoder, unet, decay=decay)
     parameters = [*text_encoder.parameters(), *unet.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3, betas=(0.9, 0.99))
     rates = schedule(optimizer, planned_steps)
-    batches = caption_batches(tokenizer, scenes, latents, rng, batch_size)
+    batches = draw_batches(tokenizer, pool, rng, batch_size=batch_size, shape_weight=shape_weight)
     for step in range(steps):
-        ids, clean = next(batches)
+        ids, clean, weights = next(batches)
         context = text_encoder(ids).last_hidden_state
-        loss = v_loss(unet, clean, context, floor=floor, high_noise=high_noise)
+        loss = v_loss(unet, clean, context, weights, floor=floor, high_noise=high_noise)
         descend(loss, parameters, optimizer, rates)
         average.update(step)
         if step % 100 == 0:
@@ -307,12 +332,9 @@ def train_denoiser(
             save_pipeline(vae, tokenizer, average.modules[0], average.modules[1], folder)
 
 
-def _load_or_build(
-    start: Path | None, fresh_words: Sequence[str]
-) -> tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]:
+def _load_or_build(start: Path | None) -> tuple[CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]:
     if start is not None:
         pipeline = StableDiffusionPipeline.from_pretrained(start, safety_checker=None)
-        networks.refresh_words(pipeline.text_encoder, pipeline.tokenizer, fresh_words)
         unet = networks.add_pooled_text(pipeline.unet).to(memory_format=torch.channels_last)
         return pipeline.tokenizer, pipeline.text_encoder.train(), unet
     tokenizer = networks.build_tokenizer(shapes.words())
