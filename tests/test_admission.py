@@ -95,6 +95,28 @@ def test_limits_are_checked(name, value):
         EngineLimits(**{name: value})
 
 
+def test_a_defect_of_the_scheduling_ends_requests_and_readiness(monkeypatch):
+    """Nobody waits for ever, and whoever watches `/readyz` starts the service anew."""
+    with engine_with() as engine:
+        assert engine.is_ready
+
+        def fail(*_):
+            raise KeyError("on purpose")
+
+        monkeypatch.setattr(engine._worker.conductor, "_choose_group", fail)
+        handles = [engine.submit("txt2img", **CALL) for _ in range(3)]
+        for handle in handles:
+            with pytest.raises(errors.PipelineFailed, match="on purpose"):
+                handle.result(30)
+        assert not engine.is_ready
+
+
+def test_a_closed_engine_is_not_ready():
+    engine = engine_with()
+    engine.close()
+    assert not engine.is_ready
+
+
 def test_each_step_is_told_with_previews_on_demand_and_the_result_last():
     async def collect(engine, **more):
         return [event async for event in engine.stream("txt2img", **CALL, seed=1, **more)]

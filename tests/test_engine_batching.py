@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import bentoml_diffusers
 from bentoml_diffusers import Engine, EngineLimits, errors, testing
+from bentoml_diffusers.engine import worker
 
 RED = {"prompt": "a red circle"}
 PICTURE = Image.new("RGB", (32, 32), "green")
@@ -251,6 +253,21 @@ def test_a_late_and_short_request_overtakes_a_long_one(sd_engine):
     assert order == ["short", "long"]
 
 
+def test_a_compiled_denoiser_gets_batches_of_few_sizes():
+    pipeline = testing.tiny_stable_diffusion()
+    pipeline.unet.mid_block.compile(backend="eager")
+    rows = []
+    pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    calls = [{**RED, "num_inference_steps": 3} for _ in range(3)]
+    expected = [call_diffusers(testing.tiny_stable_diffusion(), calls[0], seed) for seed in (0, 1)]
+    with Engine.from_model(pipeline) as engine:
+        results = run_at_once(engine, calls, "txt2img")
+    assert set(rows) <= {2, 4, 8}
+    assert 8 in rows  # six rows and two of padding
+    for result, picture in zip(results, expected, strict=False):
+        assert abs(first_of(result.output) - picture).max() <= 1
+
+
 class MemoryOf:
     """Stands for a device whose memory ends beyond some rows."""
 
@@ -295,13 +312,36 @@ def test_exclusive_requests_run_alone_and_equal_diffusers(sd_engine):
     assert all(handle.result(60).images for handle in [*before, *after])
 
 
-def test_a_step_cache_makes_the_engine_exclusive(caplog):
+def test_a_deadline_passes_while_an_exclusive_request_runs(sd_engine):
+    long = sd_engine.submit("txt2img", **RED, num_inference_steps=300, exclusive=True)
+    late = sd_engine.submit("txt2img", **RED, num_inference_steps=2, timeout_s=0.3)
+    with pytest.raises(errors.DeadlineExceeded):
+        late.result(60)
+    assert not long.future.done()
+    long.cancel()
+
+
+def test_a_step_cache_makes_the_engine_exclusive(monkeypatch):
+    said = []
+    monkeypatch.setattr(worker.logger, "info", lambda text, *values: said.append(text % values))
     pipeline = testing.tiny_flux()
     pipeline.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.05))
-    with caplog.at_level("INFO"), Engine.from_model(pipeline) as engine:
+    with Engine.from_model(pipeline) as engine:
         results = run_at_once(engine, PIPELINES["tiny_flux"][:3])
     assert not any(result.was_batched for result in results)
-    assert "step cache" in caplog.text
+    assert said == ["requests run one at a time: transformer has a step cache"]
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [{"name": "faster_cache", "is_guidance_distilled": True}, "pyramid_attention_broadcast"],
+    ids=str,
+)
+def test_a_step_cache_sees_the_timestep_of_the_request(name, tmp_path, cache):
+    testing.tiny_flux().save_pretrained(tmp_path)
+    model = bentoml_diffusers.import_model(name, tmp_path)
+    with Engine.from_model(model, device="cpu", step_cache=cache) as engine:
+        assert engine.run("txt2img", **PIPELINES["tiny_flux"][2]).steps == 4
 
 
 def test_a_thousand_requests_from_many_threads_leave_nothing_behind(lora_dir):

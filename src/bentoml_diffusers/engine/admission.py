@@ -60,6 +60,11 @@ class Admission:
         self._closed = False
 
     @property
+    def is_closed(self) -> bool:
+        """True from the call of :meth:`close` on."""
+        return self._closed
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)

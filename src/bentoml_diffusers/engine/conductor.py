@@ -139,8 +139,9 @@ class Conductor:
         self._ready: deque[Member] = deque()
         self._waiting: list[_Job] = []
         self._live = 0
-        self._alone = False
+        self._alone: Member | None = None
         self._is_held = False
+        self.is_broken = False
         self._unjoinable: set[Hashable] = set()
 
     @contextlib.contextmanager
@@ -157,7 +158,8 @@ class Conductor:
         finally:
             with self._mutex:
                 self._live -= 1
-                self._alone = False
+                if self._alone is member:
+                    self._alone = None
                 self._admit()
                 self._pass_on()
 
@@ -204,7 +206,7 @@ class Conductor:
             if self._entering[0].alone and self._live:
                 return
             member = self._entering.popleft()
-            self._alone = member.alone
+            self._alone = member if member.alone else None
             self._live += 1
             self._ready.append(member)
 
@@ -212,14 +214,31 @@ class Conductor:
         """Gives the baton to who can go on; if nobody can, to one who runs the oldest group."""
         self._drop_stopped()
         if not self._ready and self._waiting:
-            jobs = self._choose_group()
-            jobs[0].member.task = jobs
-            self._ready.append(jobs[0].member)
+            try:
+                jobs = self._choose_group()
+            except Exception as err:  # noqa: BLE001 - a defect of ours must not hang everybody
+                self._give_up(err)
+            else:
+                jobs[0].member.task = jobs
+                self._ready.append(jobs[0].member)
         self._is_held = bool(self._ready)
         if self._ready:
             self._ready.popleft().wake.release()
 
+    def _give_up(self, error: Exception) -> None:
+        logger.error("requests cannot be scheduled", exc_info=error)
+        self.is_broken = True
+        for job in self._waiting:
+            job.error = error
+            self._ready.append(job.member)
+        self._waiting = []
+
     def _drop_stopped(self) -> None:
+        """Lets requests that must stop go on, to find that out."""
+        for member in [member for member in self._entering if member.ticket.must_stop]:
+            self._entering.remove(member)
+            self._live += 1
+            self._ready.append(member)
         for job in [job for job in self._waiting if job.member.ticket.must_stop]:
             self._waiting.remove(job)
             with _error_of(job):

@@ -217,6 +217,11 @@ class Engine:
         _check_timeout(timeout_s)
         return self._submit(Ticket(timeout_s), task, args, given)
 
+    @property
+    def is_ready(self) -> bool:
+        """False once the engine is closed, or cannot schedule requests any more."""
+        return not (self._admission.is_closed or self._worker.conductor.is_broken)
+
     def report(self) -> EngineReport:
         """Returns what the engine has done and does."""
         return EngineReport(

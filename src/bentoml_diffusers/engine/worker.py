@@ -20,6 +20,7 @@ from bentoml_diffusers.errors import (
     DiffusersError,
     PipelineFailed,
 )
+from bentoml_diffusers.loading import running_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -127,6 +128,7 @@ class Worker:
             # CPU generators give the same noise on every device.
             generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
             arguments["generator"] = generators if len(generators) > 1 else generators[0]
+        token = running_pipeline.set(view)
         try:
             return getattr(view, request.method)(**arguments)
         except DiffusersError:
@@ -139,6 +141,8 @@ class Worker:
                 raise invalid from err
             logger.exception("%s failed", name)
             raise PipelineFailed(name, err) from err
+        finally:
+            running_pipeline.reset(token)
 
 
 @dataclass

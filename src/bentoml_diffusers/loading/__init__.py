@@ -5,6 +5,12 @@ from bentoml_diffusers.loading.pipeline import (
     load_pipeline,
     stored_options,
 )
-from bentoml_diffusers.loading.tuning import denoiser_name
+from bentoml_diffusers.loading.tuning import denoiser_name, running_pipeline
 
-__all__ = ["bundled_pipeline_class", "denoiser_name", "load_pipeline", "stored_options"]
+__all__ = [
+    "bundled_pipeline_class",
+    "denoiser_name",
+    "load_pipeline",
+    "running_pipeline",
+    "stored_options",
+]

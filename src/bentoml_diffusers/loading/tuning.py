@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder", "prior_prior")
+
+# The view of the request that runs in this thread, for step caches that ask for its timestep.
+running_pipeline: ContextVar[Any] = ContextVar("running_pipeline")
 
 
 def denoiser_name(pipeline: DiffusionPipeline) -> str | None:
@@ -104,7 +108,10 @@ def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     config_class = _names.resolve_step_cache(given.pop("name", None))
     known = {item.name for item in dataclasses.fields(config_class)}
     if "current_timestep_callback" in known:
-        given.setdefault("current_timestep_callback", lambda: pipeline.current_timestep)
+        given.setdefault(
+            "current_timestep_callback",
+            lambda: running_pipeline.get(pipeline).current_timestep,
+        )
     for name in given:
         if name not in known:
             raise InvalidOption("step_cache", name, f"settings of it: {', '.join(sorted(known))}")

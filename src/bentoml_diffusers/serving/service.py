@@ -81,6 +81,10 @@ def service(
             """Paints a picture over another one. The seed used is in the header `x-seed`."""
             return await answer(self.engine, ctx, "img2img", fields)  # type: ignore[no-any-return]
 
+        def __is_ready__(self) -> bool:
+            """BentoML asks it for ``/readyz``."""
+            return self.engine.is_ready
+
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         def close_engine(self) -> None:
             self.engine.close(cancel=True)
