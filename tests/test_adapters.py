@@ -15,11 +15,10 @@ from adapter_models import (
     paint_together,
     save_kohya_lora,
     save_lora,
-    tiny_sd,
 )
 from safetensors.torch import save_file
 
-from bentoml_diffusers import ModelOptions, errors
+from bentoml_diffusers import ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank
 
 CONVS = ["conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"]
@@ -43,10 +42,12 @@ LAYERS = {
 def folder(tmp_path_factory):
     """LoRAs of several layouts, ranks and layers for the tiny Stable Diffusion."""
     folder = tmp_path_factory.mktemp("adapters")
-    save_lora(folder / "attention.safetensors", tiny_sd, {"unet": ATTENTION}, seed=1)
+    save_lora(
+        folder / "attention.safetensors", testing.tiny_stable_diffusion, {"unet": ATTENTION}, seed=1
+    )
     save_lora(
         folder / "wide.safetensors",
-        tiny_sd,
+        testing.tiny_stable_diffusion,
         {"unet": ["to_q", "to_v", "ff.net.2"]},
         seed=2,
         r=12,
@@ -54,23 +55,41 @@ def folder(tmp_path_factory):
         metadata=True,
     )
     save_lora(
-        folder / "text.safetensors", tiny_sd, {"unet": ["to_k"], "text_encoder": TEXT}, seed=3
+        folder / "text.safetensors",
+        testing.tiny_stable_diffusion,
+        {"unet": ["to_k"], "text_encoder": TEXT},
+        seed=3,
     )
     save_lora(
-        folder / "conv.safetensors", tiny_sd, {"unet": [*CONVS, "conv", "conv_in"]}, seed=4, r=3
+        folder / "conv.safetensors",
+        testing.tiny_stable_diffusion,
+        {"unet": [*CONVS, "conv", "conv_in"]},
+        seed=4,
+        r=3,
     )
-    save_kohya_lora(folder / "kohya.safetensors", tiny_sd, LAYERS, seed=5)
-    save_lora(folder / "dora.safetensors", tiny_sd, {"unet": ATTENTION}, seed=6, use_dora=True)
+    save_kohya_lora(folder / "kohya.safetensors", testing.tiny_stable_diffusion, LAYERS, seed=5)
+    save_lora(
+        folder / "dora.safetensors",
+        testing.tiny_stable_diffusion,
+        {"unet": ATTENTION},
+        seed=6,
+        use_dora=True,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT takes a bias for an incomplete tensor
         options = {"lora_bias": True, "seed": 7}
-        save_lora(folder / "bias.safetensors", tiny_sd, {"unet": ["to_out.0"]}, **options)
+        save_lora(
+            folder / "bias.safetensors",
+            testing.tiny_stable_diffusion,
+            {"unet": ["to_out.0"]},
+            **options,
+        )
     return folder
 
 
 @pytest.fixture
 def pipeline():
-    return tiny_sd()
+    return testing.tiny_stable_diffusion()
 
 
 @pytest.fixture
@@ -116,7 +135,9 @@ def test_a_lone_request_equals_peft(pipeline, bank, folder, loras):
     asked = [{"name": file(name), "scale": scale} for name, scale in loras]
     plain = paint(pipeline)
     ours = paint_alone(pipeline, bank, asked)
-    theirs = paint_by_peft(tiny_sd, [(folder / file(name), scale) for name, scale in loras])
+    theirs = paint_by_peft(
+        testing.tiny_stable_diffusion, [(folder / file(name), scale) for name, scale in loras]
+    )
     # The scale multiplies while the product is added, not before: one rounding less than PEFT.
     assert (ours - theirs).abs().max() < 5e-6
     assert (ours - plain).abs().max() > 1e-2
@@ -222,7 +243,7 @@ class monkey:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_static_loras_stay_below_those_of_requests(folder, fused):
-    pipeline = tiny_sd()
+    pipeline = testing.tiny_stable_diffusion()
     options = ModelOptions(
         lora_dir=str(folder),
         lora_weights=[{"name": "wide.safetensors", "scale": 0.5}],
@@ -231,9 +252,11 @@ def test_static_loras_stay_below_those_of_requests(folder, fused):
     bank = AdapterBank(pipeline, options)
     static = paint(pipeline)
     only = [(folder / "wide.safetensors", 0.5)]
-    assert (static - paint_by_peft(tiny_sd, only)).abs().max() < 5e-6
+    assert (static - paint_by_peft(testing.tiny_stable_diffusion, only)).abs().max() < 5e-6
     ours = paint_alone(pipeline, bank, "text.safetensors")
-    theirs = paint_by_peft(tiny_sd, [*only, (folder / "text.safetensors", 1.0)])
+    theirs = paint_by_peft(
+        testing.tiny_stable_diffusion, [*only, (folder / "text.safetensors", 1.0)]
+    )
     assert (ours - theirs).abs().max() < 5e-6
     assert torch.equal(paint(pipeline), static)
     bank.close()
@@ -273,8 +296,8 @@ def test_what_slots_cannot_express_runs_through_peft(pipeline, bank, folder, cap
             ours = paint_alone(pipeline, bank, [file(name), "attention.safetensors"])
     assert caplog.text.count(what) == 1
     files = [(folder / file(one), 1.0) for one in (name, "attention")]
-    assert torch.equal(ours, paint_by_peft(tiny_sd, files))
-    assert (ours - paint_by_peft(tiny_sd, files[1:])).abs().max() > 1e-3
+    assert torch.equal(ours, paint_by_peft(testing.tiny_stable_diffusion, files))
+    assert (ours - paint_by_peft(testing.tiny_stable_diffusion, files[1:])).abs().max() > 1e-3
     assert torch.equal(paint(pipeline), plain)
     after = state_of(pipeline)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
@@ -319,7 +342,7 @@ def lycoris_parts(kind, weight, random):
     [("loha", "linear"), ("loha", "conv"), ("lokr_full", "linear"), ("lokr", "linear")],
 )
 def test_loha_and_lokr_run_through_peft(folder, tmp_path, kind, place, static):
-    pipeline, reference = tiny_sd(), tiny_sd()
+    pipeline, reference = testing.tiny_stable_diffusion(), testing.tiny_stable_diffusion()
     path = PLACES[place]
     weight = reference.unet.get_submodule(path).weight
     parts, change = lycoris_parts(kind, weight, torch.Generator().manual_seed(3))
@@ -366,7 +389,7 @@ def test_slots_are_bounded_and_the_least_recently_used_makes_room(pipeline, fold
     # What a slot held before leaves nothing in it.
     for name in ("wide", "text", "attention", "kohya", "conv"):
         ours = paint_alone(pipeline, bank, file(name))
-        theirs = paint_by_peft(tiny_sd, [(folder / file(name), 1.0)])
+        theirs = paint_by_peft(testing.tiny_stable_diffusion, [(folder / file(name), 1.0)])
         assert (ours - theirs).abs().max() < 5e-6
     bank.close()
 
@@ -386,9 +409,10 @@ def test_a_compiled_denoiser_is_compiled_for_shapes_and_not_for_loras(tmp_path):
     random = torch.Generator().manual_seed(1)
     given = {
         "hidden_states": torch.randn(2, 4, 16, generator=random),
-        "encoder_hidden_states": torch.randn(2, 6, 16, generator=random),
+        "encoder_hidden_states": torch.randn(2, 6, 32, generator=random),
         "pooled_projections": torch.randn(2, 16, generator=random),
         "timestep": torch.tensor([0.5, 0.5]),
+        "guidance": torch.tensor([3.5, 3.5]),
         "img_ids": torch.zeros(4, 3),
         "txt_ids": torch.zeros(6, 3),
     }

@@ -14,13 +14,11 @@ from adapter_models import (
     paint_by_peft,
     save_kohya_lora,
     save_lora,
-    tiny_flux,
-    tiny_sd,
 )
 from safetensors.torch import save_file
 
 import bentoml_diffusers
-from bentoml_diffusers import ModelOptions, errors
+from bentoml_diffusers import ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank, supports_lora
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.reading import RawLora, _Recorder, convert_lora
@@ -33,13 +31,15 @@ LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    save_lora(folder / "good.safetensors", tiny_sd, {"unet": ATTENTION}, seed=1)
+    save_lora(
+        folder / "good.safetensors", testing.tiny_stable_diffusion, {"unet": ATTENTION}, seed=1
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return tiny_sd()
+    return testing.tiny_stable_diffusion()
 
 
 def bank_of(pipeline, folder, **options):
@@ -83,7 +83,7 @@ def other_layers(folder):
 
 
 def other_architecture(folder):
-    save_lora(folder / "bad.safetensors", tiny_flux, {"transformer": ["to_q"]})
+    save_lora(folder / "bad.safetensors", testing.tiny_flux, {"transformer": ["to_q"]})
 
 
 def half_a_lora(folder):
@@ -100,7 +100,7 @@ def nan(folder):
 
 def kohya_dora(folder):
     layer = LAYER.removeprefix("unet.")
-    save_kohya_lora(folder / "bad.safetensors", tiny_sd, {"unet": [layer]})
+    save_kohya_lora(folder / "bad.safetensors", testing.tiny_stable_diffusion, {"unet": [layer]})
     key = f"lora_unet_{layer.replace('.', '_')}.dora_scale"
     edit(folder / "bad.safetensors", lambda tensors: {**tensors, key: torch.ones(16)})
 
@@ -132,7 +132,7 @@ def nan_in_lokr(folder):
 
 
 def high_rank(folder):
-    save_lora(folder / "bad.safetensors", tiny_sd, {"unet": ["to_q"]}, r=12)
+    save_lora(folder / "bad.safetensors", testing.tiny_stable_diffusion, {"unet": ["to_q"]}, r=12)
 
 
 BROKEN = {
@@ -170,7 +170,7 @@ def test_bad_files_are_refused_before_anything_changes(pipeline, folder, make):
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert torch.equal(paint(pipeline), plain)
-    theirs = paint_by_peft(tiny_sd, [(folder / "good.safetensors", 1.0)])
+    theirs = paint_by_peft(testing.tiny_stable_diffusion, [(folder / "good.safetensors", 1.0)])
     assert (paint_alone(pipeline, bank, "good.safetensors") - theirs).abs().max() < 5e-6
     bank.close()
 
@@ -186,9 +186,12 @@ def test_numbers_too_large_for_the_dtype_of_the_model_are_found(tmp_path):
     save_file(
         {**tensors, f"{LAYER}.lora_B.weight": torch.ones(16, 4)}, tmp_path / "big.safetensors"
     )
-    assert prepare(bank_of(tiny_sd(), tmp_path), "big.safetensors").loras
+    assert prepare(bank_of(testing.tiny_stable_diffusion(), tmp_path), "big.safetensors").loras
     with pytest.raises(errors.InvalidModel, match="infinity"):
-        prepare(bank_of(tiny_sd().to(dtype=torch.float16), tmp_path), "big.safetensors")
+        prepare(
+            bank_of(testing.tiny_stable_diffusion().to(dtype=torch.float16), tmp_path),
+            "big.safetensors",
+        )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_numbers_too_large_for_the_dtype_of_the_model_are_found(tmp_path):
     ],
 )
 def test_a_control_lora_of_flux_would_write_to_the_base_and_is_refused(tmp_path, key, shape):
-    pipeline = tiny_flux()
+    pipeline = testing.tiny_flux()
     good = {
         "transformer.x_embedder.lora_A.weight": torch.ones(4, 16),
         "transformer.x_embedder.lora_B.weight": torch.ones(32, 4),
@@ -296,10 +299,12 @@ def test_a_file_that_changed_is_read_again(pipeline, tmp_path):
     bank = bank_of(pipeline, tmp_path)
     pictures = []
     for seed in (1, 2):
-        save_lora(path, tiny_sd, {"unet": ["to_q"]}, seed=seed, strength=seed)
+        save_lora(path, testing.tiny_stable_diffusion, {"unet": ["to_q"]}, seed=seed, strength=seed)
         pictures.append(paint_alone(pipeline, bank, path.name))
     assert not torch.equal(*pictures)
-    assert (pictures[1] - paint_by_peft(tiny_sd, [(path, 1.0)])).abs().max() < 5e-6
+    assert (
+        pictures[1] - paint_by_peft(testing.tiny_stable_diffusion, [(path, 1.0)])
+    ).abs().max() < 5e-6
     bank.close()
 
 

@@ -6,12 +6,10 @@ from adapter_models import (
     FAMILIES,
     paint,
     paint_alone,
-    tiny_sd,
-    tiny_sdxl,
 )
 from safetensors.torch import save_file
 
-from bentoml_diffusers import ModelOptions, errors
+from bentoml_diffusers import ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.demo import PIPELINE, TEXTUAL_INVERSIONS, TOKEN
 
@@ -38,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def pipeline():
-    return tiny_sd()
+    return testing.tiny_stable_diffusion()
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def asked(name, token=None):
     return {"name": f"{name}.safetensors", **({"token": token} if token else {})}
 
 
-def paint_by_diffusers(folder, items, prompt, make=tiny_sd):
+def paint_by_diffusers(folder, items, prompt, make=testing.tiny_stable_diffusion):
     pipeline = make()
     for item in items:
         pipeline.load_textual_inversion(str(folder / item["name"]), token=item.get("token"))
@@ -89,7 +87,7 @@ def test_a_word_is_what_diffusers_makes_of_it(pipeline, bank, folder, items, pro
     before, plain = words_of(pipeline), paint(pipeline, prompt=prompt)
     if "a1111" in str(items):
         # diffusers reads this layout only as a bare tensor.
-        reference = tiny_sd()
+        reference = testing.tiny_stable_diffusion()
         for item in items:
             tensor = next(iter(torch_file(folder / item["name"]).values()))
             reference.load_textual_inversion(
@@ -138,9 +136,9 @@ def test_the_same_word_of_two_requests_in_one_batch(pipeline, bank):
 
 
 def test_both_encoders_of_sdxl(folder):
-    pipeline = tiny_sdxl()
+    pipeline = testing.tiny_stable_diffusion_xl()
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder)))
-    reference = tiny_sdxl()
+    reference = testing.tiny_stable_diffusion_xl()
     file = torch_file(folder / "sdxl.safetensors")
     for part, encoder in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
         reference.load_textual_inversion(
@@ -179,7 +177,7 @@ def test_the_table_is_bounded(pipeline, folder):
 
 
 def test_static_words_and_those_of_requests(folder):
-    pipeline = tiny_sd()
+    pipeline = testing.tiny_stable_diffusion()
     options = ModelOptions(lora_dir=str(folder), textual_inversions=asked("teal"))
     bank = AdapterBank(pipeline, options)
     prompt = "a <teal> star <x>"

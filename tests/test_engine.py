@@ -343,4 +343,4 @@ def test_calls_of_a_runner_share_forwards(model, lora_dir, pixels):
     for output, call in zip(together, calls, strict=True):
         assert abs(pixels(output) - pixels(runner.run(**call))).max() <= 1
     report = runner._runner_handle._runnable.engine.report()
-    assert report.forwards[3] > 0
+    assert any(size > 1 for size in report.forwards)

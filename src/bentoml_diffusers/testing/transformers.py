@@ -37,8 +37,8 @@ def tiny_stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:  # noqa:
             attention_head_dim=8,
             num_attention_heads=2,
             caption_projection_dim=16,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
+            joint_attention_dim=40,
+            pooled_projection_dim=16 + 24,
             out_channels=4,
             pos_embed_max_size=8,
         ),
@@ -46,9 +46,9 @@ def tiny_stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:  # noqa:
         vae=tiny_vae(shift=0.1),
         text_encoder=tiny_clip_with_projection(clip),
         tokenizer=clip,
-        text_encoder_2=tiny_clip_with_projection(clip),
+        text_encoder_2=tiny_clip_with_projection(clip, width=24),
         tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=tiny_t5(t5, width=32),
+        text_encoder_3=tiny_t5(t5, width=40),
         tokenizer_3=t5,
     )
 

@@ -73,7 +73,7 @@ def tiny_controlnet(seed: int = 0) -> StableDiffusionControlNetPipeline:
 
 @seeded
 def tiny_stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:  # noqa: ARG001
-    """Returns an SDXL with both text encoders, for pictures of 32 x 32 pixels."""
+    """Returns an SDXL for pictures of 32 x 32 pixels; its text encoders have widths 16 and 24."""
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionXLPipeline,
@@ -83,17 +83,17 @@ def tiny_stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:  # noq
     tokenizer = tiny_tokenizer()
     return StableDiffusionXLPipeline(
         text_encoder=tiny_clip(tokenizer),
-        text_encoder_2=tiny_clip_with_projection(tokenizer),
+        text_encoder_2=tiny_clip_with_projection(tokenizer, width=24),
         tokenizer=tokenizer,
         tokenizer_2=tiny_tokenizer(),
         unet=UNet2DConditionModel(
             **_TEXT_BLOCKS,
             up_block_types=_UP_BLOCKS,
-            cross_attention_dim=32,
+            cross_attention_dim=16 + 24,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 16,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
         ),
         vae=tiny_vae(),
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
@@ -151,19 +151,20 @@ def tiny_ddpm(seed: int = 0) -> DDPMPipeline:  # noqa: ARG001
 
 @seeded
 def tiny_dance_diffusion(seed: int = 0) -> DanceDiffusionPipeline:  # noqa: ARG001
-    """Returns a pipeline for sound: two channels of 64 samples at 16 Hz."""
+    """Returns a pipeline for sound: two channels of 512 samples at 16 kHz."""
     from diffusers import DanceDiffusionPipeline, IPNDMScheduler, UNet1DModel
 
     unet = UNet1DModel(
         block_out_channels=(32, 32, 64),
-        extra_in_channels=64,
-        sample_size=64,
-        sample_rate=16,
+        extra_in_channels=16,
+        sample_size=512,
+        sample_rate=16_000,
         in_channels=2,
         out_channels=2,
         flip_sin_to_cos=True,
         use_timestep_embedding=False,
         time_embedding_type="fourier",
+        time_embedding_dim=16,
         mid_block_type="UNetMidBlock1D",
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
         up_block_types=("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),
