@@ -5,6 +5,7 @@
     BentoMLException (BentoML)
     └── DiffusersError                      500
         ├── InvalidRequest    (ValueError)  400   a field of a request is wrong
+        │   └── InvalidWorkflow             400   a workflow is broken, changed or too large
         ├── InvalidOption     (ValueError)  400   an option of a model or service is wrong
         ├── InvalidModel      (ValueError)  400   a source is no pipeline, LoRA or embedding
         ├── UntrustedSource   (ValueError)  400   a name reaches outside what is allowed
@@ -12,6 +13,7 @@
         ├── ModelNotFound     (LookupError) 404   not in the model store or on the hub
         ├── AdapterNotFound   (LookupError) 404   no such LoRA or textual inversion
         ├── TagConflict       (ValueError)  409   the tag holds something else
+        ├── WorkflowMismatch  (ValueError)  409   a workflow was made with something else
         ├── QueueFull                       429   too many requests wait
         ├── HubUnavailable                  503   the hub did not answer as it should
         ├── StorageFull       (OSError)     507   no space left where the model goes
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class DiffusersError(BentoMLException):  # type: ignore[misc]
@@ -58,6 +60,10 @@ class InvalidRequest(DiffusersError, InvalidArgument, ValueError):  # type: igno
     def __init__(self, field: str, got: object, expected: str) -> None:
         self.field = field
         super().__init__(f"{field}: got {shorten(got)}, expected {expected}")
+
+
+class InvalidWorkflow(InvalidRequest):
+    """A workflow is broken, was changed, is of a newer version, or beyond the limits (400)."""
 
 
 class InvalidOption(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]
@@ -139,6 +145,25 @@ class TagConflict(DiffusersError, ValueError):
         super().__init__(
             f"tag {str(tag)!r} already holds {holds}, asked for {asked}; "
             "choose another tag, give a new version (name:version), or delete the old model"
+        )
+
+
+class WorkflowMismatch(DiffusersError, ValueError):
+    """A workflow was made with another pipeline, model, code or adapter than are here (409).
+
+    Attributes:
+        field: The first part that differs, such as ``"workflow.pipeline.model"``.
+        differences: All that stands against a replay, in words.
+    """
+
+    error_code = HTTPStatus.CONFLICT
+
+    def __init__(self, field: str, differences: Sequence[str]) -> None:
+        self.field = field
+        self.differences = tuple(differences)
+        super().__init__(
+            f"the workflow cannot be repeated here: {'; '.join(differences)}; "
+            "take what it was made with, or replay with strict=False to run it all the same"
         )
 
 

@@ -82,7 +82,12 @@ def download_pipeline(
 
 
 def download_file(
-    repo_id: str, name: str, *, revision: str = "main", repo_type: str | None = None
+    repo_id: str,
+    name: str,
+    *,
+    revision: str = "main",
+    repo_type: str | None = None,
+    token: str | None = None,
 ) -> Path:
     """Downloads one file, or finds it in the hub's cache.
 
@@ -95,7 +100,43 @@ def download_file(
 
     check_name(repo_id, name)
     with _hub_errors(repo_id, revision, name):
-        return Path(hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type))
+        return Path(
+            hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type, token=token)
+        )
+
+
+def upload_files(
+    repo_id: str,
+    files: Mapping[str, bytes],
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    message: str,
+) -> str:
+    """Uploads files in one commit; makes the repository if it is not there.
+
+    Args:
+        repo_id: ``owner/name``, or ``name`` in the user's own namespace.
+        files: By their path in the repository.
+        token: By default what the hub's login or HF_TOKEN says.
+        private: Whether a new repository is private.
+        message: Of the commit.
+
+    Returns:
+        The whole id of the repository.
+
+    Raises:
+        ModelNotFound: 404, no such repository, or the token may not write to it.
+        HubUnavailable: 503, the hub did not answer as it should.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    with _hub_errors(repo_id, "main"):
+        found = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        added = [CommitOperationAdd(name, data) for name, data in files.items()]
+        api.create_commit(found, added, commit_message=message)
+    return str(found)
 
 
 def list_repository(repo_id: str, revision: str = "main") -> Sequence[str]:

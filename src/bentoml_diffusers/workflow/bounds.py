@@ -1,0 +1,112 @@
+"""How large a workflow may be, and JSON read within that: a workflow may come from a stranger."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidWorkflow
+
+if TYPE_CHECKING:
+    from bentoml_diffusers.options import RequestLimits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a workflow may hold.
+
+    Attributes:
+        max_json_bytes: Of the text, without blobs.
+        max_depth: Of lists and objects in each other.
+        max_values: Numbers, texts, lists and objects in all.
+        max_blobs: Pictures, tensors and arrays.
+        max_blob_bytes: Their size in all, as stored.
+        max_side: Largest side of a picture, in pixels.
+        max_pixels: Of one picture.
+    """
+
+    max_json_bytes: int = 16 << 20
+    max_depth: int = 32
+    max_values: int = 500_000
+    max_blobs: int = 4096
+    max_blob_bytes: int = 8 << 30
+    max_side: int = 32768
+    max_pixels: int = 1 << 28
+
+    @classmethod
+    def of(cls, limits: RequestLimits) -> Bounds:
+        """Returns the bounds for a stranger's workflow under the limits of a service."""
+        return cls(
+            max_json_bytes=1 << 20,
+            max_values=20_000,
+            max_blobs=16,
+            max_blob_bytes=limits.max_upload_bytes,
+            max_side=limits.max_side,
+            max_pixels=limits.max_pixels,
+        )
+
+    @property
+    def max_file_bytes(self) -> int:
+        """Bytes of a whole file: text, and blobs in base64."""
+        return self.max_json_bytes + self.max_blob_bytes * 4 // 3 + (self.max_blobs << 7)
+
+
+LOCAL = Bounds()  # of files of the caller's own machine
+
+
+def read_json(data: bytes | str, bounds: Bounds) -> dict[str, Any]:
+    """Reads the JSON text of a workflow.
+
+    Raises:
+        InvalidWorkflow: 400, not JSON, no object, or beyond the bounds.
+    """
+    if len(data) > bounds.max_file_bytes:
+        raise InvalidWorkflow("workflow", f"{len(data)} bytes", f"{bounds.max_file_bytes} at most")
+    try:
+        values = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as err:
+        raise InvalidWorkflow("workflow", str(err), "JSON") from err
+    if not isinstance(values, dict):
+        raise InvalidWorkflow("workflow", values, "an object with the fields of a workflow")
+    _check_size(values, bounds)
+    return values
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _check_size(values: dict[str, Any], bounds: Bounds) -> None:
+    """Counts depth, values and characters; blobs are counted where they are decoded."""
+    texts = n_values = 0
+    level: list[Any] = [value for key, value in values.items() if key != "blobs"]
+    for _ in range(bounds.max_depth):
+        n_values += len(level)
+        texts += sum(len(item) for item in level if isinstance(item, str))
+        if n_values > bounds.max_values or texts > bounds.max_json_bytes:
+            raise InvalidWorkflow(
+                "workflow",
+                f"{n_values} values with {texts} characters",
+                f"at most {bounds.max_values} values and {bounds.max_json_bytes} characters",
+            )
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise InvalidWorkflow("workflow", "deeper ones", f"at most {bounds.max_depth} levels")
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item, *item.values()]
+    if isinstance(item, float) and not math.isfinite(item):  # "1e999"
+        raise InvalidWorkflow("workflow", item, "finite numbers")
+    return item if isinstance(item, list) else []

@@ -1,0 +1,205 @@
+"""Texts inside PNG, JPEG and WebP files: how they are written, and read without decoding pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from bentoml_diffusers.workflow import xmp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PictureFormat = Literal["png", "jpeg", "webp"]
+
+MAX_TEXT_BYTES = 48 * 1024 * 1024  # of all our texts of a picture together
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIECE = 256 * 1024  # characters; Pillow opens no PNG with a compressed text above 1 MiB
+_XMP_KEY = b"XML:com.adobe.xmp"
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_MAX_EXIF = 65533
+_STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+
+
+class BrokenContainer(ValueError):
+    """A file is none of the three formats, or its texts are broken or too large."""
+
+
+def save_arguments(
+    picture_format: PictureFormat, texts: Mapping[str, str], infotext: str | None = None
+) -> dict[str, Any]:
+    """Returns arguments for Pillow's ``save`` that put texts into a picture.
+
+    Args:
+        picture_format: Format that is saved.
+        texts: Our texts by name; letters and ``_``.
+        infotext: A1111's text, which goes where A1111 has it. A JPEG has no place for one of more
+            than about 32,000 characters: it is left out.
+    """
+    if picture_format == "png":
+        return {"pnginfo": _make_png_info(texts, infotext)}
+    exif = _make_exif(infotext) if infotext is not None else b""
+    packet = xmp.make_packet(texts) if texts else b""
+    if picture_format == "webp":
+        return {"exif": exif, "xmp": packet}
+    return {
+        "exif": exif if len(exif) <= _MAX_EXIF else b"",
+        "extra": xmp.make_segments(packet) if packet else b"",
+    }
+
+
+def read_texts(data: bytes, prefix: str) -> dict[str, str]:
+    """Returns the texts of a picture whose names start with ``prefix``.
+
+    Only headers are read, and nothing inflates beyond 48 MiB. A file that ends too early still
+    gives the texts that it has whole.
+
+    Raises:
+        BrokenContainer: Not a PNG, JPEG or WebP; a text that is broken, too large, or there twice.
+    """
+    try:
+        if data.startswith(_PNG):
+            return _read_png(data, prefix)
+        if data.startswith(b"\xff\xd8"):
+            found = xmp.read_segments(_jpeg_segments(data), MAX_TEXT_BYTES)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            found = _read_webp(data)
+        else:
+            raise BrokenContainer("not a PNG, JPEG or WebP file")
+    except xmp.XmpError as err:
+        raise BrokenContainer(str(err)) from err
+    return {name: text for name, text in found.items() if name.startswith(prefix)}
+
+
+def is_picture(data: bytes) -> bool:
+    """True if a file starts as PNG, JPEG or WebP do; 12 bytes are enough."""
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return data.startswith((_PNG, b"\xff\xd8\xff")) or is_webp
+
+
+def _make_png_info(texts: Mapping[str, str], infotext: str | None) -> PngInfo:
+    info = PngInfo()
+    for name, text in texts.items():
+        for start in range(0, len(text), _PIECE):
+            info.add_itxt(name, text[start : start + _PIECE], zip=True)
+    if infotext is not None:
+        info.add_text("parameters", infotext)  # iTXt where it is not Latin-1
+    return info
+
+
+def _make_exif(text: str) -> bytes:
+    exif = Image.Exif()
+    encoded = text.encode("utf-16-be", errors="replace")
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + encoded
+    return exif.tobytes()
+
+
+def _read_png(data: bytes, prefix: str) -> dict[str, str]:
+    pieces: dict[str, list[str]] = {}
+    room = MAX_TEXT_BYTES
+    for kind, content in _png_chunks(data):
+        keyword = content.partition(b"\0")[0].decode("latin-1")
+        if kind not in _PNG_TEXTS or not keyword.startswith(prefix):
+            continue
+        text = _PNG_TEXTS[kind](content[len(keyword) + 1 :], room)
+        room -= len(text)
+        pieces.setdefault(keyword, []).append(text)
+    return {keyword: "".join(texts) for keyword, texts in pieces.items()}
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = len(_PNG)
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            return
+        kind = data[position + 4 : position + 8]
+        if kind in _PNG_TEXTS:
+            if (
+                zlib.crc32(data[position + 4 : end - 4])
+                != struct.unpack_from(">I", data, end - 4)[0]
+            ):
+                raise BrokenContainer(f"a PNG whose {kind.decode()} chunk is damaged")
+            yield kind, data[position + 8 : end - 4]
+        position = end
+
+
+def _read_text(content: bytes, room: int) -> str:
+    return _bounded(content, room).decode("latin-1")
+
+
+def _read_compressed_text(content: bytes, room: int) -> str:
+    return _inflate(content[1:], room).decode("latin-1")
+
+
+def _read_international_text(content: bytes, room: int) -> str:
+    _language, _, rest = content[2:].partition(b"\0")
+    text = rest.partition(b"\0")[2]
+    try:
+        return (_inflate(text, room) if content[:1] == b"\1" else _bounded(text, room)).decode()
+    except UnicodeDecodeError as err:
+        raise BrokenContainer("an iTXt chunk that is not UTF-8") from err
+
+
+_PNG_TEXTS = {
+    b"tEXt": _read_text,
+    b"zTXt": _read_compressed_text,
+    b"iTXt": _read_international_text,
+}
+
+
+def _bounded(text: bytes, room: int) -> bytes:
+    if len(text) > room:
+        raise BrokenContainer(f"more than {MAX_TEXT_BYTES} bytes of text")
+    return text
+
+
+def _inflate(data: bytes, room: int) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, room + 1)
+    except zlib.error as err:
+        raise BrokenContainer(f"a compressed text that is broken: {err}") from err
+    _bounded(text, room)
+    if not inflater.eof:
+        raise BrokenContainer("a compressed text that ends too early")
+    return text
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """Yields the content of the APP1 segments before the pixels."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # filling
+            position += 1
+        elif marker in _STANDALONE:
+            position += 2
+        elif marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return
+        else:
+            (length,) = struct.unpack_from(">H", data, position + 2)
+            if marker == _APP1 and position + 2 + length <= len(data):
+                yield data[position + 4 : position + 2 + length]
+            position += 2 + length
+
+
+def _read_webp(data: bytes) -> dict[str, str]:
+    stream = io.BytesIO(data)
+    stream.seek(12)
+    while len(header := stream.read(8)) == 8:
+        kind, length = struct.unpack("<4sI", header)
+        if kind == b"XMP ":
+            packet = stream.read(length)
+            if len(packet) < length:
+                return {}
+            return xmp.read_packet(_bounded(packet, MAX_TEXT_BYTES))
+        stream.seek(length + length % 2, io.SEEK_CUR)
+    return {}

@@ -1,0 +1,187 @@
+"""Text and blobs of a workflow as files: in a folder, in one zip, in a hub repository."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.errors import InvalidModel, InvalidWorkflow, ModelNotFound
+from bentoml_diffusers.store.hub import download_file, upload_files
+from bentoml_diffusers.store.linking import storage_errors
+from bentoml_diffusers.workflow.blobs import FOLDER
+from bentoml_diffusers.workflow.bounds import LOCAL
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    from bentoml_diffusers.workflow.bounds import Bounds
+
+FILENAME = "diffusion_workflow.json"
+_ZIP = b"PK\x03\x04"
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError)
+
+
+def _nothing(_name: str) -> bytes | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A workflow in parts.
+
+    Attributes:
+        text: Its JSON; blobs may be in it as base64.
+        read: Returns the blob of a file name, ``None`` if there is none.
+    """
+
+    text: bytes
+    read: Callable[[str], bytes | None] = _nothing
+
+
+def open_parcel(
+    source: str | os.PathLike[str], filename: str, *, revision: str, token: str | None
+) -> Parcel:
+    """Opens a workflow: a folder, a file, or a hub repository.
+
+    Raises:
+        InvalidWorkflow: 400, a zip that is broken.
+        ModelNotFound: 404, no such file, folder or repository.
+        HubUnavailable: 503, the hub did not answer as it should.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
+        return _open_repository(str(source), _checked(filename), revision, token)
+    path = path / _checked(filename) if path.is_dir() else path
+    if not path.is_file():
+        raise ModelNotFound(path.name, "is no workflow: no such file or folder", "check the path")
+
+    def read(name: str) -> bytes | None:
+        blob = path.parent / FOLDER / name
+        return blob.read_bytes() if blob.is_file() else None
+
+    parcel = read_parcel(path.read_bytes(), LOCAL)
+    return replace(parcel, read=read) if parcel.read is _nothing else parcel
+
+
+def push_parcel(
+    files: Mapping[str, bytes],
+    repo_id: str,
+    *,
+    token: str | None,
+    private: bool | None,
+    message: str,
+) -> None:
+    """Uploads what :func:`write_parcel` wrote.
+
+    Raises:
+        ModelNotFound: 404, no such repository, or the token may not write to it.
+        HubUnavailable: 503, the hub did not answer as it should.
+    """
+    upload_files(repo_id, files, token=token, private=private, message=message)
+
+
+def _open_repository(repo_id: str, filename: str, revision: str, token: str | None) -> Parcel:
+    def read(name: str) -> bytes | None:
+        try:
+            path = download_file(repo_id, f"{FOLDER}/{name}", revision=revision, token=token)
+        except InvalidModel:
+            return None
+        return path.read_bytes()
+
+    data = download_file(repo_id, filename, revision=revision, token=token).read_bytes()
+    parcel = read_parcel(data, LOCAL)
+    return replace(parcel, read=read) if parcel.read is _nothing else parcel
+
+
+def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
+    """Opens a workflow from memory: a zip, else JSON.
+
+    Raises:
+        InvalidWorkflow: 400, broken, with other files in it, or beyond the bounds.
+    """
+    if not data.startswith(_ZIP):
+        return Parcel(data)
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        members = {item.filename: item for item in archive.infolist()}
+        _check_members(members, bounds)
+        text = archive.read(next(name for name in members if "/" not in name))
+    except _BROKEN_ZIP as err:
+        raise InvalidWorkflow("workflow", f"a broken zip: {err}", "a whole one") from err
+
+    def read(name: str) -> bytes | None:
+        member = members.get(f"{FOLDER}/{name}")
+        try:
+            return archive.read(member) if member is not None else None
+        except _BROKEN_ZIP as err:
+            raise InvalidWorkflow("workflow", f"a broken zip: {err}", "a whole one") from err
+
+    return Parcel(text, read)
+
+
+def write_parcel(
+    folder: str | os.PathLike[str], filename: str, text: str, blobs: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Writes a workflow into a folder, the text last: who reads it finds its blobs.
+
+    Returns:
+        All files, by path relative to the folder.
+
+    Raises:
+        InvalidWorkflow: 400, a file name that cannot be.
+        StorageFull: 507, no space left.
+    """
+    root = Path(folder).expanduser()
+    files = {f"{FOLDER}/{name}": data for name, data in blobs.items()}
+    files[_checked(filename)] = text.encode()
+    if filename.endswith(".zip"):
+        files = {filename: _pack({**files, FILENAME: files.pop(filename)})}
+    with storage_errors(filename):
+        for name, data in files.items():
+            _write(root / name, data)
+    return files
+
+
+def _pack(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            item = zipfile.ZipInfo(name)  # of a fixed date: equal workflows are equal files
+            item.compress_type = zipfile.ZIP_STORED if "/" in name else zipfile.ZIP_DEFLATED
+            archive.writestr(item, data)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _check_members(members: Mapping[str, zipfile.ZipInfo], bounds: Bounds) -> None:
+    names = [name for name in members if "/" not in name]
+    others = [name for name in members if "/" in name and Path(name).parts[0] != FOLDER]
+    if len(names) != 1 or others:
+        raise InvalidWorkflow("workflow", list(members), f"one JSON file, and {FOLDER}/ beside it")
+    size = sum(item.file_size for item in members.values())
+    limit = bounds.max_json_bytes + bounds.max_blob_bytes
+    if size > limit or len(members) > bounds.max_blobs + 1:
+        raise InvalidWorkflow(
+            "workflow",
+            f"a zip of {len(members)} files with {size} bytes",
+            f"at most {bounds.max_blobs} blobs, and {limit} bytes",
+        )
+
+
+def _checked(filename: str) -> str:
+    is_name = Path(filename).name == filename and "\\" not in filename
+    if not is_name or not filename.endswith((".json", ".zip")):
+        raise InvalidWorkflow("filename", filename, "the name of a .json or .zip file")
+    return filename

@@ -1,0 +1,357 @@
+"""The record that replays, as one pydantic model.
+
+Format 1. When a field changes in a way that older code would misread, raise ``VERSION`` by one,
+say here what changed, bring older files up to it in :func:`_upgrade`, and add a file of the old
+version to ``tests/formats/workflows``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
+
+from bentoml_diffusers.errors import InvalidWorkflow
+from bentoml_diffusers.workflow.blobs import collect, decode_base64, encode_base64, find_blobs
+from bentoml_diffusers.workflow.bounds import LOCAL, Bounds, read_json
+from bentoml_diffusers.workflow.parcels import (
+    FILENAME,
+    Parcel,
+    open_parcel,
+    push_parcel,
+    read_parcel,
+    write_parcel,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.options import RequestLimits
+
+FORMAT: Final = "bentoml_diffusers.workflow"
+VERSION: Final = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Config = dict[str, JsonValue]
+
+
+class Part(BaseModel):
+    """A part of a workflow: strict, and never changed."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+class StoredModel(Part):
+    """Which stored model it was."""
+
+    tag: str | None = None
+    tree_sha256: Sha256 | None = Field(None, description="Over all files of the pipeline.")
+    origin: str | None = Field(None, description="Hub repository, or where it came from.")
+    commit: str | None = None
+
+
+class Component(Part):
+    """A component of the pipeline."""
+
+    class_name: str
+    dtype: str | None = None
+    device: str | None = None
+    quantization: str | None = None
+
+
+class Attached(Part):
+    """An adapter that sat on the pipeline itself, for all of its calls."""
+
+    kind: Literal["lora", "ip_adapter", "textual_inversion"]
+    component: str
+    name: str
+    scale: JsonValue = None
+    is_active: bool = True
+    details: Config = Field(default_factory=dict, description="Rank, alpha, type, targets.")
+    sha256: Sha256 = Field(description="Over its weights.")
+
+
+class Adapter(Part):
+    """A LoRA or textual inversion from a file: of the request, or static."""
+
+    kind: Literal["lora", "textual_inversion"]
+    name: str = Field(description="As it was asked for.")
+    tag: str | None = Field(None, description="Of the store's entry.")
+    scale: float = 1.0
+    token: str | None = None
+    arguments: Config = Field(default_factory=dict)
+    details: Config = Field(default_factory=dict, description="Rank, alpha ..., where known.")
+    is_fused: bool = False
+    sha256: Sha256 = Field(description="Of its file.")
+
+
+class Pipeline(Part):
+    """The pipeline that ran, and what sat on it.
+
+    ``weights_sha256`` is a fingerprint: name, shape, dtype and some of the numbers of each weight.
+    """
+
+    class_name: str
+    method: str = "__call__"
+    kind: Literal["classic", "custom", "modular"] = "classic"
+    model: StoredModel | None = None
+    weights_sha256: Sha256 | None = None
+    code_sha256: Sha256 | None = None
+    blocks: list[str] = Field(default_factory=list)
+    config: Config = Field(default_factory=dict)
+    components: dict[str, Component] = Field(default_factory=dict)
+    options: Config = Field(default_factory=dict)
+    attached: list[Attached] = Field(default_factory=list)
+    static_adapters: list[Adapter] = Field(default_factory=list)
+
+
+class Scheduler(Part):
+    """The scheduler that ran."""
+
+    class_name: str
+    config: Config
+    requested: str | None = Field(None, description="The name that the request gave.")
+
+
+class Guider(Part):
+    """The guider of a modular pipeline."""
+
+    class_name: str
+    config: Config
+
+
+class Generator(Part):
+    """A generator that the caller brought; ``state`` only if it had been used before."""
+
+    device: str
+    seed: int
+    state: Config | None = None
+
+
+class Environment(Part):
+    """What else a picture depends on, to the last bit."""
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, str] = Field(default_factory=dict)
+    numerics: Config = Field(default_factory=dict)
+
+
+class OutputPart(Part):
+    """One picture, tensor or array of the output."""
+
+    kind: str
+    shape: list[int]
+    sha256: Sha256
+
+
+class Output(Part):
+    """What came out: a hash over pixels and numbers, not over files."""
+
+    sha256: Sha256
+    parts: list[OutputPart] = Field(default_factory=list)
+
+
+class Workflow(Part):
+    """Everything that made a picture, so that it can be made again.
+
+    Not a *modular workflow*, which is a task of a modular pipeline in diffusers. Pictures, tensors and arrays are blobs, named by their sha256, beside the text.
+
+    Attributes:
+        pipeline: The pipeline, its model, code, components, and what sat on it.
+        task: As it was asked for, such as ``"txt2img"``.
+        arguments: All arguments of the method, defaults included.
+        seeds: One per image; none where ``generators`` or the caller's latents decide.
+        generators: Generators that the caller brought.
+        scheduler: Class and config.
+        guider: Class and config, of a modular pipeline.
+        adapters: LoRAs and textual inversions of the request.
+        unsupported: Arguments that cannot be kept, such as callbacks, with what they were.
+        environment: Versions, hardware, numerics.
+        exclusive: It ran alone by demand.
+        batched: Other requests shared its forwards, so its last bits depend on them.
+        output: Hash over what came out.
+    """
+
+    format: Literal["bentoml_diffusers.workflow"] = FORMAT
+    version: Literal[1] = VERSION
+    pipeline: Pipeline
+    task: str | None = None
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    seeds: list[Seed] = Field(default_factory=list)
+    generators: list[Generator] = Field(default_factory=list)
+    scheduler: Scheduler | None = None
+    guider: Guider | None = None
+    adapters: list[Adapter] = Field(default_factory=list)
+    unsupported: dict[str, str] = Field(default_factory=dict)
+    environment: Environment = Field(default_factory=Environment)
+    exclusive: bool = False
+    batched: bool = False
+    output: Output | None = None
+
+    _blobs: dict[str, bytes] = PrivateAttr(default_factory=dict)
+
+    @property
+    def blobs(self) -> Mapping[str, bytes]:
+        """Returns pictures, tensors and arrays, by their sha256."""
+        return self._blobs
+
+    @classmethod
+    def from_json(cls, data: bytes | str, limits: RequestLimits | None = None) -> Workflow:
+        """Reads a workflow from one text, with its blobs in it as base64.
+
+        Args:
+            data: As :meth:`to_json` writes it.
+            limits: Those of a service, for a stranger's text; ``None`` for one's own.
+
+        Raises:
+            InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
+        """
+        text = data.encode() if isinstance(data, str) else data
+        return cls._from_parcel(Parcel(text), LOCAL if limits is None else Bounds.of(limits))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, limits: RequestLimits | None = None) -> Workflow:
+        """Reads a workflow from the bytes of a file: JSON as of :meth:`to_json`, or a zip.
+
+        Args:
+            data: What is in the file.
+            limits: Those of a service, for a stranger's file; ``None`` for one's own.
+
+        Raises:
+            InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
+        """
+        bounds = LOCAL if limits is None else Bounds.of(limits)
+        return cls._from_parcel(read_parcel(data, bounds), bounds)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        filename: str = FILENAME,
+        *,
+        revision: str = "main",
+        token: str | None = None,
+    ) -> Workflow:
+        """Loads a workflow.
+
+        Args:
+            source: A folder, a JSON file, a zip, a picture, or a hub repository.
+            filename: File in the folder or repository.
+            revision: Branch, tag or commit of the hub repository.
+            token: For a private repository; by default what the hub's login or HF_TOKEN says.
+
+        Raises:
+            InvalidWorkflow: 400, broken, changed, or of a newer version.
+            ModelNotFound: 404, no such file, folder or repository.
+            HubUnavailable: 503, the hub did not answer as it should.
+        """
+        parcel = open_parcel(source, filename, revision=revision, token=token)
+        return cls._from_parcel(parcel, LOCAL)
+
+    def to_json(self, *, indent: int | None = None, inline_blobs: bool = True) -> str:
+        """Returns the workflow as one text.
+
+        Args:
+            indent: Spaces per level; ``None`` for one line.
+            inline_blobs: With the blobs in it, as base64.
+        """
+        values = self.model_dump(mode="json")
+        if inline_blobs and self._blobs:
+            values["blobs"] = {name: encode_base64(data) for name, data in self._blobs.items()}
+        return json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def save_workflow(
+        self,
+        folder: str | os.PathLike[str],
+        filename: str = FILENAME,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str = "Add a workflow",
+    ) -> Path:
+        """Writes the workflow into a folder, its blobs beside it in ``blobs/``.
+
+        Args:
+            folder: Made if it is not there.
+            filename: ``*.json``, or ``*.zip`` for text and blobs in one file.
+            push_to_hub: Upload the same files too.
+            repo_id: Model repository on the hub, made if it is not there; by default the name of
+                the folder, in the user's own namespace.
+            token: By default what the hub's login or HF_TOKEN says.
+            private: Whether a new repository is private.
+            commit_message: Of the upload.
+
+        Returns:
+            The file.
+
+        Raises:
+            InvalidWorkflow: 400, a file name that cannot be.
+            ModelNotFound: 404, no such repository, or the token may not write to it.
+            HubUnavailable: 503, the hub did not answer as it should.
+            StorageFull: 507, no space left.
+        """
+        text = self.to_json(indent=2, inline_blobs=False)
+        names = {
+            sha256: f"{sha256}.{extension}"
+            for _, sha256, extension in find_blobs(self.model_dump(mode="json"))
+        }
+        contents = {name: self._blobs[sha256] for sha256, name in names.items()}
+        written = write_parcel(folder, filename, text, contents)
+        if push_to_hub:
+            name = repo_id or Path(folder).resolve().name
+            push_parcel(written, name, token=token, private=private, message=commit_message)
+        return Path(folder) / filename
+
+    @classmethod
+    def _from_parcel(cls, parcel: Parcel, bounds: Bounds) -> Workflow:
+        values = read_json(parcel.text, bounds)
+        inlined = values.pop("blobs", {})
+        if not isinstance(inlined, dict):
+            raise InvalidWorkflow("workflow.blobs", inlined, "an object of texts")
+
+        def read(name: str) -> bytes | None:
+            sha256 = name.partition(".")[0]
+            if sha256 in inlined:
+                return decode_base64(f"workflow.blobs.{sha256}", inlined[sha256])
+            return parcel.read(name)
+
+        values = _upgrade(values)
+        found = collect(values, read, bounds)
+        try:
+            workflow = cls.model_validate(values)
+        except ValidationError as err:
+            raise _first_fault(err) from err
+        workflow._blobs.update(found)
+        return workflow
+
+
+def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Brings the values of any version that ever was to the present one.
+
+    Raises:
+        InvalidWorkflow: 400, no workflow of ours, or one of a newer version.
+    """
+    if values.get("format") != FORMAT:
+        raise InvalidWorkflow("workflow.format", values.get("format"), repr(FORMAT))
+    version = values.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InvalidWorkflow("workflow.version", version, "a whole number from 1")
+    if version > VERSION:
+        raise InvalidWorkflow(
+            "workflow.version", version, f"up to {VERSION}: upgrade bentoml-diffusers to read it"
+        )
+    return dict(values)
+
+
+def _first_fault(error: ValidationError) -> InvalidWorkflow:
+    fault = error.errors(include_url=False, include_input=True)[0]
+    field = ".".join(["workflow", *(str(part) for part in fault["loc"])])
+    return InvalidWorkflow(field, fault["input"], f"something else: {fault['msg']}")
