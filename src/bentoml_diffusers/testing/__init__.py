@@ -4,6 +4,10 @@ Their weights are random but seeded: pictures mean nothing, yet another prompt, 
 gives another picture.
 """
 
+from bentoml_diffusers.testing.modular import (
+    save_tiny_ip_adapter,
+    tiny_modular_stable_diffusion_xl,
+)
 from bentoml_diffusers.testing.text import tiny_t5_tokenizer, tiny_tokenizer
 from bentoml_diffusers.testing.transformers import (
     tiny_flux,
@@ -21,12 +25,14 @@ from bentoml_diffusers.testing.unets import (
 )
 
 __all__ = [
+    "save_tiny_ip_adapter",
     "save_tiny_lora",
     "tiny_controlnet",
     "tiny_dance_diffusion",
     "tiny_ddpm",
     "tiny_flux",
     "tiny_ldm",
+    "tiny_modular_stable_diffusion_xl",
     "tiny_pixart_sigma",
     "tiny_stable_diffusion",
     "tiny_stable_diffusion_3",
