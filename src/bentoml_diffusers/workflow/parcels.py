@@ -110,19 +110,22 @@ def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = {item.filename: item for item in archive.infolist()}
-        _check_members(members, bounds)
-        text = archive.read(next(name for name in members if "/" not in name))
     except _BROKEN_ZIP as err:
-        raise InvalidWorkflow("workflow", f"a broken zip: {err}", "a whole one") from err
+        raise _broken_zip(err) from err
+    _check_members(members, bounds)
 
     def read(name: str) -> bytes | None:
-        member = members.get(f"{FOLDER}/{name}")
         try:
-            return archive.read(member) if member is not None else None
+            return archive.read(name) if name in members else None
         except _BROKEN_ZIP as err:
-            raise InvalidWorkflow("workflow", f"a broken zip: {err}", "a whole one") from err
+            raise _broken_zip(err) from err
 
-    return Parcel(text, read)
+    text = read(next(name for name in members if "/" not in name))
+    return Parcel(text or b"", lambda name: read(f"{FOLDER}/{name}"))
+
+
+def _broken_zip(error: Exception) -> InvalidWorkflow:
+    return InvalidWorkflow("workflow", f"a broken zip: {error}", "a whole one")
 
 
 def write_parcel(
@@ -138,10 +141,11 @@ def write_parcel(
         StorageFull: 507, no space left.
     """
     root = Path(folder).expanduser()
-    files = {f"{FOLDER}/{name}": data for name, data in blobs.items()}
-    files[_checked(filename)] = text.encode()
-    if filename.endswith(".zip"):
-        files = {filename: _pack({**files, FILENAME: files.pop(filename)})}
+    beside = {f"{FOLDER}/{name}": data for name, data in blobs.items()}
+    is_zip = _checked(filename).endswith(".zip")
+    files = {**beside, FILENAME if is_zip else filename: text.encode()}
+    if is_zip:
+        files = {filename: _pack(files)}
     with storage_errors(filename):
         for name, data in files.items():
             _write(root / name, data)

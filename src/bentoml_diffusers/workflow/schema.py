@@ -160,7 +160,8 @@ class Output(Part):
 class Workflow(Part):
     """Everything that made a picture, so that it can be made again.
 
-    Not a *modular workflow*, which is a task of a modular pipeline in diffusers. Pictures, tensors and arrays are blobs, named by their sha256, beside the text.
+    Not a *modular workflow*, which is a task of a modular pipeline in diffusers. Pictures,
+    tensors and arrays are blobs, named by their sha256, beside the text.
 
     Attributes:
         pipeline: The pipeline, its model, code, components, and what sat on it.
