@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bentoml_diffusers import Engine, EngineLimits, errors, testing
+from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
 from bentoml_diffusers.engine.profile import CostProfile, bucket
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
@@ -163,6 +163,26 @@ def test_schedulers_by_the_names_that_people_use(name, cls, changes):
     scheduler = choose_scheduler(name, base).build(base)
     assert type(scheduler).__name__ == cls
     assert {key: scheduler.config[key] for key in changes} == changes
+
+
+def test_schedulers_have_the_name_that_chooses_them():
+    from diffusers import SchedulerMixin
+
+    from bentoml_diffusers.engine.schedulers import choose_scheduler
+
+    base = testing.tiny_stable_diffusion().scheduler
+    usable = [cls for cls in base.compatibles if issubclass(cls, SchedulerMixin)]
+    fitting = {cls.__name__ for cls in usable}  # LMS needs scipy
+    samplers = [name for name, (cls, _) in _names.SAMPLERS.items() if cls in fitting]
+    samplers += ["DPM++ 2M Karras", "Euler Exponential"]
+    schedulers = [choose_scheduler(name, base).build(base) for name in samplers]
+    named = [_names.name_sampler(type(one).__name__, one.config) for one in schedulers]
+    assert named == samplers
+    assert len(named) >= 10
+
+
+def test_a_scheduler_without_such_a_name_has_that_of_its_class():
+    assert _names.name_sampler("PNDMScheduler", {"skip_prk_steps": False}) == "PNDMScheduler"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("scipy") is not None, reason="scipy is there")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.errors import InvalidOption, InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from diffusers import DiffusionPipeline, SchedulerMixin
 
@@ -28,6 +30,33 @@ _TASK_MAPPINGS = {
     "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
 }
 TASKS = tuple(_TASK_MAPPINGS)
+
+# Names of samplers in AUTOMATIC1111's web UI, as in the table of diffusers' documentation
+# (docs/source/en/api/schedulers/overview.md): a class, and what differs in its config.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {}),
+    "DDPM": ("DDPMScheduler", {}),
+    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "LMS": ("LMSDiscreteScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+    "TCD": ("TCDScheduler", {}),
+    "DPM2": ("KDPM2DiscreteScheduler", {}),
+    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ SDE": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+}
+SIGMAS = {
+    "Karras": "use_karras_sigmas",
+    "Exponential": "use_exponential_sigmas",
+    "Beta": "use_beta_sigmas",
+}
 
 _STEP_CACHES = {
     "faster_cache": "FasterCacheConfig",
@@ -78,6 +107,21 @@ def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[Scheduler
             "such as 'EulerDiscreteScheduler'",
         )
     return found
+
+
+def find_sampler(name: str) -> tuple[str, dict[str, Any]] | None:
+    """Returns the scheduler of a sampler, whose case does not matter: class name and config."""
+    found = {sampler.lower(): choice for sampler, choice in SAMPLERS.items()}
+    return found.get(name.lower())
+
+
+def name_sampler(class_name: str, config: Mapping[str, Any]) -> str:
+    """Returns the sampler's name of a scheduler; for one without, the name of its class."""
+    for sampler, (name, changes) in SAMPLERS.items():
+        if name == class_name and all(config.get(key) == value for key, value in changes.items()):
+            sigmas = [suffix for suffix, flag in SIGMAS.items() if config.get(flag)]
+            return " ".join([sampler, *sigmas])
+    return class_name
 
 
 def resolve_dtype(

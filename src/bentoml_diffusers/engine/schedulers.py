@@ -1,4 +1,4 @@
-"""Names of schedulers, as diffusers and as AUTOMATIC1111's web UI write them."""
+"""The scheduler that a request names."""
 
 from __future__ import annotations
 
@@ -13,30 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffusers import SchedulerMixin
-
-# Sampler names of AUTOMATIC1111, as in the table of diffusers' documentation
-# (docs/source/en/api/schedulers/overview.md).
-_SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "tcd": ("TCDScheduler", {}),
-    "dpm2": ("KDPM2DiscreteScheduler", {}),
-    "dpm2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "dpm++ 2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++ sde": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++ 2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
-}
-_SIGMAS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas",
-           "beta": "use_beta_sigmas"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,8 @@ def _find_class(name: str | type[Any]) -> type[SchedulerMixin]:
     try:
         return _names.resolve_scheduler_class(name)
     except DiffusersError as err:
-        near = suggest(name.lower(), _SAMPLERS) if isinstance(name, str) else ""
+        samplers = map(str.lower, _names.SAMPLERS)
+        near = suggest(name.lower(), samplers) if isinstance(name, str) else ""
         raise InvalidRequest(
             "scheduler", name, f"a scheduler that diffusers exports, or a sampler's name{near}"
         ) from err
@@ -99,8 +76,8 @@ def _find_class(name: str | type[Any]) -> type[SchedulerMixin]:
 def _find_sampler(name: str) -> SchedulerChoice | None:
     words = " ".join(name.lower().replace("_", " ").split())
     sampler, _, last = words.rpartition(" ")
-    option = _SIGMAS.get(last)
-    known = _SAMPLERS.get(sampler if option else words)
+    option = _names.SIGMAS.get(last.capitalize())
+    known = _names.find_sampler(sampler if option else words)
     if known is None:
         return None
     cls = _names.resolve_scheduler_class(known[0])
@@ -108,7 +85,8 @@ def _find_sampler(name: str) -> SchedulerChoice | None:
     if option:
         if option not in _parameters(cls):
             raise InvalidRequest("scheduler", name, f"{sampler!r} without {last!r}")
-        changes |= {flag: flag == option for flag in _SIGMAS.values() if flag in _parameters(cls)}
+        flags = _names.SIGMAS.values()
+        changes |= {flag: flag == option for flag in flags if flag in _parameters(cls)}
     return SchedulerChoice(cls, changes)
 
 
