@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline, SchedulerMixin
 
+    from bentoml_diffusers.loading.blocks import ModularWorkflow
+
 # In `**kwargs` of diffusers' own pipelines only these mean something.
 _LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
 _WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
@@ -32,12 +34,14 @@ class Parameters:
         open_names: Names taken beside them.
         takes_all: Any other name is taken as well.
         guided: ``guidance_scale`` is for the guider of a modular pipeline.
+        modular: The modular workflow that runs, of a modular pipeline.
     """
 
     defaults: Mapping[str, Any]
     open_names: frozenset[str] = frozenset()
     takes_all: bool = False
     guided: bool = False
+    modular: ModularWorkflow | None = None
 
 
 def is_modular(pipeline: Any) -> bool:
@@ -45,11 +49,15 @@ def is_modular(pipeline: Any) -> bool:
     return hasattr(pipeline, "blocks")
 
 
-def read_parameters(pipeline: Any, cls: type[Any], method_name: str) -> Parameters:
-    """Returns what a method of a pipeline takes; that of a modular one, what its blocks take."""
-    if is_modular(pipeline) and method_name == "__call__":
-        inputs = {item.name: item.default for item in pipeline.blocks.inputs if item.name}
-        return Parameters({**inputs, "output": None}, guided=_has_guidance_scale(pipeline))
+def read_modular_parameters(pipeline: Any, workflow: ModularWorkflow) -> Parameters:
+    """Returns what a modular workflow of a pipeline takes."""
+    inputs = {name: item.default for name, item in workflow.inputs.items()}
+    guided = "guidance_scale" not in inputs and _has_guidance_scale(pipeline)
+    return Parameters({**inputs, "output": None}, guided=guided, modular=workflow)
+
+
+def read_parameters(cls: type[Any], method_name: str) -> Parameters:
+    """Returns what a method of a pipeline takes."""
     method = getattr(cls, method_name)
     items = list(inspect.signature(method).parameters.values())[1:]
     named = {
@@ -133,9 +141,7 @@ def check_arguments(
         if value is not None and value < 1:
             raise InvalidRequest(name, value, "a whole number from 1")
     for name in _NUMBERS:
-        value = arguments.get(name)
-        if value is not None and not _is_finite(value):
-            raise InvalidRequest(name, value, "a finite number")
+        check_number(name, arguments.get(name))
     _check_steps(named, arguments, scheduler)
 
 
@@ -209,7 +215,9 @@ def _check_steps(
     if steps is not None and limit is not None and steps > limit:
         raise InvalidRequest("num_inference_steps", steps, f"from 1 to {limit}")
     strength = arguments.get("strength")
-    if strength is None:
+    if strength is None and arguments.get("image") is not None:
+        strength = defaults.get("strength")
+    if not isinstance(strength, (int, float)) or arguments.get("denoising_start") is not None:
         return
     if not 0 < strength <= 1:
         raise InvalidRequest("strength", strength, "above 0, up to 1")
@@ -219,6 +227,16 @@ def _check_steps(
         raise InvalidRequest(
             "strength", strength, f"at least {1 / steps:.3g} with {steps} num_inference_steps"
         )
+
+
+def check_number(name: str, value: object) -> None:
+    """Checks an argument that is a number, where it is given.
+
+    Raises:
+        InvalidRequest: 400, not a finite number.
+    """
+    if value is not None and not _is_finite(value):
+        raise InvalidRequest(name, value, "a finite number")
 
 
 def _is_finite(value: object) -> bool:

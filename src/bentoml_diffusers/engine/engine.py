@@ -17,12 +17,15 @@ from bentoml_diffusers.engine.arguments import (
     Parameters,
     bind_arguments,
     check_arguments,
+    check_number,
     complete_size,
     count_pixel_steps,
     is_modular,
+    read_modular_parameters,
     read_parameters,
     with_rgb_images,
 )
+from bentoml_diffusers.engine.modular import ModularTasks
 from bentoml_diffusers.engine.request import Handle, Progress, Request, Result, Ticket
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.engine.seeds import choose_seeds
@@ -91,7 +94,8 @@ class Engine:
         self._bank = AdapterBank(pipeline, self.options)
         self._worker = Worker(pipeline, self._bank, self.limits)
         self._admission = Admission(self.limits, self._worker.run)
-        self._parameters: Callable[..., Parameters] = functools.cache(self._read_parameters)
+        self._modular = ModularTasks(pipeline) if is_modular(pipeline) else None
+        self._find_call: Callable[[str], _Call] = functools.cache(self._find_task)
 
     @classmethod
     def from_model(
@@ -184,7 +188,8 @@ class Engine:
 
         Args:
             task: ``"txt2img"``, ``"img2img"``, ``"inpaint"``, or a method of the pipeline's
-                class such as ``"__call__"``.
+                class such as ``"__call__"``; of a modular pipeline a modular workflow such as
+                ``"controlnet_text2image"``.
             *args: Arguments of the pipeline.
             seed: 0 to 2**32 - 1; with several images the next ones count up from it, or one per
                 image. ``None`` draws one.
@@ -266,10 +271,12 @@ class Engine:
     def _resolve(self, task: str, args: tuple[Any, ...], given: dict[str, Any]) -> Request:
         arguments = dict(given)
         own = {name: arguments.pop(name, None) for name in _OWN_ARGUMENTS}
-        cls, method = self._find_method(task)
-        parameters = self._parameters(cls, method)
+        cls, method, parameters = self._find_call(task)
         guidance_scale = arguments.pop("guidance_scale", None) if parameters.guided else None
+        check_number("guidance_scale", guidance_scale)
         bound = bind_arguments(parameters, args, arguments)
+        if parameters.modular is not None:
+            bound = parameters.modular.complete(bound)
         base = getattr(self.pipeline, "scheduler", None)
         check_arguments(parameters, bound, base)
         return Request(
@@ -285,23 +292,24 @@ class Engine:
             preview_every=own["preview_every"] or 0,
         )
 
-    def _find_method(self, task: str) -> tuple[type[DiffusionPipeline], str]:
+    def _find_task(self, task: str) -> _Call:
         own = type(self.pipeline)
         if task.startswith("_") and task != "__call__":
             raise InvalidRequest("task", task, "a task or a public method")
+        if self._modular is not None:
+            workflow = self._modular.find(task)
+            return own, "__call__", read_modular_parameters(self.pipeline, workflow)
         if has_method(own, task):
-            return own, task
-        if task in _names.TASKS and is_modular(self.pipeline):
-            return own, "__call__"
+            return own, task, read_parameters(own, task)
         if task in _names.TASKS:
-            return _names.task_class(self.pipeline, task), "__call__"
+            cls = _names.task_class(self.pipeline, task)
+            return cls, "__call__", read_parameters(cls, "__call__")
         raise InvalidRequest(
             "task", task, f"one of {', '.join(_names.TASKS)}, or a method of {own.__name__}"
         )
 
-    def _read_parameters(self, cls: type[DiffusionPipeline], method: str) -> Parameters:
-        return read_parameters(self.pipeline, cls, method)
 
+_Call = tuple[type[Any], str, Parameters]
 
 # Arguments of a request that are the engine's, not the pipeline's.
 _OWN_ARGUMENTS = (

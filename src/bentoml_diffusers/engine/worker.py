@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.arguments import invalid_request_from, is_modular
+from bentoml_diffusers.engine.arguments import invalid_request_from
 from bentoml_diffusers.engine.conductor import Conductor, Member
 from bentoml_diffusers.engine.request import Result
 from bentoml_diffusers.engine.solitude import reason_to_run_alone
@@ -122,8 +122,6 @@ class Worker:
 
         name = request.pipeline_class.__name__
         arguments = dict(request.arguments)
-        if is_modular(view):
-            arguments.setdefault("output", "images")
         if request.seeds:
             # CPU generators give the same noise on every device.
             generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
