@@ -1,0 +1,78 @@
+"""Tasks of a modular pipeline: which modular workflow a request means."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidRequest, suggest
+from bentoml_diffusers.loading.blocks import read_modular_workflows, read_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.loading.blocks import ModularWorkflow
+
+# Our tasks in the words of the blocks, which have several.
+_MODULAR_NAMES: Mapping[str, tuple[str, ...]] = {
+    "txt2img": ("text2image",),
+    "text2img": ("text2image",),
+    "img2img": ("image2image", "img2img", "image_conditioned"),
+    "inpaint": ("inpainting", "image_conditioned_inpainting"),
+}
+_IP_ADAPTER_INPUT = "ip_adapter_image"
+
+
+class ModularTasks:
+    """The tasks of one modular pipeline.
+
+    Args:
+        pipeline: The pipeline; its blocks are read when the first request comes.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    @functools.cached_property
+    def _workflows(self) -> dict[str, ModularWorkflow]:
+        blocks = self._pipeline.blocks
+        return {**read_modular_workflows(blocks), "__call__": read_whole(blocks)}
+
+    def find(self, task: str) -> ModularWorkflow:
+        """Returns what a task means.
+
+        Args:
+            task: Name of a modular workflow, ``"__call__"``, or one of our tasks such as
+                ``"img2img"``.
+
+        Raises:
+            InvalidRequest: 400, the blocks cannot do it, or the model lacks components for it.
+        """
+        found = self._workflows.get(self._translate(task))
+        if found is None:
+            known = [name for name in self._workflows if name != "__call__"]
+            near = suggest(task, known)
+            listed = ", ".join(known) or "__call__"
+            raise InvalidRequest("task", task, f"a modular workflow of this model{near}: {listed}")
+        missing = [name for name in found.components if getattr(self._pipeline, name, None) is None]
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise InvalidRequest("task", task, f"one whose components the model has, not {names}")
+        if self._has_ip_adapter and _IP_ADAPTER_INPUT not in found.inputs:
+            wanted = f"one with {_IP_ADAPTER_INPUT}: the model was loaded with an IP-Adapter"
+            raise InvalidRequest("task", task, wanted)
+        return found
+
+    def _translate(self, task: str) -> str:
+        if task in self._workflows or task not in _names.TASKS:
+            return task
+        if len(self._workflows) == 1:  # blocks that do one thing only
+            return "__call__"
+        names = _MODULAR_NAMES[task]
+        return next((name for name in names if name in self._workflows), task)
+
+    @property
+    def _has_ip_adapter(self) -> bool:
+        config = getattr(getattr(self._pipeline, "unet", None), "config", {})
+        return bool(config.get("encoder_hid_dim_type") == "ip_image_proj")
