@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 PictureFormat = Literal["png", "jpeg", "webp"]
 
-MAX_TEXT_BYTES = 48 * 1024 * 1024  # of all our texts of a picture together
+PREFIX = "diffusers_"
+KEY = f"{PREFIX}workflow"  # the JSON
+BLOB_KEY = f"{PREFIX}blob_"  # and a sha256: 79 characters, the most that a PNG allows
+MAX_TEXT_BYTES = 48 * 1024 * 1024  # of all texts; Pillow opens no PNG with more than 64 MiB
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
 _PIECE = 256 * 1024  # characters; Pillow opens no PNG with a compressed text above 1 MiB
-_XMP_KEY = b"XML:com.adobe.xmp"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _MAX_EXIF = 65533
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
@@ -54,33 +57,31 @@ def save_arguments(
     }
 
 
-def read_texts(data: bytes, prefix: str) -> dict[str, str]:
-    """Returns the texts of a picture whose names start with ``prefix``.
+def read_texts(data: bytes, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, str]:
+    """Returns our texts of a picture by name, without decoding its pixels.
 
-    Only headers are read, and nothing inflates beyond 48 MiB. A file that ends too early still
-    gives the texts that it has whole.
+    Nothing inflates beyond ``max_bytes``. A file that ends too early still gives the texts that it
+    has whole.
 
     Raises:
-        BrokenContainer: Not a PNG, JPEG or WebP; a text that is broken, too large, or there twice.
+        BrokenContainer: Not a PNG, JPEG or WebP; a text that is broken or too large.
     """
     try:
         if data.startswith(_PNG):
-            return _read_png(data, prefix)
-        if data.startswith(b"\xff\xd8"):
-            found = xmp.read_segments(_jpeg_segments(data), MAX_TEXT_BYTES)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            found = _read_webp(data)
-        else:
-            raise BrokenContainer("not a PNG, JPEG or WebP file")
+            return _read_png(data, max_bytes)
+        if data.startswith(_JPEG):
+            return xmp.read_segments(_jpeg_segments(data), max_bytes)
+        if is_picture(data):
+            return _read_webp(data, max_bytes)
     except xmp.XmpError as err:
         raise BrokenContainer(str(err)) from err
-    return {name: text for name, text in found.items() if name.startswith(prefix)}
+    raise BrokenContainer("not a PNG, JPEG or WebP file")
 
 
 def is_picture(data: bytes) -> bool:
-    """True if a file starts as PNG, JPEG or WebP do; 12 bytes are enough."""
+    """True if a file starts as PNG, JPEG and WebP do."""
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return data.startswith((_PNG, b"\xff\xd8\xff")) or is_webp
+    return data.startswith((_PNG, _JPEG)) or is_webp
 
 
 def _make_png_info(texts: Mapping[str, str], infotext: str | None) -> PngInfo:
@@ -100,12 +101,11 @@ def _make_exif(text: str) -> bytes:
     return exif.tobytes()
 
 
-def _read_png(data: bytes, prefix: str) -> dict[str, str]:
+def _read_png(data: bytes, room: int) -> dict[str, str]:
     pieces: dict[str, list[str]] = {}
-    room = MAX_TEXT_BYTES
     for kind, content in _png_chunks(data):
         keyword = content.partition(b"\0")[0].decode("latin-1")
-        if kind not in _PNG_TEXTS or not keyword.startswith(prefix):
+        if kind not in _PNG_TEXTS or not keyword.startswith(PREFIX):
             continue
         text = _PNG_TEXTS[kind](content[len(keyword) + 1 :], room)
         room -= len(text)
@@ -157,7 +157,7 @@ _PNG_TEXTS = {
 
 def _bounded(text: bytes, room: int) -> bytes:
     if len(text) > room:
-        raise BrokenContainer(f"more than {MAX_TEXT_BYTES} bytes of text")
+        raise BrokenContainer("a picture with more text than is read")
     return text
 
 
@@ -191,7 +191,7 @@ def _jpeg_segments(data: bytes) -> Iterator[bytes]:
             position += 2 + length
 
 
-def _read_webp(data: bytes) -> dict[str, str]:
+def _read_webp(data: bytes, max_bytes: int) -> dict[str, str]:
     stream = io.BytesIO(data)
     stream.seek(12)
     while len(header := stream.read(8)) == 8:
@@ -200,6 +200,6 @@ def _read_webp(data: bytes) -> dict[str, str]:
             packet = stream.read(length)
             if len(packet) < length:
                 return {}
-            return xmp.read_packet(_bounded(packet, MAX_TEXT_BYTES))
+            return xmp.read_packet(_bounded(packet, max_bytes))
         stream.seek(length + length % 2, io.SEEK_CUR)
     return {}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from bentoml_diffusers.errors import InvalidModel, InvalidWorkflow, ModelNotFound
 from bentoml_diffusers.store.hub import download_file, upload_files
 from bentoml_diffusers.store.linking import storage_errors
-from bentoml_diffusers.workflow.blobs import FOLDER
+from bentoml_diffusers.workflow import containers
+from bentoml_diffusers.workflow.blobs import FOLDER, decode_base64
 from bentoml_diffusers.workflow.bounds import LOCAL
 
 if TYPE_CHECKING:
@@ -100,11 +101,13 @@ def _open_repository(repo_id: str, filename: str, revision: str, token: str | No
 
 
 def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
-    """Opens a workflow from memory: a zip, else JSON.
+    """Opens a workflow from memory: a picture, a zip, else JSON.
 
     Raises:
         InvalidWorkflow: 400, broken, with other files in it, or beyond the bounds.
     """
+    if containers.is_picture(data):
+        return _read_picture(data, bounds)
     if not data.startswith(_ZIP):
         return Parcel(data)
     try:
@@ -122,6 +125,22 @@ def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
 
     text = read(next(name for name in members if "/" not in name))
     return Parcel(text or b"", lambda name: read(f"{FOLDER}/{name}"))
+
+
+def _read_picture(data: bytes, bounds: Bounds) -> Parcel:
+    try:
+        room = min(bounds.max_file_bytes, containers.MAX_TEXT_BYTES)
+        texts = containers.read_texts(data, room)
+    except containers.BrokenContainer as err:
+        raise InvalidWorkflow("workflow", str(err), "a picture that holds one") from err
+    if containers.KEY not in texts:
+        raise InvalidWorkflow("workflow", "a picture without one", "a picture that holds one")
+
+    def read(name: str) -> bytes | None:
+        key = f"{containers.BLOB_KEY}{name.partition('.')[0]}"
+        return decode_base64(f"workflow.{key}", texts[key]) if key in texts else None
+
+    return Parcel(texts[containers.KEY].encode(), read)
 
 
 def _broken_zip(error: Exception) -> InvalidWorkflow:
