@@ -23,6 +23,7 @@ HEAVY = ("torch", "diffusers", "transformers", "peft")
 
 PUBLIC = {
     "API_VERSION",
+    "EmbedOptions",
     "Engine",
     "EngineLimits",
     "EngineReport",
@@ -40,6 +41,7 @@ PUBLIC = {
     "import_textual_inversion",
     "load_model",
     "save_model",
+    "save_picture",
     "service",
 }
 

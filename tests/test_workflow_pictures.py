@@ -18,7 +18,7 @@ from bentoml_diffusers.errors import InvalidWorkflow
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.workflow import Workflow, containers, xmp
 from bentoml_diffusers.workflow.infotext import make_infotext
-from bentoml_diffusers.workflow.pictures import save_picture, workflow_texts
+from bentoml_diffusers.workflow.pictures import _write_texts, save_picture
 
 FORMATS = ("png", "jpeg", "webp")
 SIZE = (48, 32)
@@ -49,7 +49,7 @@ def make_workflow(blob=b"", **arguments):
 
 def encode(workflow, picture_format, infotext=None, picture=NOISE):
     buffer = io.BytesIO()
-    arguments = containers.save_arguments(picture_format, workflow_texts(workflow), infotext)
+    arguments = containers.save_arguments(picture_format, _write_texts(workflow), infotext)
     picture.save(buffer, picture_format, **arguments)
     return buffer.getvalue()
 
@@ -356,7 +356,7 @@ class TestBadFiles:
     def test_changed_blob(self):
         blob = b"the picture that went in"
         name = hashlib.sha256(blob).hexdigest()
-        texts = workflow_texts(make_workflow(blob))
+        texts = _write_texts(make_workflow(blob))
         texts[f"diffusers_blob_{name}"] = texts[f"diffusers_blob_{name}"][::-1]
         buffer = io.BytesIO()
         NOISE.save(buffer, "PNG", **containers.save_arguments("png", texts))
@@ -364,7 +364,7 @@ class TestBadFiles:
             Workflow.from_bytes(buffer.getvalue())
 
     def test_missing_blob(self):
-        texts = {"diffusers_workflow": workflow_texts(make_workflow(b"x"))["diffusers_workflow"]}
+        texts = {"diffusers_workflow": _write_texts(make_workflow(b"x"))["diffusers_workflow"]}
         buffer = io.BytesIO()
         NOISE.save(buffer, "PNG", **containers.save_arguments("png", texts))
         with pytest.raises(InvalidWorkflow, match=r"workflow\.arguments\.image: .* is missing"):

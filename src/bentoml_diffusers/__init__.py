@@ -13,7 +13,12 @@ from bentoml_diffusers import _compat
 if TYPE_CHECKING:
     from bentoml_diffusers.demo import import_demo_models
     from bentoml_diffusers.engine import Engine, EngineReport, Handle, Progress, Result
-    from bentoml_diffusers.options import EngineLimits, ModelOptions, RequestLimits
+    from bentoml_diffusers.options import (
+        EmbedOptions,
+        EngineLimits,
+        ModelOptions,
+        RequestLimits,
+    )
     from bentoml_diffusers.serving.legacy import get_runnable, load_model
     from bentoml_diffusers.serving.service import service
     from bentoml_diffusers.store import (
@@ -24,11 +29,13 @@ if TYPE_CHECKING:
         save_model,
     )
     from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
+    from bentoml_diffusers.workflow.pictures import save_picture
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "API_VERSION": "store.layout",
+    "EmbedOptions": "options",
     "Engine": "engine",
     "EngineLimits": "options",
     "EngineReport": "engine",
@@ -46,11 +53,13 @@ _HOMES = {
     "import_textual_inversion": "store",
     "load_model": "serving.legacy",
     "save_model": "store",
+    "save_picture": "workflow.pictures",
     "service": "serving.service",
 }
 
 __all__ = [
     "API_VERSION",
+    "EmbedOptions",
     "Engine",
     "EngineLimits",
     "EngineReport",
@@ -68,6 +77,7 @@ __all__ = [
     "import_textual_inversion",
     "load_model",
     "save_model",
+    "save_picture",
     "service",
 ]
 

@@ -84,6 +84,8 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
             ``"float8_e4m3fn"``; they are cast where they are used (none).
         step_cache: Reuse of earlier steps by its name, such as ``"first_block_cache"``, or
             ``{"name": ..., setting: value}``; pictures change a little (none).
+        modular_workflow: Of a modular pipeline only this part, such as ``"text2image"``, with only
+            the components that it needs (the whole pipeline).
     """
 
     pipeline_class: str | type[DiffusionPipeline] | None = None
@@ -120,11 +122,12 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
     quantization_config: Mapping[str, Any] | PipelineQuantizationConfig | None = None
     layerwise_casting: str | torch.dtype | None = None
     step_cache: str | Mapping[str, Any] | None = None
+    modular_workflow: str | None = None
 
     def __post_init__(self) -> None:
         for name in _BOOLEANS:
             _check(name, getattr(self, name), bool, "true or false")
-        for name in ("custom_pipeline", "variant", "lora_dir", "attention_backend"):
+        for name in _TEXTS:
             _check(name, getattr(self, name), str, "text")
         for name, (low, high) in _WHOLE_NUMBERS.items():
             _check_whole_number(name, getattr(self, name), low, high)
@@ -215,6 +218,32 @@ class RequestLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """What a service writes into the pictures that it answers with.
+
+    Nothing, unless it is switched on: who passes a picture on passes on the prompt in it, and the
+    pictures that went in.
+
+    Attributes:
+        workflow: The workflow, which replays the picture; the header ``x-workflow`` of the answer
+            says whether it is in there.
+        infotext: The text that AUTOMATIC1111's web UI writes, and many tools read.
+        max_workflow_bytes: Largest workflow, pictures that went in included as base64, in bytes, up
+            to 48 MiB; a larger one is left out.
+    """
+
+    workflow: bool = False
+    infotext: bool = False
+    max_workflow_bytes: int = 16 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for name in ("workflow", "infotext"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidOption(name, getattr(self, name), "true or false")
+        _check_whole_number("max_workflow_bytes", self.max_workflow_bytes, 0, 48 * 1024 * 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineLimits:
     """How much an engine takes on at once.
 
@@ -257,6 +286,8 @@ _BOOLEANS = (
     "fuse_static_loras",
     "trust_remote_code",
 )
+
+_TEXTS = ("custom_pipeline", "variant", "lora_dir", "attention_backend", "modular_workflow")
 
 _CHOICES: Mapping[str, tuple[str | bool, ...]] = {
     "offload": get_args(Offload),

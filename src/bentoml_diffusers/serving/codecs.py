@@ -6,19 +6,22 @@ import base64
 import binascii
 import io
 import warnings
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bentoml_diffusers.workflow.containers import PictureFormat
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bentoml_diffusers.options import RequestLimits
 
-OutputFormat = Literal["png", "jpeg", "webp"]
+OutputFormat = PictureFormat
 
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SIZE_STEP = 8  # pixels; sides of pictures are multiples of it
-_JPEG_QUALITY = 95
-_WEBP_QUALITY = 90
 
 
 def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
@@ -68,13 +71,26 @@ def decode_base64(text: str) -> bytes:
         raise ValueError("neither an uploaded file nor a picture in base64") from err
 
 
-def encode_image(picture: Image.Image, output_format: OutputFormat) -> bytes:
-    """Encodes a picture: PNG and its pixels exactly, JPEG and WebP at high quality."""
+def encode_image(
+    picture: Image.Image,
+    output_format: OutputFormat,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """Encodes a picture: PNG and its pixels exactly, JPEG and WebP at high quality.
+
+    Args:
+        picture: What to encode.
+        output_format: Into what.
+        metadata: Arguments for Pillow's ``save`` that put texts into it.
+    """
     buffer = io.BytesIO()
-    if output_format == "png":
-        picture.save(buffer, "PNG")
-    elif output_format == "jpeg":
-        picture.convert("RGB").save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    else:
-        picture.save(buffer, "WEBP", quality=_WEBP_QUALITY)
+    opaque = picture.convert("RGB") if output_format == "jpeg" else picture
+    opaque.save(buffer, output_format.upper(), **_QUALITY[output_format], **metadata)
     return buffer.getvalue()
+
+
+_QUALITY: Mapping[OutputFormat, Mapping[str, int]] = {
+    "png": {},
+    "jpeg": {"quality": 95},
+    "webp": {"quality": 90},
+}

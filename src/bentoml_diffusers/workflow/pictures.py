@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bentoml_diffusers.errors import InvalidWorkflow
+from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.store.linking import storage_errors
-from bentoml_diffusers.workflow import containers
 from bentoml_diffusers.workflow.blobs import encode_base64
-from bentoml_diffusers.workflow.containers import BLOB_KEY, KEY, PictureFormat
+from bentoml_diffusers.workflow.containers import (
+    BLOB_KEY,
+    KEY,
+    MAX_TEXT_BYTES,
+    PictureFormat,
+    save_arguments,
+)
 from bentoml_diffusers.workflow.infotext import make_infotext
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from PIL import Image
 
@@ -25,12 +33,43 @@ _SUFFIXES: dict[str, PictureFormat] = {
 }
 
 
-def workflow_texts(workflow: Workflow) -> dict[str, str]:
-    """Returns the texts that hold a workflow in a picture, its blobs included."""
-    text = workflow.to_json(inline_blobs=False)
-    blobs = {f"{BLOB_KEY}{name}": encode_base64(data) for name, data in workflow.blobs.items()}
-    # The two characters that JSON may hold as they are, and XML may not.
-    return {KEY: text.replace("\ufffe", r"\ufffe").replace("\uffff", r"\uffff"), **blobs}
+@dataclass(frozen=True)
+class Embedding:
+    """How a workflow goes into a picture.
+
+    Attributes:
+        arguments: For Pillow's ``save``.
+        workflow_bytes: Size of the workflow's texts; 0 if none was asked for.
+        is_whole: All that was asked for is in there.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    workflow_bytes: int = 0
+    is_whole: bool = True
+
+
+def embed(
+    workflow: Workflow,
+    picture: Image.Image,
+    picture_format: PictureFormat,
+    options: EmbedOptions,
+    index: int = 0,
+) -> Embedding:
+    """Returns how a workflow goes into a picture: whole or not at all.
+
+    Args:
+        workflow: What made the picture.
+        picture: A picture of its output.
+        picture_format: Format that it is saved in.
+        options: What is written.
+        index: Number of the picture among those that the workflow made.
+    """
+    texts = _write_texts(workflow) if options.workflow else {}
+    size = sum(len(text.encode()) for text in texts.values())
+    is_whole = size <= options.max_workflow_bytes
+    infotext = make_infotext(workflow, picture.size, index) if options.infotext else None
+    arguments = save_arguments(picture_format, texts if is_whole else {}, infotext)
+    return Embedding(arguments, size, is_whole)
 
 
 def save_picture(
@@ -44,13 +83,13 @@ def save_picture(
 ) -> Path:
     """Saves a picture with the workflow that made it inside.
 
-    Whoever has the file can read prompts, and the pictures that went in.
+    Whoever has the file can read the prompt, and the pictures that went in.
 
     Args:
         picture: A picture of the workflow's output.
         path: ``*.png``, ``*.jpg``, ``*.jpeg`` or ``*.webp``.
         workflow: What made it.
-        infotext: Write AUTOMATIC1111's ``parameters``, too.
+        infotext: Write the text of AUTOMATIC1111's web UI, too.
         index: Number of the picture among those that the workflow made.
         **arguments: More for Pillow's ``save``, such as ``quality``.
 
@@ -62,17 +101,22 @@ def save_picture(
     picture_format = _SUFFIXES.get(target.suffix.lower())
     if picture_format is None:
         raise InvalidWorkflow("path", target.name, f"a name that ends in {', '.join(_SUFFIXES)}")
-    texts = workflow_texts(workflow)
-    size = sum(len(text.encode()) for text in texts.values())
-    if size > containers.MAX_TEXT_BYTES:
+    options = EmbedOptions(workflow=True, infotext=infotext, max_workflow_bytes=MAX_TEXT_BYTES)
+    embedding = embed(workflow, picture, picture_format, options, index)
+    if not embedding.is_whole:
         raise InvalidWorkflow(
             "workflow",
-            f"{size} bytes",
-            f"at most {containers.MAX_TEXT_BYTES} in a picture; save_workflow has no such limit",
+            f"{embedding.workflow_bytes} bytes",
+            f"at most {MAX_TEXT_BYTES} in a picture; save_workflow has no such limit",
         )
-    text = make_infotext(workflow, picture.size, index) if infotext else None
-    metadata = containers.save_arguments(picture_format, texts, text)
     opaque = picture.convert("RGB") if picture_format == "jpeg" else picture
     with storage_errors(target.name):
-        opaque.save(target, picture_format, **metadata, **arguments)
+        opaque.save(target, picture_format, **embedding.arguments, **arguments)
     return target
+
+
+def _write_texts(workflow: Workflow) -> dict[str, str]:
+    text = workflow.to_json(inline_blobs=False)
+    blobs = {f"{BLOB_KEY}{name}": encode_base64(data) for name, data in workflow.blobs.items()}
+    # The two characters that JSON may hold as they are, and XML may not.
+    return {KEY: text.replace("\ufffe", r"\ufffe").replace("\uffff", r"\uffff"), **blobs}
