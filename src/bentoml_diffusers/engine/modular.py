@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
@@ -59,10 +60,7 @@ class ModularTasks:
         if missing:
             names = ", ".join(sorted(missing))
             raise InvalidRequest("task", task, f"one whose components the model has, not {names}")
-        if self._has_ip_adapter and _IP_ADAPTER_INPUT not in found.inputs:
-            wanted = f"one with {_IP_ADAPTER_INPUT}: the model was loaded with an IP-Adapter"
-            raise InvalidRequest("task", task, wanted)
-        return found
+        return _with_picture(found, task) if self._has_ip_adapter else found
 
     def _translate(self, task: str) -> str:
         if task in self._workflows or task not in _names.TASKS:
@@ -74,5 +72,15 @@ class ModularTasks:
 
     @property
     def _has_ip_adapter(self) -> bool:
-        config = getattr(getattr(self._pipeline, "unet", None), "config", {})
-        return bool(config.get("encoder_hid_dim_type") == "ip_image_proj")
+        config = getattr(getattr(self._pipeline, "unet", None), "config", None)
+        return getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj"
+
+
+def _with_picture(workflow: ModularWorkflow, task: str) -> ModularWorkflow:
+    """With an IP-Adapter in it, a UNet needs its picture in each call."""
+    item = workflow.inputs.get(_IP_ADAPTER_INPUT)
+    if item is None:
+        wanted = f"one with {_IP_ADAPTER_INPUT}: the model was loaded with an IP-Adapter"
+        raise InvalidRequest("task", task, wanted)
+    required = replace(item, is_required=True)
+    return replace(workflow, inputs={**workflow.inputs, _IP_ADAPTER_INPUT: required})

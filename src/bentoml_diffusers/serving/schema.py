@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import bentoml
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
@@ -50,12 +58,13 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     limits: ClassVar[RequestLimits] = RequestLimits()
+    flags: ClassVar[frozenset[str]] = frozenset()  # fields that are true or false
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_booleans(cls, value: Any) -> Any:
-        """No field is one, and pydantic would read ``true`` as 1."""
-        if isinstance(value, bool):
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read ``true`` as 1."""
+        if isinstance(value, bool) and info.field_name not in cls.flags:
             raise PydanticCustomError("no_boolean", "Input should not be true or false")
         return value
 
@@ -156,12 +165,7 @@ def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
 
         @model_validator(mode="after")
         def _check_pixels(self) -> Self:
-            if (self.height or 0) * (self.width or 0) > limits.max_pixels:
-                raise PydanticCustomError(
-                    "too_many_pixels",
-                    "height x width should be at most {pixels} pixels",
-                    {"pixels": limits.max_pixels},
-                )
+            check_pixels(self.height, self.width, limits)
             return self
 
     return TextToImage
@@ -205,12 +209,6 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
             25, ge=1, le=limits.max_steps, description="Denoising steps.", examples=[25]
         )
 
-    Prompted.limits = limits
-    return _add_choices(Prompted)
-
-
-def _add_choices(prompted: type[RequestModel]) -> type[RequestModel]:
-    class Base(prompted):  # type: ignore[misc, valid-type]
         guidance_scale: float = Field(
             5.0,
             ge=0,
@@ -218,6 +216,25 @@ def _add_choices(prompted: type[RequestModel]) -> type[RequestModel]:
             description="How closely to follow the prompt; up to 1 is off.",
             examples=[5.0],
         )
+
+    Prompted.limits = limits
+    return add_choices(Prompted)
+
+
+def check_pixels(height: int | None, width: int | None, limits: RequestLimits) -> None:
+    """Raises pydantic's error for a picture that is larger than a service allows."""
+    if (height or 0) * (width or 0) > limits.max_pixels:
+        raise PydanticCustomError(
+            "too_many_pixels",
+            "height x width should be at most {pixels} pixels",
+            {"pixels": limits.max_pixels},
+        )
+
+
+def add_choices(base: type[RequestModel]) -> type[RequestModel]:
+    """Adds what a request may choose that is no argument of a pipeline; keeps the name."""
+
+    class Base(base):  # type: ignore[misc, valid-type]
         seed: int | None = Field(
             None,
             ge=0,
@@ -247,4 +264,5 @@ def _add_choices(prompted: type[RequestModel]) -> type[RequestModel]:
             "png", description="Format of the answer.", examples=["webp"]
         )
 
+    Base.__name__ = base.__name__
     return Base

@@ -1,0 +1,199 @@
+"""What a service takes for a modular workflow: a request model made from the blocks' inputs.
+
+Left out is what no client should say: tensors, dtypes, options of diffusers' own code, and how
+many pictures; a service paints one for each request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from PIL.Image import Image as PILImage
+from pydantic import ConfigDict, Field, create_model, model_validator
+from typing_extensions import Self
+
+from bentoml_diffusers.serving.codecs import SIZE_STEP
+from bentoml_diffusers.serving.schema import RequestModel, add_choices, check_pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic.fields import FieldInfo
+
+    from bentoml_diffusers.loading.blocks import BlockInput, Kind, ModularWorkflow
+    from bentoml_diffusers.options import RequestLimits
+
+_NOT_FOR_CLIENTS = frozenset(
+    {
+        "batch_size",
+        "crops_coords",
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+        "output_type",
+        "resized_image",
+    }
+)
+_FAR = 1_000_000  # bound of numbers about which nothing is known
+_TYPES: Mapping[Kind, Any] = {
+    "text": str,
+    "whole number": int,
+    "number": float,
+    "flag": bool,
+    "picture": PILImage,
+    "pair": Annotated[
+        list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)
+    ],
+}
+
+
+def make_modular_model(
+    workflow: ModularWorkflow, limits: RequestLimits, *, guided: bool
+) -> type[RequestModel]:
+    """Returns the request of a modular workflow under the limits of a service.
+
+    Args:
+        workflow: The modular workflow.
+        limits: Bounds of steps, sides, pixels and prompts; numbers about which nothing is known
+            are between -1,000,000 and 1,000,000.
+        guided: It has a guider whose ``guidance_scale`` a request may choose.
+    """
+    served = sorted(
+        (item for item in workflow.inputs.values() if why_left_out(item) is None),
+        key=lambda item: not item.is_required,
+    )
+
+    class Modular(RequestModel):
+        model_config = ConfigDict(protected_namespaces=())  # inputs may be named `model_...`
+
+        @model_validator(mode="after")
+        def _check_pixels(self) -> Self:
+            check_pixels(getattr(self, "height", None), getattr(self, "width", None), limits)
+            return self
+
+    Modular.limits = limits
+    Modular.flags = frozenset(item.name for item in served if item.kind == "flag")
+    fields: dict[str, Any] = {item.name: _make_field(item, limits) for item in served}
+    if guided and "guidance_scale" not in fields:
+        fields["guidance_scale"] = (float | None, _GUIDANCE)
+    name = "".join(part.capitalize() for part in workflow.name.split("_"))
+    return add_choices(create_model(name, __base__=Modular, **fields))
+
+
+def why_left_out(item: BlockInput) -> str | None:
+    """Returns why a request has no field for an input; ``None`` if it has one."""
+    if item.kind == "generator":
+        return "a request has a seed"
+    if item.kind in ("tensor", "other"):
+        return f"no request can carry it: {item.kind}"
+    if item.name in _NOT_FOR_CLIENTS or item.name.startswith("_"):
+        return "not for clients"
+    return None
+
+
+_GUIDANCE = Field(
+    None, ge=0, le=50, description="How closely to follow the prompt; by default the model's own."
+)
+
+
+def _make_field(item: BlockInput, limits: RequestLimits) -> tuple[Any, FieldInfo]:
+    bounds = _find_bounds(item, limits)
+    default = None if item.default is None else _clip(item.default, bounds)
+    annotation = _TYPES[item.kind]
+    if not item.is_required and item.kind != "picture":  # BentoML's pictures are in no union
+        annotation = annotation | None
+    return annotation, Field(
+        ... if item.is_required else default,
+        description=item.description or _MEANINGS.get(item.name, "See the blocks of this model."),
+        **bounds,
+    )
+
+
+def _find_bounds(item: BlockInput, limits: RequestLimits) -> dict[str, Any]:
+    if item.kind == "text":
+        whole = {"min_length": 1, "pattern": r"\S"} if item.is_required else {}
+        return {"max_length": limits.max_prompt_chars, **whole}
+    if item.kind not in ("whole number", "number"):
+        return {}
+    side = {"ge": SIZE_STEP, "le": limits.max_side}
+    known: dict[str, dict[str, Any]] = {
+        "num_inference_steps": {"ge": 1, "le": limits.max_steps},
+        "height": {**side, "multiple_of": SIZE_STEP},
+        "width": {**side, "multiple_of": SIZE_STEP},
+        "resolution": side,
+        "output_resolution": side,
+        "max_area": {"ge": SIZE_STEP**2, "le": limits.max_pixels},
+        "padding_mask_crop": {"ge": 0, "le": limits.max_side},
+        "strength": {"gt": 0, "le": 1},
+        **_BOUNDS,
+    }
+    return known.get(item.name, {"ge": -_FAR, "le": _FAR})
+
+
+_SHARE = {"ge": 0, "le": 1}
+_WEIGHT = {"ge": 0, "le": 10}
+_GUIDANCE_RANGE = {"ge": 0, "le": 50}
+_COUNT = {"ge": 0, "le": 32}
+_TOKENS = {"ge": 1, "le": 8192}
+_BOUNDS: Mapping[str, dict[str, Any]] = {
+    "eta": _SHARE,
+    "denoising_start": _SHARE,
+    "denoising_end": _SHARE,
+    "control_guidance_start": _SHARE,
+    "control_guidance_end": _SHARE,
+    "conditioning_scale": _WEIGHT,
+    "controlnet_conditioning_scale": _WEIGHT,
+    "aesthetic_score": _WEIGHT,
+    "negative_aesthetic_score": _WEIGHT,
+    "guidance_scale": _GUIDANCE_RANGE,
+    "true_cfg_scale": _GUIDANCE_RANGE,
+    "clip_skip": _COUNT,
+    "control_mode": _COUNT,
+    "layers": {"ge": 1, "le": 16},
+    "max_sequence_length": _TOKENS,
+    "max_new_tokens": _TOKENS,
+}
+
+
+def _clip(default: Any, bounds: Mapping[str, Any]) -> Any:
+    """A service with narrow limits has them for the blocks' defaults, too."""
+    if isinstance(default, tuple):
+        return list(default)
+    return min(default, bounds["le"]) if "le" in bounds else default
+
+
+_MEANINGS: Mapping[str, str] = {
+    "prompt": "What to paint.",
+    "prompt_2": "The same for the second text encoder; by default the prompt.",
+    "prompt_3": "The same for the third text encoder; by default the prompt.",
+    "negative_prompt": "What not to paint.",
+    "negative_prompt_2": "The same for the second text encoder.",
+    "negative_prompt_3": "The same for the third text encoder.",
+    "image": "The picture to start from: a file, or base64.",
+    "mask_image": "What to paint anew is white: a file, or base64.",
+    "control_image": "The picture that guides the ControlNet: a file, or base64.",
+    "control_mode": "Kind of control, counted from 0.",
+    "ip_adapter_image": "The picture whose look is taken over: a file, or base64.",
+    "height": "Pixels, a multiple of 8.",
+    "width": "Pixels, a multiple of 8.",
+    "num_inference_steps": "Denoising steps.",
+    "strength": "How much of the picture is painted anew; 1 keeps nothing.",
+    "guidance_scale": "How closely to follow the prompt.",
+    "controlnet_conditioning_scale": "Weight of the ControlNet.",
+    "control_guidance_start": "Share of the steps after which the ControlNet begins.",
+    "control_guidance_end": "Share of the steps after which the ControlNet ends.",
+    "guess_mode": "Let the ControlNet work without a prompt.",
+    "clip_skip": "Layers at the end of the text encoder that are left out.",
+    "padding_mask_crop": "Pixels around the mask that are cropped and painted larger.",
+    "denoising_start": "Share of the steps that another model has done.",
+    "denoising_end": "Share of the steps after which to stop.",
+    "eta": "Noise that DDIM adds at each step.",
+    "original_size": "Height and width that the picture is said to come from, px.",
+    "target_size": "Height and width that the picture is said to have, px.",
+    "crops_coords_top_left": "Where the picture is said to be cropped: top, left, px.",
+    "negative_original_size": "As original_size, for what not to paint.",
+    "negative_target_size": "As target_size, for what not to paint.",
+    "negative_crops_coords_top_left": "As crops_coords_top_left, for what not to paint.",
+    "aesthetic_score": "Score that the picture is said to have.",
+    "negative_aesthetic_score": "Score of what not to paint.",
+    "max_sequence_length": "Longest prompt in tokens.",
+}

@@ -1,0 +1,219 @@
+"""Modular workflows by name in the engine, and the requests that services make of them."""
+
+import collections
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.modular_pipelines import ModularPipelineBlocks
+from PIL import Image
+
+from bentoml_diffusers import Engine, RequestLimits, testing
+from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.loading.blocks import read_kind, read_modular_workflows, read_whole
+from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
+
+SHIPPED = {
+    name: found
+    for name in dir(diffusers)
+    if isinstance(found := getattr(diffusers, name), type)
+    and issubclass(found, ModularPipelineBlocks)
+    and getattr(found, "block_classes", None)
+    and name.endswith("Blocks")
+}
+CALL = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return testing.tiny_modular_stable_diffusion_xl(controlnet=True)
+
+
+@pytest.fixture(scope="module")
+def engine(pipeline):
+    with Engine(pipeline) as engine:
+        yield engine
+
+
+class TestEngine:
+    def call_diffusers(self, **inputs):
+        pipeline = testing.tiny_modular_stable_diffusion_xl(controlnet=True)
+        generator = torch.Generator().manual_seed(3)
+        call = {"prompt": "a red circle", "num_inference_steps": 4, **inputs}
+        return pipeline(**call, generator=generator, output="images")[0]
+
+    @pytest.mark.parametrize(
+        ("task", "names"),
+        [
+            ("text2image", []),
+            ("txt2img", []),
+            ("image2image", ["image"]),
+            ("img2img", ["image"]),
+            ("inpainting", ["image", "mask_image"]),
+            ("inpaint", ["image", "mask_image"]),
+            ("controlnet_text2image", ["control_image"]),
+            ("controlnet_image2image", ["control_image", "image"]),
+        ],
+    )
+    def test_a_modular_workflow_is_what_diffusers_paints(self, engine, picture, task, names):
+        inputs = dict.fromkeys(names, picture)
+        result = engine.run(task, **CALL, **inputs)
+        assert np.array_equal(result.images[0], self.call_diffusers(**inputs))
+        assert result.seeds == (3,)
+
+    @pytest.mark.parametrize(
+        ("task", "field", "changes"),
+        [
+            ("text2image", "prompt", {"prompt": None}),
+            ("text2image", "prompt", {"prompt": 5}),
+            ("text2image", "negative_prompt", {"negative_prompt": 5}),
+            ("text2image", "guidance_scale", {"guidance_scale": "high"}),
+            ("text2image", "image", {"image": Image.new("RGB", (32, 32))}),
+            ("text2image", "promt", {"promt": "a"}),
+            ("text2image", "original_size", {"original_size": 32}),
+            ("image2image", "image", {}),
+            ("image2image", "image", {"image": "picture.png"}),
+            ("inpainting", "mask_image", {"image": Image.new("RGB", (32, 32))}),
+            ("controlnet_text2image", "control_image", {}),
+            (
+                "controlnet_text2image",
+                "guess_mode",
+                {"control_image": Image.new("RGB", (32, 32)), "guess_mode": "yes"},
+            ),
+            ("text2video", "task", {}),
+            ("controlnet", "task", {}),
+            ("save_pretrained", "task", {}),
+        ],
+    )
+    def test_a_wrong_field_is_named(self, engine, task, field, changes):
+        with pytest.raises(InvalidRequest) as caught:
+            engine.submit(task, **{**CALL, **changes})
+        assert caught.value.field == field
+
+    @pytest.mark.parametrize(
+        "changes", [{"num_inference_steps": 3}, {"strength": 0.2}, {"strength": float("nan")}]
+    )
+    @pytest.mark.parametrize("task", ["image2image", "__call__"])
+    def test_strength_that_leaves_no_step_is_refused(self, engine, picture, task, changes):
+        with pytest.raises(InvalidRequest) as caught:
+            engine.submit(task, **{**CALL, "image": picture, **changes})
+        assert caught.value.field == "strength"
+
+    def test_the_guider_is_the_requests_own(self, engine):
+        plain, strong, again = (
+            engine.run("text2image", **CALL, **more).images[0]
+            for more in ({}, {"guidance_scale": 2.0}, {})
+        )
+        assert np.array_equal(plain, again)
+        assert not np.array_equal(plain, strong)
+
+    def test_components_that_are_missing(self):
+        with (
+            Engine(testing.tiny_modular_stable_diffusion_xl()) as engine,
+            pytest.raises(InvalidRequest, match="controlnet") as caught,
+        ):
+            engine.submit("controlnet_text2image", **CALL)
+        assert caught.value.field == "task"
+
+    def test_an_ip_adapter_wants_its_picture(self, tmp_path, picture):
+        pipeline = testing.tiny_modular_stable_diffusion_xl(image_encoder=True)
+        file = testing.save_tiny_ip_adapter(tmp_path)
+        pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
+        with Engine(pipeline) as engine:
+            with pytest.raises(InvalidRequest, match="ip_adapter_image"):
+                engine.submit("text2image", **CALL)
+            with pytest.raises(InvalidRequest, match="ip_adapter_image"):
+                engine.submit("__call__", **CALL)
+            result = engine.run("ip_adapter_text2image", **CALL, ip_adapter_image=picture)
+        assert result.images[0].size == (32, 32)
+
+
+class TestShippedBlocks:
+    def test_there_are_many(self):
+        assert len(SHIPPED) >= 40
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_each_modular_workflow_that_paints_has_a_request(self, name):
+        blocks = SHIPPED[name]()
+        for workflow in _workflows_of(blocks):
+            lost = {
+                item.name
+                for item in workflow.inputs.values()
+                if item.is_required and why_left_out(item)
+            }
+            assert not (lost and workflow.output == "images"), workflow.name
+            model = make_modular_model(workflow, RequestLimits(), guided=True)
+            for field in model.model_json_schema()["properties"].values():
+                assert field["description"]
+
+    def test_what_is_left_out_is_known(self):
+        """A new kind of input in diffusers is looked at by a person once."""
+        reasons = collections.defaultdict(set)
+        for cls in SHIPPED.values():
+            for workflow in _workflows_of(cls()):
+                for item in workflow.inputs.values():
+                    if workflow.output == "images":
+                        reasons[why_left_out(item)].add(item.name)
+        fields = reasons.pop(None)
+        assert {"prompt", "image", "mask_image", "strength", "num_inference_steps"} <= fields
+        assert reasons == LEFT_OUT
+
+
+def _workflows_of(blocks):
+    return list(read_modular_workflows(blocks).values()) or [read_whole(blocks)]
+
+
+LEFT_OUT = {
+    "a request has a seed": {"generator"},
+    "not for clients": {"num_images_per_prompt", "output_type", "resized_image", "_auto_resize"},
+    "no request can carry it: tensor": {
+        "image_latent_ids",
+        "image_latents",
+        "ip_adapter_embeds",
+        "latents",
+        "negative_ip_adapter_embeds",
+        "timesteps",
+    },
+    "no request can carry it: other": {
+        "attention_kwargs",
+        "boxes",
+        "crops_coords",
+        "cross_attention_kwargs",
+        "dtype",
+        "guidance_schedule",
+        "joint_attention_kwargs",
+        "preprocess_kwargs",
+        "reference_crop",
+        "sigmas",
+        "text_encoder_out_layers",
+    },
+}
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("name", "hint", "default", "kind"),
+        [
+            ("diffdiff_map", Image.Image, None, "picture"),
+            ("anything", Image.Image | list[Image.Image], None, "picture"),
+            ("anything", float | list[float] | torch.Tensor, None, "number"),
+            ("anything", bool | None, None, "flag"),
+            ("anything", torch.Tensor | None, None, "tensor"),
+            ("anything", list[torch.Tensor], None, "tensor"),
+            ("anything", dict, None, "other"),
+            ("control_image", None, None, "picture"),
+            ("prompt", None, None, "text"),
+            ("anything", None, True, "flag"),
+            ("anything", None, 3, "whole number"),
+            ("anything", None, None, "other"),
+        ],
+    )
+    def test_from_type_then_name_then_default(self, name, hint, default, kind):
+        assert read_kind(name, hint, default) == kind
