@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
@@ -11,26 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bentoml_diffusers._names import TAG_VARIABLE
+from bentoml_diffusers.cli.lines import one_line_errors, print_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SERVE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
-
-
-def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of BentoML's tree, ours included, is one line and exit status 1."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from bentoml.exceptions import BentoMLException
-
-        try:
-            return command(*args, **kwargs)
-        except BentoMLException as error:
-            raise click.ClickException(str(error)) from error
-
-    return run
 
 
 @click.group(name="diffusers")
@@ -40,7 +25,7 @@ def diffusers_command() -> None:
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @click.pass_context
-@_one_line_errors
+@one_line_errors
 def demo(context: click.Context) -> None:
     """Serve the bundled demo model: it paints coloured shapes.
 
@@ -62,7 +47,7 @@ def demo(context: click.Context) -> None:
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @click.argument("tag")
 @click.pass_context
-@_one_line_errors
+@one_line_errors
 def serve(context: click.Context, tag: str) -> None:
     """Serve the pipeline TAG: txt2img and img2img.
 
@@ -91,7 +76,7 @@ def serve(context: click.Context, tag: str) -> None:
     show_default=True,
     help="How files of a folder come in.",
 )
-@_one_line_errors
+@one_line_errors
 def import_command(name: str, source: str, **options: Any) -> None:
     """Import a pipeline from the folder, file or hub repository SOURCE as NAME."""
     from bentoml_diffusers.store import import_model
@@ -101,18 +86,17 @@ def import_command(name: str, source: str, **options: Any) -> None:
 
 @diffusers_command.command()
 @click.argument("tag")
-@_one_line_errors
+@one_line_errors
 def info(tag: str) -> None:
     """Show where the model, LoRA or embedding TAG is from, and what is in it."""
     from bentoml_diffusers.store import describe, get
 
-    for name, text in describe(get(tag)):
-        click.echo(f"{name:12} {text}")
+    print_facts(describe(get(tag)))
 
 
 @diffusers_command.command()
 @click.argument("tag")
-@_one_line_errors
+@one_line_errors
 def verify(tag: str) -> None:
     """Check the hashes of all files of TAG; the exit status is 1 if one differs."""
     from bentoml_diffusers.store import get
@@ -135,7 +119,7 @@ def verify(tag: str) -> None:
 
 
 @diffusers_command.command(name="list")
-@_one_line_errors
+@one_line_errors
 def list_command() -> None:
     """List the pipelines, LoRAs and textual inversions of the model store."""
     _list_entries("")
@@ -168,7 +152,7 @@ def _adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @lora.command(name="add")
 @_adapter_options
-@_one_line_errors
+@one_line_errors
 def lora_add(name: str, source: str, **options: Any) -> None:
     """Store the LoRA in the file, folder or hub repository SOURCE as NAME."""
     from bentoml_diffusers.store import import_lora
@@ -177,7 +161,7 @@ def lora_add(name: str, source: str, **options: Any) -> None:
 
 
 @lora.command(name="list")
-@_one_line_errors
+@one_line_errors
 def lora_list() -> None:
     """List the LoRAs of the model store."""
     _list_entries("lora")
@@ -186,7 +170,7 @@ def lora_list() -> None:
 @embedding.command(name="add")
 @_adapter_options
 @click.option("--token", help="The new word; by default what the file says.")
-@_one_line_errors
+@one_line_errors
 def embedding_add(name: str, source: str, **options: Any) -> None:
     """Store the textual inversion in the file, folder or hub repository SOURCE as NAME."""
     from bentoml_diffusers.store import import_textual_inversion
@@ -195,7 +179,7 @@ def embedding_add(name: str, source: str, **options: Any) -> None:
 
 
 @embedding.command(name="list")
-@_one_line_errors
+@one_line_errors
 def embedding_list() -> None:
     """List the textual inversions of the model store."""
     _list_entries("textual_inversion")
@@ -239,7 +223,7 @@ def _cell(value: object) -> str:
 
 @diffusers_command.command()
 @click.argument("action", type=click.Choice(["show", "install", "remove"]))
-@_one_line_errors
+@one_line_errors
 def hook(action: str) -> None:
     """Make `bentoml.diffusers` this package in every Python start, without an import.
 
