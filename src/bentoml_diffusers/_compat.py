@@ -69,6 +69,17 @@ def quiet_lora_loading() -> None:
     )
 
 
+def attention_backend() -> str:
+    """Name of the attention kernel that diffusers uses where no module says otherwise.
+
+    Until diffusers tells it in public.
+    """
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    backend, _ = _AttentionBackendRegistry.get_active_backend()
+    return str(backend.value)
+
+
 def alias_upstream_module(module: Any) -> None:
     """Makes ``bentoml.diffusers`` this package, in whichever way it is reached.
 

@@ -255,6 +255,12 @@ class Workflow(Part):
         parcel = open_parcel(source, filename, revision=revision, token=token)
         return cls._from_parcel(parcel, LOCAL)
 
+    def with_blobs(self, found: Mapping[str, bytes]) -> Workflow:
+        """Returns the workflow with more blobs, by their sha256."""
+        copied = self.model_copy()
+        copied._blobs = {**self._blobs, **found}
+        return copied
+
     def to_json(self, *, indent: int | None = None, inline_blobs: bool = True) -> str:
         """Returns the workflow as one text.
 
@@ -327,11 +333,9 @@ class Workflow(Part):
         values = _upgrade(values)
         found = collect(values, read, bounds)
         try:
-            workflow = cls.model_validate(values)
+            return cls.model_validate(values).with_blobs(found)
         except ValidationError as err:
             raise _first_fault(err) from err
-        workflow._blobs.update(found)
-        return workflow
 
 
 def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:

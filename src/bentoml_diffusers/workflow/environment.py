@@ -1,0 +1,67 @@
+"""What a picture depends on to its last bit, besides pipeline and arguments."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from bentoml_diffusers import _compat
+from bentoml_diffusers.workflow.schema import Environment
+
+_PACKAGES = (
+    *("bentoml-diffusers", "bentoml", "torch", "diffusers", "transformers", "peft", "accelerate"),
+    *("safetensors", "numpy", "pillow"),
+)
+
+
+def read_environment(pipeline: Any) -> Environment:
+    """Returns versions, hardware and numerics of the process, for a pipeline's device."""
+    device = device_of(pipeline)
+    return Environment(
+        versions=_read_versions(),
+        hardware={"machine": platform.machine(), "device": device, **_read_gpu(device)},
+        numerics={
+            "attention_backend": _compat.attention_backend(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "cuda_matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def device_of(pipeline: Any) -> str:
+    """Returns the type of the device that a pipeline computes on, such as ``"cuda"``."""
+    device = getattr(pipeline, "_execution_device", None) or getattr(pipeline, "device", None)
+    return torch.device(device or "cpu").type
+
+
+@functools.cache
+def _read_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        version = _find_version(name)
+        if version is not None:
+            found[name] = version
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    return found
+
+
+def _find_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read_gpu(device: str) -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
