@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
+from bentoml_diffusers.store.hashing import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,20 @@ def file_key(adapter: Adapter) -> object:
     except OSError:
         return adapter.path, arguments
     return adapter.path, found.st_mtime_ns, found.st_size, arguments
+
+
+def hash_adapter(adapter: Adapter) -> str:
+    """Returns the sha256 of an adapter's file; a file that stays the same is read once.
+
+    Raises:
+        InvalidModel: 400, there is none.
+    """
+    return _hash_once(local_file(adapter), file_key(adapter))
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_once(path: Path, _key: object) -> str:
+    return hash_file(path)
 
 
 def local_file(adapter: Adapter) -> Path:

@@ -23,6 +23,7 @@ from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
 from bentoml_diffusers.store import adapter_file, get, list_entries, read_record
 
 Kind = Literal["lora", "textual_inversion"]
+_Place = tuple[str, str | None, str | None]  # path, word of its file, tag in the store
 
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_SCALE = 100.0
@@ -44,6 +45,7 @@ class Adapter:
         scale: Weight of a LoRA; 1 is as trained, 0 is none, negative is the opposite.
         token: Word of a textual inversion, ``None`` for what its file says.
         arguments: More arguments for diffusers' loader, such as ``weight_name``.
+        tag: Of the store's entry, where it is from the store.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Adapter:
     scale: float = 1.0
     token: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    tag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,12 @@ class AdapterFinder:
         for source in self.sources:
             found = getattr(self, f"_in_{source}")(name)
             if found is not None:
-                path, known_token = found
+                path, known_token, tag = found
                 if source == "hub" and name.count("/") > 1:
                     # "owner/repository/file", as bentoml.diffusers wrote it
                     owner, repository, more["weight_name"] = name.split("/", 2)
                     path = f"{owner}/{repository}"
-                return Adapter(name, path, scale, token or known_token, more)
+                return Adapter(name, path, scale, token or known_token, more, tag)
         raise self._not_found(name)
 
     def _find_in_folder(
@@ -139,16 +142,17 @@ class AdapterFinder:
             return Adapter(name, name, scale, token, {**more, "weight_name": weight_name})
         raise self._not_found(f"{name}/{weight_name}")
 
-    def _in_store(self, name: str) -> tuple[str, str | None] | None:
+    def _in_store(self, name: str) -> _Place | None:
         if "/" in name or name.endswith(".safetensors"):
             return None
         try:
-            path, record = adapter_file(get(name), self.kind)
+            model = get(name)
+            path, record = adapter_file(model, self.kind)
         except (ModelNotFound, InvalidModel, bentoml.exceptions.BentoMLException, ValueError):
             return None
-        return str(path), record.details.get("token")
+        return str(path), record.details.get("token"), str(model.tag)
 
-    def _in_lora_dir(self, name: str) -> tuple[str, str | None] | None:
+    def _in_lora_dir(self, name: str) -> _Place | None:
         if self.folder is None or Path(name).is_absolute():
             return None
         root = self.folder.resolve()
@@ -157,17 +161,17 @@ class AdapterFinder:
             return None
         return self._checked_file(path)
 
-    def _in_path(self, name: str) -> tuple[str, str | None] | None:
+    def _in_path(self, name: str) -> _Place | None:
         return self._checked_file(Path(name).expanduser())
 
-    def _in_hub(self, name: str) -> tuple[str, str | None] | None:
+    def _in_hub(self, name: str) -> _Place | None:
         is_repository = "/" in name and not name.startswith((".", "/", "~"))
-        return (name, None) if is_repository else None
+        return (name, None, None) if is_repository else None
 
-    def _checked_file(self, path: Path) -> tuple[str, str | None] | None:
+    def _checked_file(self, path: Path) -> _Place | None:
         if not path.is_file() or path.suffix != ".safetensors":
             return None
-        return str(path), None
+        return str(path), None, None
 
     def _not_found(self, name: str) -> Exception:
         """Refused if no allowed source could ever mean this name, else not found."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.adapters.lora import LoraSwitch
+from bentoml_diffusers.adapters.records import AdapterSet
 from bentoml_diffusers.adapters.sources import AdapterFinder
 from bentoml_diffusers.adapters.textual_inversion import load_textual_inversions
 from bentoml_diffusers.options import ADAPTER_SOURCES
@@ -24,14 +25,23 @@ def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -
 
     A relative file is looked for in ``lora_dir``, by default the working directory.
     """
-    folder = Path(options.lora_dir or ".").expanduser()
-    inversions = AdapterFinder("textual_inversion", ADAPTER_SOURCES, folder, is_trusted=True)  # type: ignore[arg-type]
-    loras = AdapterFinder("lora", ADAPTER_SOURCES, folder, is_trusted=True)  # type: ignore[arg-type]
-    load_textual_inversions(pipeline, inversions.find_all(options.textual_inversions))
-    switch = LoraSwitch(pipeline, loras.find_all(options.lora_weights))
+    static = find_static_adapters(options)
+    load_textual_inversions(pipeline, static.inversions)
+    switch = LoraSwitch(pipeline, static.loras)
     if options.fuse_static_loras:
         switch.fuse_static()
     return switch
+
+
+def find_static_adapters(options: ModelOptions) -> AdapterSet:
+    """Finds the adapters of the options; reads no file."""
+    folder = Path(options.lora_dir or ".").expanduser()
+    inversions = AdapterFinder("textual_inversion", ADAPTER_SOURCES, folder, is_trusted=True)  # type: ignore[arg-type]
+    loras = AdapterFinder("lora", ADAPTER_SOURCES, folder, is_trusted=True)  # type: ignore[arg-type]
+    return AdapterSet(
+        tuple(loras.find_all(options.lora_weights)),
+        tuple(inversions.find_all(options.textual_inversions)),
+    )
 
 
 def request_finder(options: ModelOptions, kind: Kind = "lora") -> AdapterFinder:
