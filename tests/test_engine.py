@@ -328,6 +328,23 @@ def test_given_latents_reproduce(engine, pixels):
     assert (first == second).all()
 
 
+@pytest.mark.parametrize(
+    ("latents", "said"),
+    [
+        (torch.zeros(2, 4, 4, 4), r"shape \(1, 4, 4, 4\)"),
+        (torch.zeros(1, 3, 4, 4), r"shape \(1, 4, 4, 4\)"),
+        (torch.zeros(1, 4, 4, 8), r"shape \(1, 4, 4, 4\)"),
+        (torch.full((1, 4, 4, 4), float("nan")), "finite numbers"),
+        (torch.zeros(1, 4, 4, 4, dtype=torch.int64), "a tensor of floats"),
+        ([[0.0]], "a tensor of floats"),
+    ],
+    ids=["count", "channels", "size", "nan", "integers", "list"],
+)
+def test_wrong_latents_are_refused_at_once(engine, latents, said):
+    with pytest.raises(errors.InvalidRequest, match=rf"latents.*{said}"):
+        engine.submit("txt2img", **CALL, height=32, width=32, latents=latents)
+
+
 def test_calls_of_a_runner_share_forwards(model, lora_dir, pixels):
     runner = model.with_options(lora_dir=str(lora_dir)).to_runner()
     runner.init_local(quiet=True)

@@ -25,6 +25,7 @@ from bentoml_diffusers.engine.arguments import (
     read_parameters,
     with_rgb_images,
 )
+from bentoml_diffusers.engine.latents import check_latents
 from bentoml_diffusers.engine.modular import ModularTasks
 from bentoml_diffusers.engine.request import Handle, Progress, Request, Result, Ticket
 from bentoml_diffusers.engine.schedulers import choose_scheduler
@@ -279,6 +280,7 @@ class Engine:
             bound = parameters.modular.complete(bound)
         base = getattr(self.pipeline, "scheduler", None)
         check_arguments(parameters, bound, base)
+        check_latents(self.pipeline, bound)
         return Request(
             pipeline_class=cls,
             method=method,
