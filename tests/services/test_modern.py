@@ -1,6 +1,7 @@
 """The modern service as `bentoml diffusers serve` runs it, over real HTTP."""
 
 import base64
+import itertools
 import json
 import select
 import socket
@@ -252,6 +253,16 @@ class TestBadInput:
     )
     def test_body_that_is_no_object(self, refused, content):
         assert refused(content=content, headers={"content-type": "application/json"})[0] == 400
+
+    @pytest.mark.parametrize(("path", "mebibytes"), [("/txt2img", 4), ("/img2img", 60)])
+    def test_body_without_end(self, server, path, mebibytes):
+        """Sent in chunks, so that no header says how much there will be."""
+        head = b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        chunks = itertools.chain([head], (b"x" * 2**20 for _ in range(mebibytes)))
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        answer = server.client.post(path, content=chunks, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["detail"][0]["loc"] == ["body"]
 
     @pytest.mark.parametrize("parameters", ["", "; boundary=x"])
     def test_broken_form(self, refused, parameters):

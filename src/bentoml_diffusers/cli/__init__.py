@@ -11,6 +11,8 @@ import click
 
 from bentoml_diffusers._names import TAG_VARIABLE
 from bentoml_diffusers.cli.lines import one_line_errors, print_facts
+from bentoml_diffusers.cli.running import SERVICE_URL, describe_loaded
+from bentoml_diffusers.cli.workflows import workflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,9 @@ _SERVE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 @click.group(name="diffusers")
 def diffusers_command() -> None:
     """Store and serve diffusers pipelines."""
+
+
+diffusers_command.add_command(workflow)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
@@ -161,10 +166,15 @@ def lora_add(name: str, source: str, **options: Any) -> None:
 
 
 @lora.command(name="list")
+@click.option("--loaded", is_flag=True, help="Those of a running service: in memory, in slots.")
+@click.option("--url", default=SERVICE_URL, show_default=True, help="Where the service is.")
 @one_line_errors
-def lora_list() -> None:
-    """List the LoRAs of the model store."""
-    _list_entries("lora")
+def lora_list(loaded: bool, url: str) -> None:
+    """List the LoRAs of the model store, or of a running service."""
+    if loaded:
+        print_facts(describe_loaded(url))
+    else:
+        _list_entries("lora")
 
 
 @embedding.command(name="add")

@@ -29,6 +29,7 @@ from bentoml_diffusers.serving.codecs import SIZE_STEP, OutputFormat, decode_bas
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
     from starlette.requests import Request
+    from starlette.types import Message
 
 
 class LoraChoice(BaseModel):
@@ -72,6 +73,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
         """Reads a request; whatever is wrong with it is a ``ValidationError``, answered by 400."""
         del serde
+        request = cls._bound_body(request)
         media_type = request.headers.get("content-type", "").split(";")[0].strip()
         if media_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
             values = await cls._read_form(request)
@@ -79,7 +81,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             values = cls._read_json(await request.body())
         for name in cls.multipart_fields:
             if name in values:
-                values[name] = cls._decode_image(name, values[name])
+                values[name] = cls._decode_file(name, values[name])
         return cls.model_validate(values)
 
     @classmethod
@@ -121,7 +123,31 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         return values
 
     @classmethod
-    def _decode_image(cls, name: str, value: Any) -> PILImage:
+    def _bound_body(cls, request: Request) -> Request:
+        """Returns the request with a body that ends in a fault where it gets too large."""
+        from starlette.requests import Request as BoundedRequest
+
+        most = cls._max_body_bytes()
+        received = 0
+
+        async def receive() -> Message:
+            nonlocal received
+            message = await request.receive()
+            received += len(message.get("body", b""))
+            if received > most:
+                raise cls._fault("body", f"more than {most} bytes")
+            return message
+
+        return BoundedRequest(request.scope, receive)
+
+    @classmethod
+    def _max_body_bytes(cls) -> int:
+        """Files as base64, texts as JSON with 12 characters for one, and room for the rest."""
+        files = len(cls.multipart_fields) * cls.limits.max_upload_bytes * 4 // 3
+        return files + len(cls.model_fields) * cls.limits.max_prompt_chars * 12 + 2**20
+
+    @classmethod
+    def _decode_file(cls, name: str, value: Any) -> Any:
         try:
             if isinstance(value, str):
                 value = decode_base64(value)
