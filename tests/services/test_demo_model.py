@@ -1,6 +1,8 @@
 """`bentoml diffusers demo`: pictures of the bundled model show what their prompts say."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,6 +56,19 @@ def test_a_word_for_a_colour_is_known_to_its_request_only(server, judge):
     teal = {"textual_inversions": [{"name": "teal", "token": "<teal>"}]}
     assert judge(server.paint(prompt=prompt, **teal, **SETTINGS)).colour == "teal"
     assert judge(server.paint(prompt=prompt, **SETTINGS)).colour != "teal"
+
+
+def test_the_command_line_lists_what_is_loaded(server):
+    server.paint(prompt=PROMPTS[0], lora_weights=[{"name": "outline"}], **SETTINGS)
+    command = [sys.executable, "-m", "bentoml", "diffusers", "lora", "list", "--loaded", "--url"]
+    shown = subprocess.run([*command, server.url], capture_output=True, text=True, check=True)
+    lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert "stripes" in lines["LoRAs"]
+    assert "teal" in lines["embeddings"]
+    assert "outline" in shown.stdout.partition("in slots")[2]
+    nobody = subprocess.run([*command, "http://127.0.0.1:9"], capture_output=True, text=True)
+    assert nobody.returncode == 1
+    assert "no service of this package answers at http://127.0.0.1:9" in nobody.stderr
 
 
 def test_command_that_is_printed_works(server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,14 @@ def service(
         async def img2img(self, ctx: bentoml.Context, **fields: Any) -> Image:
             """Paints a picture over another one. The seed used is in the header `x-seed`."""
             return await answer(self.engine, ctx, "img2img", fields)  # type: ignore[no-any-return]
+
+        @bentoml.api  # type: ignore[untyped-decorator]
+        def adapters(self) -> dict[str, Any]:
+            """LoRAs and textual inversions: which can be named, are in memory, are in slots.
+
+            Of the worker that answers: each has slots of its own.
+            """
+            return asdict(self.engine.report().adapters)
 
         def __is_ready__(self) -> bool:
             """BentoML asks it for ``/readyz``."""
