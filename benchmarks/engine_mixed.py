@@ -5,6 +5,7 @@ Sides, each with the same requests, in turns within one run:
 - ``upstream``: load the LoRA's file, call, unload; what ``bentoml.diffusers`` would do.
 - ``plain``: plain diffusers, all LoRAs resident, ``set_adapters`` before each call.
 - ``batch``: one call of plain diffusers with all requests, which must be equal.
+- ``separate``: this engine, but only requests with the same LoRA share a forward.
 - ``engine``: this package.
 
 A ratio is that side's time divided by the engine's, beside it the largest difference of the
@@ -27,6 +28,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,11 +39,14 @@ import torch
 from adapters_slots import save_lora
 
 from bentoml_diffusers import Engine, EngineLimits, ModelOptions, testing
+from bentoml_diffusers.engine import conductor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LORAS = ("one", "two", "three")
+ARRIVALS_PER_S = 4.0
+SIZES = {"small": (32, 64, 64, 96), "large": (128, 256, 512, 512)}
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,15 @@ class Sides:
             for number, picture in enumerate(pictures)
         ]
 
+    def by_separate_batches(
+        self, wishes: Sequence[Wish], arrivals: Sequence[float]
+    ) -> list[tuple[Any, float]]:
+        """As servers do that switch LoRAs between batches."""
+        key = conductor._Job.key.fget
+        with_lora = property(lambda job: (key(job), _lora_names(job)))
+        with mock.patch.object(conductor._Job, "key", with_lora):
+            return self.by_engine(wishes, arrivals)
+
     def in_one_call(self, wishes: Sequence[Wish]) -> list[tuple[Any, float]]:
         """One call of plain diffusers, for requests that differ in their seeds only."""
         self.plain.disable_lora()
@@ -233,28 +247,6 @@ def compare(name: str, sides: dict[str, Callable[[], Any]], rounds: int) -> dict
     return figures
 
 
-def compare_all(folder: Path, rounds: int, *, large: bool) -> list[dict[str, Any]]:
-    """Returns all figures."""
-    small = Sides((32, 64, 64, 96), folder)
-    print(f"small UNet: {small.parameters / 1e6:.1f} M parameters", flush=True)
-    figures = [
-        _compare_mixed("24 mixed at once, small", small, draw_wishes(24, 64, (8, 20)), rounds),
-        _compare_arrivals("32 mixed, 4/s, small", small, draw_wishes(32, 64, (8, 20)), 4.0),
-        _compare_equal("8 equal, small", small, rounds),
-        _compare_lone("alone, small", small, 4 * rounds),
-    ]
-    small.engine.close()
-    if large:
-        wide = Sides((128, 256, 512, 512), folder)
-        print(f"large UNet: {wide.parameters / 1e6:.1f} M parameters", flush=True)
-        wishes = draw_wishes(12, 64, (4, 8))
-        figures.append(_compare_mixed("12 mixed at once, large", wide, wishes, 2))
-        heavy = draw_wishes(8, 256, (2, 4))
-        figures.append(_compare_mixed("8 mixed at once, large, 32x32 latents", wide, heavy, 2))
-        wide.engine.close()
-    return figures
-
-
 def _compare_mixed(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
     now = [0.0] * len(wishes)
     sides.by_engine(wishes, now)  # the cost profile is measured here
@@ -269,22 +261,22 @@ def _compare_mixed(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> 
     )
 
 
-def _compare_arrivals(name: str, sides: Sides, wishes: list[Wish], rate: float) -> dict[str, Any]:
+def _compare_arrivals(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
     rng = random.Random(1)
-    arrivals = list(np.cumsum([rng.expovariate(rate) for _ in wishes]))
+    arrivals = list(np.cumsum([rng.expovariate(ARRIVALS_PER_S) for _ in wishes]))
     return compare(
         name,
         {
             "upstream": lambda: sides.one_at_a_time(sides.run_upstream, wishes, arrivals),
             "plain": lambda: sides.one_at_a_time(sides.run_plain, wishes, arrivals),
+            "separate": lambda: sides.by_separate_batches(wishes, arrivals),
             "engine": lambda: sides.by_engine(wishes, arrivals),
         },
-        rounds=1,
+        rounds,
     )
 
 
-def _compare_equal(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
-    wishes = [Wish("a red circle", 12, 4.0, seed, 64, None) for seed in range(8)]
+def _compare_equal(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
     return compare(
         name,
         {
@@ -295,9 +287,8 @@ def _compare_equal(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
     )
 
 
-def _compare_lone(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
-    wishes = [Wish("a red circle", 12, 4.0, 3, 64, None)]
-    pipeline = make_pipeline((32, 64, 64, 96))  # without any LoRA layer
+def _compare_lone(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
+    pipeline = make_pipeline(SIZES["small"])  # without any LoRA layer
     return compare(
         name,
         {
@@ -306,6 +297,10 @@ def _compare_lone(name: str, sides: Sides, rounds: int) -> dict[str, Any]:
         },
         rounds,
     )
+
+
+def _lora_names(job: Any) -> tuple[str, ...]:
+    return tuple(lora.name for lora in job.member.lease.prepared.wanted.loras)
 
 
 def _call(pipeline: Any, wish: Wish) -> Any:
@@ -326,24 +321,73 @@ def _difference(one: Outcome, two: Outcome) -> int:
     return int(max(abs(first - second).max() for first, second in pairs))
 
 
+def _equal(count: int) -> list[Wish]:
+    return [Wish("a red circle", 12, 4.0, seed, 64, None) for seed in range(count)]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A comparison: on which UNet, how, of what, how often."""
+
+    size: str
+    compare: Callable[[str, Sides, list[Wish], int], dict[str, Any]]
+    wishes: list[Wish]
+    rounds: int
+
+
+FIGURES = {
+    "24 mixed at once, small": Figure("small", _compare_mixed, draw_wishes(24, 64, (8, 20)), 3),
+    "32 mixed, 4/s, small": Figure("small", _compare_arrivals, draw_wishes(32, 64, (8, 20)), 2),
+    "8 equal, small": Figure("small", _compare_equal, _equal(8), 3),
+    "alone, small": Figure("small", _compare_lone, _equal(1), 12),
+    "12 mixed at once, large": Figure("large", _compare_mixed, draw_wishes(12, 64, (4, 8)), 2),
+    "8 mixed at once, large, 32x32 latents": Figure(
+        "large", _compare_mixed, draw_wishes(8, 256, (2, 4)), 2
+    ),
+}
+
+
+def compare_all(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the figures of these names."""
+    figures = []
+    for size, widths in SIZES.items():
+        chosen = [name for name in names if FIGURES[name].size == size]
+        if not chosen:
+            continue
+        sides = Sides(widths, folder)
+        print(f"{size} UNet: {sides.parameters / 1e6:.1f} M parameters", flush=True)
+        for name in chosen:
+            figure = FIGURES[name]
+            figures.append(figure.compare(name, sides, figure.wishes, figure.rounds))
+        sides.engine.close()
+    return figures
+
+
 def main() -> None:
     """Reads the command line, prints the figures and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--large", action="store_true", help="the large UNet as well (minutes)")
+    parser.add_argument("--only", default="", help="figures with this in their name")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    names = [name for name in FIGURES if arguments.only in name]
     with tempfile.TemporaryDirectory() as folder:
-        figures = compare_all(Path(folder), arguments.rounds, large=arguments.large)
+        figures = compare_all(Path(folder), names)
+    if arguments.out:
+        _write(arguments.out, figures)
+
+
+def _write(path: Path, figures: list[dict[str, Any]]) -> None:
+    """Replaces the figures that were taken; others in the file stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = json.loads(path.read_text())["figures"] if path.exists() else []
+    merged = {one["what"]: one for one in (*held, *figures)}
     report = {
         "machine": f"{platform.machine()}, 1 thread",
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers, bentoml)},
-        "figures": figures,
+        "figures": list(merged.values()),
     }
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
