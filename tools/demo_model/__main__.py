@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -21,15 +22,57 @@ logger = logging.getLogger("tools.demo_model")
 VAE_STEPS = 1200
 VAE_PLANNED_STEPS = 2200
 DECODER_STEPS = 1500
-FIRST_STEPS = 1000
-FIRST_PLANNED_STEPS = 5500
-SECOND_STEPS = 500
-SECOND_PLANNED_STEPS = 1900
-THIRD_STEPS = 400
-THIRD_PLANNED_STEPS = 1100
-FOURTH_STEPS = 750
-FIFTH_STEPS = 550
-BASE_STEPS = 8500
+
+# The denoiser, as it was trained: each stage goes on from the one before it.
+BASE_STAGES: dict[str, dict[str, Any]] = {
+    "base_first": {"steps": 1000, "planned_steps": 5500, "rate": 1e-3, "decay": 0.999},
+    "base_second": {
+        "steps": 500,
+        "planned_steps": 1900,
+        "rate": 1e-3,
+        "decay": 0.995,
+        "seed": 12,
+    },
+    "base_third": {
+        "steps": 400,
+        "planned_steps": 1100,
+        "rate": 1e-3,
+        "decay": 0.99,
+        "fresh_words": shapes.place_words(),
+        "pool_size": 5000,
+        "seed": 13,
+    },
+    "base_fourth": {
+        "steps": 750,
+        "planned_steps": 750,
+        "rate": 1.5e-3,
+        "decay": 0.99,
+        "pool_size": 3000,
+        "floor": 1.0,
+        "high_noise": 0.7,
+        "seed": 15,
+    },
+    "base_fifth": {
+        "steps": 550,
+        "planned_steps": 550,
+        "rate": 1e-3,
+        "decay": 0.98,
+        "pool_size": 4000,
+        "seed": 16,
+    },
+    # Shapes: their words had become alike, and they are a small part of the picture.
+    "base": {
+        "steps": 8500,
+        "planned_steps": 8500,
+        "rate": 1e-3,
+        "decay": 0.998,
+        "fresh_words": shapes.SHAPES,
+        "fresh_length": 1.2,
+        "pool_size": 20_000,
+        "shape_weight": 3.0,
+        "seed": 21,
+    },
+}
 
 
 def train(out: Path, stages: list[str]) -> None:
@@ -59,91 +102,14 @@ def _make_vae(out: Path, target: Path) -> None:
     train_base.train_decoder(vae, target, steps=DECODER_STEPS)
 
 
-def _make_first_base(out: Path, target: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
+def _make_base(name: str, out: Path, target: Path) -> None:
+    names = list(BASE_STAGES)
+    before = names[names.index(name) - 1] if name != names[0] else None
     train_base.train_denoiser(
-        vae, target, steps=FIRST_STEPS, planned_steps=FIRST_PLANNED_STEPS, rate=1e-3, decay=0.999
-    )
-
-
-def _make_second_base(out: Path, target: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
-    train_base.train_denoiser(
-        vae,
+        AutoencoderKL.from_pretrained(out / "vae_whole"),
         target,
-        steps=SECOND_STEPS,
-        planned_steps=SECOND_PLANNED_STEPS,
-        rate=1e-3,
-        decay=0.995,
-        start=out / "base_first",
-        seed=12,
-    )
-
-
-def _make_third_base(out: Path, target: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
-    train_base.train_denoiser(
-        vae,
-        target,
-        steps=THIRD_STEPS,
-        planned_steps=THIRD_PLANNED_STEPS,
-        rate=1e-3,
-        decay=0.99,
-        start=out / "base_second",
-        fresh_words=shapes.place_words(),
-        pool_size=5000,
-        seed=13,
-    )
-
-
-def _make_fourth_base(out: Path, target: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
-    train_base.train_denoiser(
-        vae,
-        target,
-        steps=FOURTH_STEPS,
-        planned_steps=FOURTH_STEPS,
-        rate=1.5e-3,
-        decay=0.99,
-        start=out / "base_third",
-        pool_size=3000,
-        floor=1.0,
-        high_noise=0.7,
-        seed=15,
-    )
-
-
-def _make_fifth_base(out: Path, target: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
-    train_base.train_denoiser(
-        vae,
-        target,
-        steps=FIFTH_STEPS,
-        planned_steps=FIFTH_STEPS,
-        rate=1e-3,
-        decay=0.98,
-        start=out / "base_fourth",
-        pool_size=4000,
-        seed=16,
-    )
-
-
-def _make_base(out: Path, target: Path) -> None:
-    """Shapes: their words had become alike, and they are a small part of the picture."""
-    vae = AutoencoderKL.from_pretrained(out / "vae_whole")
-    train_base.train_denoiser(
-        vae,
-        target,
-        steps=BASE_STEPS,
-        planned_steps=BASE_STEPS,
-        rate=1e-3,
-        decay=0.998,
-        start=out / "base_fifth",
-        fresh_words=shapes.SHAPES,
-        fresh_length=1.2,
-        pool_size=20_000,
-        shape_weight=3.0,
-        seed=21,
+        start=out / before if before else None,
+        **BASE_STAGES[name],
     )
 
 
@@ -169,12 +135,7 @@ def _make_teal(out: Path, target: Path) -> None:
 STAGES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "vae_whole": ("vae_whole", _make_whole_vae),
     "vae": ("vae", _make_vae),
-    "base_first": ("base_first", _make_first_base),
-    "base_second": ("base_second", _make_second_base),
-    "base_third": ("base_third", _make_third_base),
-    "base_fourth": ("base_fourth", _make_fourth_base),
-    "base_fifth": ("base_fifth", _make_fifth_base),
-    "base": ("base", _make_base),
+    **{name: (name, functools.partial(_make_base, name)) for name in BASE_STAGES},
     "pipeline": ("pipeline", _make_pipeline),
     "outline": ("loras/outline.safetensors", _make_outline),
     "stripes": ("loras/stripes.safetensors", _make_stripes),
