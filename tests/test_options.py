@@ -41,6 +41,7 @@ SAMPLES = {
     "quantization_config": {"quant_backend": "quanto", "quant_kwargs": {"weights_dtype": "int8"}},
     "layerwise_casting": "float8_e4m3fn",
     "step_cache": {"name": "first_block_cache", "threshold": 0.1},
+    "modular_workflow": "text2image",
 }
 
 

@@ -6,6 +6,7 @@ Only what diffusers itself exports can be named; a class object is taken as it i
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidOption, InvalidRequest
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+    from diffusers.modular_pipelines import ModularPipelineBlocks
 
 TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"  # tells the processes of `serve TAG` their tag
 BUNDLED_PIPELINES = ("stable_diffusion_mega", "score_sde_vp")
@@ -191,6 +193,55 @@ def task_class(pipeline: DiffusionPipeline, task: str) -> type[DiffusionPipeline
         if found is not None:
             return found
     raise InvalidRequest("task", task, f"a task that {type(pipeline).__name__} can do")
+
+
+def is_modular_class(value: str | type[Any] | None) -> bool:
+    """True for diffusers' ``ModularPipeline``, its subclasses, and their names."""
+    if value is None:
+        return False
+    from diffusers import ModularPipeline
+
+    found = value if isinstance(value, type) else _exported_by_diffusers(value)
+    return found is not None and issubclass(found, ModularPipeline)
+
+
+def modular_class_of(index: Mapping[str, Any]) -> type[ModularPipeline] | None:
+    """Returns the modular class for a classic pipeline by its index; ``None`` if there is none."""
+    from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
+    from diffusers.pipelines.auto_pipeline import _get_model
+
+    choose = MODULAR_PIPELINE_MAPPING.get(_get_model(index["_class_name"]))
+    return None if choose is None else _exported_by_diffusers(choose(index))
+
+
+def resolve_blocks_class(
+    name: str, module: str = "diffusers"
+) -> type[ModularPipelineBlocks] | None:
+    """Returns a class of blocks that diffusers has; ``None`` if it has none of that name."""
+    from diffusers.modular_pipelines import ModularPipelineBlocks
+
+    if module == "diffusers":
+        found = _exported_by_diffusers(name)
+    elif module.startswith("diffusers.modular_pipelines."):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            return None
+    else:
+        return None
+    is_blocks = isinstance(found, type) and issubclass(found, ModularPipelineBlocks)
+    return found if is_blocks else None
+
+
+def is_component_class(library: str, class_name: str) -> bool:
+    """True if an index may name this class: diffusers imports what stands there."""
+    from diffusers import pipelines
+
+    if not all(part.isidentifier() for part in (*library.split("."), class_name)):
+        return False
+    inside = getattr(getattr(pipelines, library, None), "__name__", "")
+    is_known = library.split(".")[0] in ("diffusers", "transformers")
+    return (is_known or inside.startswith("diffusers.")) and not class_name.startswith("_")
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,6 @@
 """Stored models and options -> pipelines."""
 
+from bentoml_diffusers.loading.modular import stored_blocks
 from bentoml_diffusers.loading.pipeline import (
     bundled_pipeline_class,
     load_pipeline,
@@ -12,5 +13,6 @@ __all__ = [
     "denoiser_name",
     "load_pipeline",
     "running_pipeline",
+    "stored_blocks",
     "stored_options",
 ]

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
 from bentoml_diffusers.store.code import find_code, hash_code
@@ -25,21 +25,67 @@ if TYPE_CHECKING:
 
     import bentoml
     from diffusers import DiffusionPipeline
+    from diffusers.modular_pipelines import ModularPipelineBlocks
 
     from bentoml_diffusers.store.record import Code
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _lock = threading.RLock()
 
 
-def load_stored_code(model: bentoml.Model, code: Code, *, trust: bool) -> type[DiffusionPipeline]:
-    """Returns the pipeline class of the code that is stored with a model.
+class RunningCode:
+    """Code that runs, as a private package.
 
-    Runs that code.
+    Args:
+        module: Its entry.
+        class_name: Class in it, if something says which.
+    """
+
+    def __init__(self, module: ModuleType, class_name: str | None) -> None:
+        self._module = module
+        self._class_name = class_name
+
+    def pipeline_class(self) -> type[DiffusionPipeline]:
+        """Returns its pipeline.
+
+        Raises:
+            InvalidModel: 400, it defines none, or several.
+        """
+        from diffusers import DiffusionPipeline
+
+        return _find_class(self._module, self._class_name, DiffusionPipeline, "pipeline")
+
+    def blocks_class(self) -> type[ModularPipelineBlocks]:
+        """Returns its blocks.
+
+        Raises:
+            InvalidModel: 400, it defines none, or several and does not say which.
+        """
+        from diffusers.modular_pipelines import ModularPipelineBlocks
+
+        return _find_class(self._module, self._class_name, ModularPipelineBlocks, "class of blocks")
+
+    def block_class(self, file: str, name: str) -> type[ModularPipelineBlocks]:
+        """Returns a block by its file and name.
+
+        Raises:
+            InvalidModel: 400, it is not there.
+        """
+        from diffusers.modular_pipelines import ModularPipelineBlocks
+
+        entry = Path(self._module.__file__ or "")
+        module = self._module if file == entry.name else _import_beside(self._module, file)
+        return _find_class(module, name, ModularPipelineBlocks, "block")
+
+
+def run_stored_code(model: bentoml.Model, code: Code, *, trust: bool) -> RunningCode:
+    """Runs the code that is stored with a model.
 
     Raises:
-        InvalidModel: 400, the code is not what was stored, or defines no pipeline.
+        InvalidModel: 400, the code is not what was stored, or fails.
         UntrustedSource: 400, not trusted here.
     """
     folder = Path(model.path_of(CODE_FOLDER))
@@ -50,16 +96,14 @@ def load_stored_code(model: bentoml.Model, code: Code, *, trust: bool) -> type[D
         )
     if not (trust or is_trusted(digest)):
         raise _untrusted(f"{code.entry} of {model.tag}, from {code.origin}", digest)
-    return _find_class(_import_code(folder / code.entry, digest), code.class_name)
+    return RunningCode(_import_code(folder / code.entry, digest), code.class_name)
 
 
-def load_code(custom_pipeline: str, model_folder: Path, *, trust: bool) -> type[DiffusionPipeline]:
-    """Returns the pipeline class of code that was not stored with the model.
-
-    Runs that code.
+def run_code(custom_pipeline: str, model_folder: Path, *, trust: bool) -> RunningCode:
+    """Runs code that was not stored with the model.
 
     Raises:
-        InvalidModel: 400, the code fails, or defines no pipeline.
+        InvalidModel: 400, the code fails.
         InvalidOption: 400, no such code.
         UntrustedSource: 400, not trusted.
         HubUnavailable: 503, a community pipeline, and the hub could not be reached.
@@ -73,7 +117,7 @@ def load_code(custom_pipeline: str, model_folder: Path, *, trust: bool) -> type[
     digest = found.sha256
     if not (trust or is_trusted(digest)):
         raise _untrusted(custom_pipeline, digest)
-    return _find_class(_import_code(found.files[found.entry], digest), found.class_name)
+    return RunningCode(_import_code(found.files[found.entry], digest), found.class_name)
 
 
 def _untrusted(what: str, digest: str) -> UntrustedSource:
@@ -110,6 +154,27 @@ def _import_code(path: Path, digest: str) -> ModuleType:
         return module
 
 
+def _import_beside(package: ModuleType, file: str) -> ModuleType:
+    """Imports another file of a private package, once, as its own imports would."""
+    path = Path(package.__file__ or "").parent / file
+    name = f"{package.__name__}.{path.stem}"
+    with _lock:
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise InvalidModel(file, "is not in the code of the model")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            with _without_bytecode():
+                spec.loader.exec_module(module)
+        except Exception as err:
+            del sys.modules[name]
+            raise InvalidModel(file, f"failed: {type(err).__name__}: {err}") from err
+        return module
+
+
 @contextlib.contextmanager
 def _without_bytecode() -> Iterator[None]:
     before = sys.dont_write_bytecode
@@ -120,13 +185,11 @@ def _without_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def _find_class(module: ModuleType, name: str | None) -> type[DiffusionPipeline]:
-    from diffusers import DiffusionPipeline
-
+def _find_class(module: ModuleType, name: str | None, base: type[T], kind: str) -> type[T]:
     classes = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, DiffusionPipeline)
+        if isinstance(value, type) and issubclass(value, base)
     }
     if name is None:
         classes = {k: v for k, v in classes.items() if v.__module__ == module.__name__}
@@ -136,6 +199,6 @@ def _find_class(module: ModuleType, name: str | None) -> type[DiffusionPipeline]
         listed = ", ".join(classes) or "none"
         raise InvalidModel(
             Path(module.__file__ or "").name,
-            f"must define one pipeline{f' named {name}' if name else ''}, it has {listed}",
+            f"must define one {kind}{f' named {name}' if name else ''}, it has {listed}",
         )
     return next(iter(classes.values()))

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidOption
-from bentoml_diffusers.loading.custom_code import load_code, load_stored_code
+from bentoml_diffusers.errors import (
+    DiffusersError,
+    InvalidModel,
+    InvalidOption,
+    UnsupportedByPipeline,
+)
+from bentoml_diffusers.loading.custom_code import run_code, run_stored_code
+from bentoml_diffusers.loading.modular import is_modular, load_modular
 from bentoml_diffusers.loading.placement import place
+from bentoml_diffusers.loading.sharing import Shared
 from bentoml_diffusers.loading.tuning import (
     cast_layers,
     compile_denoiser,
@@ -22,7 +29,7 @@ from bentoml_diffusers.loading.tuning import (
 )
 from bentoml_diffusers.options import ModelOptions
 from bentoml_diffusers.store.hashing import check_stamps
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER, PIPELINE_INDEX
+from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_FOLDER, PIPELINE_INDEX
 from bentoml_diffusers.store.record import Record, read_record
 from bentoml_diffusers.store.source import class_name, read_index
 
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 
     import bentoml
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import ComponentsManager, DiffusionPipeline
 
 _OWN_ARGUMENTS = ("custom_pipeline", "use_safetensors", "local_files_only", "allow_pickle")
 
@@ -48,7 +55,10 @@ def stored_options(model: bentoml.Model) -> ModelOptions:
 
 
 def load_pipeline(
-    model: bentoml.Model, options: ModelOptions, device: str | torch.device | None
+    model: bentoml.Model,
+    options: ModelOptions,
+    device: str | torch.device | None,
+    components_manager: ComponentsManager | None = None,
 ) -> DiffusionPipeline:
     """Loads the pipeline of a stored model; adapters come later.
 
@@ -56,6 +66,7 @@ def load_pipeline(
         model: A stored pipeline.
         options: All options, those stored with the model already merged in.
         device: Where to put it; ``None`` leaves it on the CPU.
+        components_manager: Components that are in it already are not loaded again.
 
     Raises:
         InvalidModel: 400, the model cannot be loaded, or was changed after its import.
@@ -67,11 +78,13 @@ def load_pipeline(
     record = read_record(Path(model.path))
     if record is not None and record.kind != "pipeline":
         raise InvalidModel(model.tag, f"is a {record.kind}, not a pipeline")
-    if not (folder / PIPELINE_INDEX).is_file():
+    if not any((folder / index).is_file() for index in (PIPELINE_INDEX, MODULAR_INDEX)):
         raise InvalidModel(model.tag, f"has no {PIPELINE_FOLDER}/{PIPELINE_INDEX}")
     if record is not None:
         check_stamps(str(model.tag), folder, record.stamps, record.files)
-    pipeline = _from_pretrained(model, folder, record, options)
+    shared = Shared(components_manager, model, options, device)
+    load = load_modular if is_modular(folder, options) else _from_pretrained
+    pipeline = load(model, folder, record, options, shared)
     _replace_scheduler(pipeline, options)
     cast_layers(pipeline, options)
     set_memory_format(pipeline, options)
@@ -103,9 +116,15 @@ def bundled_pipeline_class(options: ModelOptions) -> type[DiffusionPipeline] | N
 
 
 def _from_pretrained(
-    model: bentoml.Model, folder: Path, record: Record | None, options: ModelOptions
+    model: bentoml.Model,
+    folder: Path,
+    record: Record | None,
+    options: ModelOptions,
+    shared: Shared,
 ) -> DiffusionPipeline:
     cls = _find_class(model, folder, record, options)
+    if options.modular_workflow is not None:
+        raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is no modular pipeline")
     arguments: dict[str, Any] = {
         # Not left open: transformers would then keep the dtype of the file, diffusers would not.
         "dtype": _names.resolve_dtype(options.torch_dtype or "float32"),
@@ -120,11 +139,14 @@ def _from_pretrained(
     given = {key: value for key, value in arguments.items() if value is not None}
     given.update(_extra_arguments(options))  # there `safety_checker=None` says something
     try:
-        pipeline: DiffusionPipeline = cls.from_pretrained(str(folder), **given)
+        pipeline: DiffusionPipeline = cls.from_pretrained(
+            str(folder), **{**shared.take_all(), **given}
+        )
     except DiffusersError:
         raise
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
         raise InvalidModel(model.tag, f"could not be loaded: {err}") from err
+    shared.keep_classic(pipeline, str(model.tag))
     return pipeline
 
 
@@ -137,17 +159,17 @@ def _find_class(
         return bundled
     trust = _is_trusted(options)
     if options.custom_pipeline is not None:
-        return load_code(options.custom_pipeline, folder, trust=trust)
+        return run_code(options.custom_pipeline, folder, trust=trust).pipeline_class()
     if options.pipeline_class is not None:
         return _names.resolve_pipeline_class(options.pipeline_class)
     if record is not None and record.code is not None:
-        return load_stored_code(model, record.code, trust=trust)
+        return run_stored_code(model, record.code, trust=trust).pipeline_class()
     index = read_index(folder, str(model.tag))
     own = _names.BUNDLED_CLASSES.get(class_name(index))
     if own is not None:
         options = replace(options, custom_pipeline=own)
     elif isinstance(index["_class_name"], list):  # stored by BentoML's own module
-        return load_code(index["_class_name"][0], folder, trust=trust)
+        return run_code(index["_class_name"][0], folder, trust=trust).pipeline_class()
     return bundled_pipeline_class(options) or _names.resolve_pipeline_class(None)
 
 
@@ -182,4 +204,10 @@ def _without_stored_trust(options: ModelOptions, entry: Path) -> ModelOptions:
 def _replace_scheduler(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     if options.scheduler_class is not None:
         cls = _names.resolve_scheduler_class(options.scheduler_class)
-        pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
+        if getattr(pipeline, "scheduler", None) is None:
+            raise UnsupportedByPipeline(type(pipeline).__name__, "scheduler_class")
+        scheduler = cls.from_config(pipeline.scheduler.config)
+        if hasattr(pipeline, "update_components"):
+            pipeline.update_components(scheduler=scheduler)
+        else:
+            pipeline.scheduler = scheduler

@@ -21,7 +21,7 @@ from bentoml_diffusers.store import get
 if TYPE_CHECKING:
     import torch
     from bentoml import Tag
-    from diffusers import DiffusionPipeline
+    from diffusers import ComponentsManager, DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def load_model(
     bento_model: str | Tag | bentoml.Model,
     device_id: str | torch.device | None = None,
     *args: Any,
+    components_manager: ComponentsManager | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
     """Loads a stored pipeline.
@@ -38,6 +39,9 @@ def load_model(
         bento_model: A tag or a ``bentoml.Model``.
         device_id: Where to put it, such as ``"cuda"``; ``None`` leaves it on the CPU.
         *args: The first of the options below, in their order.
+        components_manager: diffusers' ``ComponentsManager``; a component with the same files,
+            dtype and device that is in it already is not loaded again. Modules that two pipelines
+            share must not run in two threads with LoRAs.
         **options: See :class:`ModelOptions`; they override what is stored with the model.
 
     Raises:
@@ -48,7 +52,7 @@ def load_model(
     given = _LOAD_MODEL_OPTIONS.bind(*args).arguments if args else {}
     model = bento_model if isinstance(bento_model, bentoml.Model) else get(bento_model)
     merged = stored_options(model).overridden_by(ModelOptions.from_mapping({**given, **options}))
-    pipeline = load_pipeline(model, merged, device_id)
+    pipeline = load_pipeline(model, merged, device_id, components_manager)
     attach_static_adapters(pipeline, merged)
     return pipeline
 
@@ -64,6 +68,7 @@ load_model.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *list(inspect.signature(load_model).parameters.values())[:2],
         *_LOAD_MODEL_OPTIONS.parameters.values(),
+        inspect.signature(load_model).parameters["components_manager"],
     ]
 )
 

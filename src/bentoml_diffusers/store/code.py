@@ -1,4 +1,4 @@
-"""Pipeline code that a model brings: found, hashed, and stored with it. Nothing runs here."""
+"""Code of pipelines and blocks that a model brings: found, hashed, stored. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
 from bentoml_diffusers.store.hashing import hash_file, hash_tree
-from bentoml_diffusers.store.layout import CODE_FOLDER
+from bentoml_diffusers.store.imports import with_imports
+from bentoml_diffusers.store.layout import BLOCKS_CONFIG, CODE_FOLDER, MODULAR_INDEX
 from bentoml_diffusers.store.record import Code
+from bentoml_diffusers.store.source import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.store.source import Source
 
 ENTRY_FILE = "pipeline.py"
+_BLOCKS = "ModularPipelineBlocks"
 _COMMUNITY = "diffusers/community-pipelines-mirror"
 
 
@@ -64,14 +67,20 @@ def hash_code(folder: Path) -> str:
     return hash_tree({path.relative_to(folder).as_posix(): hash_file(path) for path in files})
 
 
+def brings_blocks(custom_pipeline: str | None) -> bool:
+    """True if this is a folder with the code of blocks."""
+    path = Path(custom_pipeline).expanduser() if custom_pipeline else None
+    return path is not None and (path / BLOCKS_CONFIG).is_file()
+
+
 def find_code(
     custom_pipeline: str | None, source: Source | None, *, trust_remote_code: bool
 ) -> FoundCode | None:
     """Finds the code of a pipeline, in this order: what is asked for, what the index names.
 
     Args:
-        custom_pipeline: A file, a folder with ``pipeline.py``, the name of a file in the source,
-            the name of a community pipeline, or a hub repository.
+        custom_pipeline: A file, a folder with ``pipeline.py`` or with blocks, the name of a file
+            in the source, the name of a community pipeline, or a hub repository.
         source: Folder of the model.
         trust_remote_code: Allows code from the hub.
 
@@ -121,6 +130,9 @@ def code_of_class(cls: type[Any]) -> FoundCode | None:
 
 
 def _declared_code(source: Source) -> FoundCode | None:
+    if MODULAR_INDEX in source.written:
+        has_config = (source.folder / BLOCKS_CONFIG).is_file()
+        return _blocks_code(source.folder, source.name, source.index) if has_config else None
     declared = source.index["_class_name"]
     if not isinstance(declared, list):
         return None
@@ -129,7 +141,36 @@ def _declared_code(source: Source) -> FoundCode | None:
     return FoundCode(f"{source.name}/{file}", {file: source.path(file)}, file, name)
 
 
+def _blocks_code(
+    folder: Path, origin: str, index: Mapping[str, Any] | None = None
+) -> FoundCode | None:
+    """Finds the code that ``modular_config.json`` names; ``None`` for blocks of diffusers."""
+    declared = (read_json(folder / BLOCKS_CONFIG, origin).get("auto_map") or {}).get(_BLOCKS)
+    module, _, name = str(declared).rpartition(".")
+    if module == "__main__" or not (module.isidentifier() and name.isidentifier()):
+        raise InvalidModel(
+            origin,
+            f"names the code of its blocks in {BLOCKS_CONFIG} as {declared!r}",
+            "save blocks whose class is in a file of its own",
+        )
+    files = {path.name: path.resolve() for path in sorted(folder.glob("*.py"))}
+    if f"{module}.py" in files:
+        return FoundCode(origin, with_imports(f"{module}.py", files), f"{module}.py", name)
+    is_known = _names.resolve_blocks_class(name) is not None
+    if is_known and index is not None and index.get("_blocks_class_name") == name:
+        return None  # diffusers writes this also for blocks of its own
+    raise InvalidModel(
+        origin,
+        f"names code of its blocks that is not there: {module}.py",
+        f"put the file with the class {name} beside {BLOCKS_CONFIG}: diffusers does not save it",
+    )
+
+
 def _folder_code(folder: Path) -> FoundCode:
+    if (folder / BLOCKS_CONFIG).is_file():
+        found = _blocks_code(folder, f"folder {folder.resolve().name}")
+        if found is not None:
+            return found
     if not (folder / ENTRY_FILE).is_file():
         raise InvalidOption("custom_pipeline", str(folder), f"a folder with {ENTRY_FILE}")
     files = {path.name: path for path in sorted(folder.glob("*.py"))}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bentoml_diffusers.store.hashing import hash_file, with_hashes
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_FOLDER
 from bentoml_diffusers.store.linking import SMALL_BYTES
+from bentoml_diffusers.store.modular import read_modular_components, read_modular_index
 from bentoml_diffusers.store.pickles import (
     convert_pickle,
     convert_shard_index,
@@ -52,6 +53,8 @@ def fill_from_folder(
             linker.place(path, root / name, name, is_frozen=digest is not None)
             if digest is not None and path.stat().st_size >= SMALL_BYTES:
                 known[name] = digest
+    for name, text in source.written.items():
+        (root / name).write_text(text)
     originals = {name: hash_file(root / name) for name in REPAIRED_FILES if (root / name).is_file()}
     record = finish_record(entry, record, code, known, linker.linked)
     if record.repairs:
@@ -77,14 +80,22 @@ def finish_record(
     """Repairs what was written, stores its code, and says what is there."""
     root = entry / PIPELINE_FOLDER
     repairs = repair_pipeline(root)
-    components: dict[str, Any] = read_components(read_index(root, entry.name), entry.name)
     record = replace(
         record,
         repairs=repairs,
-        components={name: ".".join(value) for name, value in components.items()},
+        components=_name_components(root, entry.name),
         code=code.store(entry) if code is not None else None,
     )
     return with_hashes(record, root, known or {}, linked or set())
+
+
+def _name_components(root: Path, name: str) -> dict[str, str]:
+    """Returns ``"library.Class"`` of each component of a written pipeline, by its name."""
+    if (root / MODULAR_INDEX).is_file():
+        modular = read_modular_components(read_modular_index(root, name), name)
+        return {key: f"{one.library}.{one.class_name}" for key, one in modular.items()}
+    classic = read_components(read_index(root, name), name)
+    return {key: ".".join(value) for key, value in classic.items()}
 
 
 def _convert(source: Path, target: Path, name: str) -> None:

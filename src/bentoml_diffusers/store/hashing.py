@@ -35,6 +35,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_text(text: str) -> str:
+    """Returns the sha256 of the file that has this text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def hash_files(folder: Path) -> dict[str, str]:
     """Returns the sha256 of every file below ``folder``, by relative path."""
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in list_files(folder)}

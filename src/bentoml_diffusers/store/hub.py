@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import DiffusersError, HubUnavailable, InvalidModel, ModelNotFound
-from bentoml_diffusers.store.layout import PIPELINE_INDEX
+from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_INDEX
 from bentoml_diffusers.store.linking import storage_errors
 from bentoml_diffusers.store.selection import check_name, select_files
-from bentoml_diffusers.store.source import read_index
+from bentoml_diffusers.store.source import list_names, read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +30,83 @@ class Download:
     commit: str
 
 
-def download_pipeline(
+def find_index(
     repo_id: str,
     *,
     revision: str,
+    proxies: Mapping[str, str] | None = None,
+    prefers_modular: bool = False,
+) -> Path:
+    """Downloads the index of a pipeline: the classic one if there are both, or the modular one.
+
+    Offline, or without network, finds what the hub's cache holds.
+
+    Raises:
+        ModelNotFound: 404, there is no such repository or revision, or it needs a token.
+        InvalidModel: 400, no diffusers pipeline.
+        HubUnavailable: 503, the hub did not answer as it should.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    names = [PIPELINE_INDEX, MODULAR_INDEX]
+    first, second = reversed(names) if prefers_modular else names
+    with _hub_errors(repo_id, revision), _use_proxies(proxies):
+        # By the revision's name, so that the cache knows next time offline what it stands for.
+        try:
+            return Path(hf_hub_download(repo_id, first, revision=revision))
+        except EntryNotFoundError as err:
+            try:
+                return Path(hf_hub_download(repo_id, second, revision=revision))
+            except EntryNotFoundError:
+                raise err from None
+
+
+def download_snapshot(
+    repo_id: str,
+    choose: Callable[[Sequence[str]], Iterable[str]],
+    *,
+    revision: str,
+    proxies: Mapping[str, str] | None = None,
+) -> Download:
+    """Downloads those files of a repository that ``choose`` picks of its names.
+
+    Offline, or without network, takes what the hub's cache holds; ``choose`` sees its names.
+
+    Raises:
+        ModelNotFound: 404, there is no such repository or revision, or it needs a token.
+        HubUnavailable: 503, the hub did not answer as it should.
+        StorageFull: 507, no space left for the files.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(repo_id, revision), _use_proxies(proxies):
+        names = _list_files(repo_id, revision)
+        if names is None:
+            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            choose(list_names(folder))
+        else:
+            patterns = [_as_pattern(name) for name in choose(names)]
+            folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    return Download(folder, folder.name)  # a snapshot lies in `snapshots/<commit>/`
+
+
+def download_pipeline(
+    repo_id: str,
+    *,
+    index: Path,
     variant: str | None = None,
     proxies: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
     code_file: str | None = None,
 ) -> Download:
-    """Downloads the files that the pipeline's index names, after asking that there is one.
+    """Downloads the files that a classic pipeline's index names.
 
     Offline, or without network, takes what the hub's cache holds.
 
     Args:
         repo_id: ``owner/name``.
-        revision: Branch, tag or commit.
+        index: Its index, see :func:`find_index`.
         variant: Which weights to take, such as ``"fp16"``.
         proxies: Proxies by protocol; for the time of the download they are those of the process.
         allow_pickle: Take ``.bin`` weights of components that have no safetensors.
@@ -58,12 +119,10 @@ def download_pipeline(
         HubUnavailable: 503, the hub did not answer as it should.
         StorageFull: 507, no space left for the files.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    with _hub_errors(repo_id, revision), _use_proxies(proxies):
-        # By the revision's name, so that the cache knows next time offline what it stands for.
-        index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision))
-        commit = index.parent.name  # a snapshot lies in `snapshots/<commit>/`
+    commit = index.parent.name  # a snapshot lies in `snapshots/<commit>/`
+    with _hub_errors(repo_id, commit), _use_proxies(proxies):
         names = _list_files(repo_id, commit)
         if names is None:
             return Download(folder=index.parent, commit=commit)

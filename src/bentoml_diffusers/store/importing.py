@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, get_args
 from bentoml import Tag
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.errors import InvalidOption, ModelNotFound
+from bentoml_diffusers.errors import InvalidModel, InvalidOption, ModelNotFound
 from bentoml_diffusers.options import ModelOptions
-from bentoml_diffusers.store.code import find_code
+from bentoml_diffusers.store.blocks import complete_workflows, read_blocks
+from bentoml_diffusers.store.code import FoundCode, brings_blocks, find_code
 from bentoml_diffusers.store.filling import fill_from_folder
 from bentoml_diffusers.store.hashing import hash_file
-from bentoml_diffusers.store.hub import download_pipeline
+from bentoml_diffusers.store.hub import Download, download_pipeline, find_index
+from bentoml_diffusers.store.hub_modular import ModularDownload, download_modular
+from bentoml_diffusers.store.layout import BLOCKS_CONFIG, MODULAR_INDEX, PIPELINE_INDEX
 from bentoml_diffusers.store.linking import Linker, LinkMode
+from bentoml_diffusers.store.modular import open_as_modular, open_modular
 from bentoml_diffusers.store.record import Record
 from bentoml_diffusers.store.same import find_same_details, find_same_model
 from bentoml_diffusers.store.single_file import (
@@ -23,7 +27,7 @@ from bentoml_diffusers.store.single_file import (
     fill_from_checkpoint,
     open_checkpoint,
 )
-from bentoml_diffusers.store.source import Source, class_name, open_folder
+from bentoml_diffusers.store.source import Place, Source, class_name, open_folder
 from bentoml_diffusers.store.trust import trust_code
 from bentoml_diffusers.store.writing import make_tag, write_entry
 
@@ -79,11 +83,12 @@ def import_model(
         proxies: Proxies for the hub, by protocol.
         revision: Branch, tag or commit of the hub repository.
         variant: Which files to take, such as ``"fp16"``; it is stored, and used when loading.
-        pipeline_class: Class to load with, stored with the model.
+        pipeline_class: Class to load with, stored with the model. ``"ModularPipeline"`` stores a
+            classic pipeline as the modular one of its family.
         sync_with_hub_version: Use the hub's commit (and variant) as the version.
         custom_pipeline: Pipeline code to store with the model: a file, a folder with
-            ``pipeline.py``, or the name of a community pipeline or of a hub repository. It runs
-            only when trusted.
+            ``pipeline.py``, or the name of a community pipeline or of a hub repository; or blocks:
+            a folder with ``modular_config.json``. It runs only when trusted.
         trust_remote_code: Take code from the hub, and let this store run the code that comes
             with the model; other stores ask again.
         allow_pickle: Read the tensors of ``.bin`` and ``.ckpt`` files where there are no
@@ -127,7 +132,13 @@ def import_model(
     if config is not None:
         raise InvalidOption("config", str(config), "nothing: it is for single files")
     wanted = _Wanted(
-        str(model_name_or_path), revision, variant, proxies, allow_pickle, custom_pipeline
+        str(model_name_or_path),
+        revision,
+        variant,
+        proxies,
+        allow_pickle,
+        custom_pipeline,
+        modular=_names.is_modular_class(pipeline_class) or brings_blocks(custom_pipeline),
     )
     if path.is_dir():
         if sync_with_hub_version:
@@ -174,48 +185,98 @@ class _Wanted:
     proxies: Mapping[str, str] | None
     allow_pickle: bool
     custom_pipeline: str | None
+    modular: bool
 
 
 def _import_local(goal: _Goal, folder: Path, wanted: _Wanted, link: LinkMode) -> bentoml.Model:
     name = folder.resolve().name  # entries travel: no path of this machine
-    source = open_folder(
-        folder, name=name, variant=wanted.variant, allow_pickle=wanted.allow_pickle
-    )
+    source = _open(folder, name, wanted)
     record = Record(kind="pipeline", origin=f"folder {name}", variant=wanted.variant)
     return _import_source(goal, record, source, wanted, link)
 
 
 def _import_hub(goal: _Goal, wanted: _Wanted, link: LinkMode, *, sync: bool) -> bentoml.Model:
     _refuse_missing_path(wanted.source)
-    found = download_pipeline(
-        wanted.source,
-        revision=wanted.revision,
-        variant=wanted.variant,
-        proxies=wanted.proxies,
-        allow_pickle=wanted.allow_pickle,
-        code_file=f"{wanted.custom_pipeline}.py",
-    )
+    found = _download(wanted)
     if sync:
         version = "-".join(filter(None, (found.commit, wanted.variant)))
         goal = replace(goal, tag=Tag(goal.tag.name, version))
-    source = open_folder(
-        found.folder, name=wanted.source, variant=wanted.variant, allow_pickle=wanted.allow_pickle
-    )
+    parts = found.parts if isinstance(found, ModularDownload) else {}
+    places = found.places if isinstance(found, ModularDownload) else {}
+    source = _open(found.folder, wanted.source, wanted, places)
     record = Record(
         kind="pipeline",
         origin=wanted.source,
         revision=wanted.revision,
         commit=found.commit,
         variant=wanted.variant,
+        details={"parts": dict(parts)} if parts else {},
     )
     return _import_source(goal, record, source, wanted, link)
+
+
+def _download(wanted: _Wanted) -> Download:
+    index = find_index(
+        wanted.source,
+        revision=wanted.revision,
+        proxies=wanted.proxies,
+        prefers_modular=wanted.modular,
+    )
+    if index.name == MODULAR_INDEX:
+        return download_modular(
+            wanted.source,
+            index=index,
+            variant=wanted.variant,
+            proxies=wanted.proxies,
+            allow_pickle=wanted.allow_pickle,
+        )
+    return download_pipeline(
+        wanted.source,
+        index=index,
+        variant=wanted.variant,
+        proxies=wanted.proxies,
+        allow_pickle=wanted.allow_pickle,
+        code_file=f"{wanted.custom_pipeline}.py",
+    )
+
+
+def _open(
+    folder: Path, name: str, wanted: _Wanted, elsewhere: Mapping[str, Place] | None = None
+) -> Source:
+    """Opens a folder as what it is, or a classic pipeline as the modular one that is wanted."""
+    is_classic = (folder / PIPELINE_INDEX).is_file()
+    if (folder / MODULAR_INDEX).is_file() and (wanted.modular or not is_classic):
+        return open_modular(
+            folder,
+            name=name,
+            variant=wanted.variant,
+            allow_pickle=wanted.allow_pickle,
+            elsewhere=elsewhere,
+        )
+    if not is_classic and (folder / BLOCKS_CONFIG).is_file():
+        raise InvalidModel(
+            name,
+            f"holds blocks, but no pipeline: it has no {MODULAR_INDEX}",
+            "import the pipeline that they are for, with custom_pipeline=this folder",
+        )
+    source = open_folder(
+        folder, name=name, variant=wanted.variant, allow_pickle=wanted.allow_pickle
+    )
+    if not wanted.modular:
+        return source
+    return open_as_modular(source, has_own_blocks=wanted.custom_pipeline is not None)
 
 
 def _import_source(
     goal: _Goal, record: Record, source: Source, wanted: _Wanted, link: LinkMode
 ) -> bentoml.Model:
     code = find_code(wanted.custom_pipeline, source, trust_remote_code=goal.trust)
-    record = replace(record, class_name=class_name(source.index), options=goal.options.to_dict())
+    record = replace(
+        record,
+        class_name=class_name(source.index),
+        options=goal.options.to_dict(),
+        details={**record.details, **_describe_modular(source, code)},
+    )
     linker = Linker(link)
 
     def find_same(tag: Tag) -> bentoml.Model | None:
@@ -236,6 +297,24 @@ def _import_source(
     if code is not None and goal.trust:
         trust_code(code.sha256)
     return model
+
+
+def _describe_modular(source: Source, code: FoundCode | None) -> dict[str, Any]:
+    """Says what a modular pipeline is made of, and what is complete of it; checks that it is.
+
+    Blocks of the model's own are code, which does not run here: they are checked at the load.
+    """
+    if MODULAR_INDEX not in source.written:
+        return {}
+    if not _names.is_modular_class(class_name(source.index)):
+        raise InvalidModel(
+            source.name, f"names {class_name(source.index)}, no modular pipeline of diffusers"
+        )
+    if code is not None:
+        return {"blocks": code.class_name}
+    blocks = read_blocks(source.folder, source.index, source.name)
+    workflows = complete_workflows(blocks, source.places, source.name)
+    return {"blocks": type(blocks).__name__, "modular_workflows": workflows}
 
 
 def _import_file(goal: _Goal, checkpoint: Checkpoint) -> bentoml.Model:

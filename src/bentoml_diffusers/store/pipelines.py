@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -11,17 +12,19 @@ from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import InvalidModel, ModelNotFound, TagConflict, suggest
 from bentoml_diffusers.options import ModelOptions
 from bentoml_diffusers.store.code import code_of_class
-from bentoml_diffusers.store.filling import fill_from_pipeline
-from bentoml_diffusers.store.layout import MODULE_NAME, UPSTREAM_MODULE_NAMES
+from bentoml_diffusers.store.filling import fill_from_pipeline, finish_record
+from bentoml_diffusers.store.layout import MODULE_NAME, PIPELINE_FOLDER, UPSTREAM_MODULE_NAMES
+from bentoml_diffusers.store.modular_saving import prepare_modular, refuse_loras, write_modular
 from bentoml_diffusers.store.record import Record
 from bentoml_diffusers.store.trust import trust_code
 from bentoml_diffusers.store.writing import make_tag, write_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import ModuleType
 
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
 
 def get(tag_like: str | Tag) -> bentoml.Model:
@@ -67,7 +70,7 @@ def list_entries() -> list[bentoml.Model]:
 
 def save_model(
     name: Tag | str,
-    pipeline: DiffusionPipeline,
+    pipeline: DiffusionPipeline | ModularPipeline,
     *,
     signatures: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
@@ -79,9 +82,10 @@ def save_model(
 
     Args:
         name: Tag for the model; without a version a new one is made.
-        pipeline: What to save; its weights are written as safetensors. The code of a class that
-            is not of diffusers is saved too, and needs ``trust_remote_code=True`` to load
-            elsewhere.
+        pipeline: What to save, classic or modular; its weights are written as safetensors. The
+            code of a class, or of blocks, that is not of diffusers is saved too, and needs
+            ``trust_remote_code=True`` to load elsewhere. Of a modular pipeline its guider and
+            loaded IP-Adapters come along.
         signatures: Methods of the runner; by default ``{"__call__": {"batchable": False}}``.
         labels: As in BentoML.
         custom_objects: As in BentoML.
@@ -89,23 +93,37 @@ def save_model(
         metadata: As in BentoML.
 
     Raises:
-        InvalidModel: 400, not a diffusers pipeline, or one whose code is in no file.
+        InvalidModel: 400, not a diffusers pipeline, one whose code is in no file, or one that
+            would not come back as it is: with LoRAs loaded, or with a component missing.
         TagConflict: 409, the version exists already.
     """
     import diffusers
 
-    if not isinstance(pipeline, diffusers.DiffusionPipeline):
+    is_modular = isinstance(pipeline, diffusers.ModularPipeline)
+    if not is_modular and not isinstance(pipeline, diffusers.DiffusionPipeline):
         raise InvalidModel(type(pipeline).__name__, "is no diffusers.DiffusionPipeline")
     tag = make_tag(name)
     if find_stored(tag) is not None and tag.version:
         raise TagConflict(tag, "a model", "a pipeline from memory")
     record = Record(kind="pipeline", origin="memory", class_name=type(pipeline).__name__)
-    code = code_of_class(type(pipeline))
+    refuse_loras(pipeline)
+    if is_modular:
+        prepared = prepare_modular(pipeline)
+        code, record = prepared.code, replace(record, details=prepared.details)
+    else:
+        code = code_of_class(type(pipeline))
     if code is not None:
         trust_code(code.sha256)
+
+    def fill(folder: Path) -> Record:
+        if not is_modular:
+            return fill_from_pipeline(folder, record, pipeline, code)
+        write_modular(prepared, pipeline, folder / PIPELINE_FOLDER)
+        return finish_record(folder, record, code)
+
     return write_entry(
         tag,
-        lambda folder: fill_from_pipeline(folder, record, pipeline, code),
+        fill,
         options=ModelOptions(),
         signatures=signatures,
         labels=labels,

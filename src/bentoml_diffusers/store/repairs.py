@@ -35,6 +35,8 @@ def _name_library_of_deprecated_classes(folder: Path) -> str | None:
 
     Nor does ``["diffusers", "ScoreSdeVpScheduler"]``, which it exports one level lower.
     """
+    if not (folder / PIPELINE_INDEX).is_file():
+        return None  # a modular pipeline
     index = _read(folder / PIPELINE_INDEX)
     mended = {
         name: [_find_library(cls), cls]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import TagConflict
-from bentoml_diffusers.store.hashing import complete_record, hash_file
+from bentoml_diffusers.store.hashing import complete_record, hash_file, hash_text
 from bentoml_diffusers.store.layout import PIPELINE_FOLDER
 from bentoml_diffusers.store.pickles import is_pickle_shard_index
 from bentoml_diffusers.store.pipelines import find_stored
@@ -45,6 +45,8 @@ def find_same_model(
             return False
         if signatures is not None and set(signatures) != set(model.info.signatures):
             return False
+        if stored.details.get("parts") != asked.details.get("parts"):
+            return False  # another commit of a repository that the index names
         return asked.commit is not None or _has_same_files(Path(model.path), stored, source)
 
     return _find(tag, asked, is_same)
@@ -83,7 +85,10 @@ def _has_same_files(entry: Path, stored: Record, source: Source) -> bool:
     sources = stored.details.get("sources", {})
     names = [name for name in source.selection.files if "/" in name or not name.endswith(".py")]
     plain = [name for name in names if name not in sources]
-    kept = {name for name in stored.files | dict(stored.stamps) if name not in sources}
+    written = source.written
+    if any(hash_text(text) != stored.files.get(name) for name, text in written.items()):
+        return False
+    kept = {name for name in stored.files | dict(stored.stamps) if name not in (*sources, *written)}
     converted = [n for n in sources if n.endswith(".bin") or is_pickle_shard_index(n)]
     if len(kept) != len(plain) + len(converted) or not kept.issuperset(plain):
         return False

@@ -86,7 +86,7 @@ def select_files(
                 f"lacks the folder of {component!r}, which its {PIPELINE_INDEX} names",
                 "save the whole pipeline with save_pretrained",
             )
-        files = _select_component(source, class_name, inside, variant, allow_pickle)
+        files = select_component(source, class_name, inside, variant, allow_pickle)
         with_variant |= any(_read_weights(name).variant == variant for name in files if variant)
         chosen.update(files)
     if variant and not with_variant:
@@ -146,9 +146,22 @@ def _refuse_own_code(source: str, component: str, file: str, names: Sequence[str
         )
 
 
-def _select_component(
+def select_component(
     source: str, class_name: str, names: Sequence[str], variant: str | None, allow_pickle: bool
 ) -> list[str]:
+    """Chooses the files of one component.
+
+    Args:
+        source: Name of the repository or folder, for messages.
+        class_name: Class of the component.
+        names: All its files, each below its name.
+        variant: Take the weights of this variant if it has them.
+        allow_pickle: Take ``.bin`` weights if there are no safetensors.
+
+    Raises:
+        InvalidModel: 400, it has no weights, or only in other variants.
+        UntrustedSource: 400, weights as pickle, and they are not allowed.
+    """
     component = names[0].split("/")[0]
     weights = [_read_weights(name) for name in names if _is_weights(name)]
     others = [name for name in names if not _is_weights(name)]

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.layout import PIPELINE_INDEX
 from bentoml_diffusers.store.selection import Selection, check_name, select_files
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _NEVER_STORED = (".git", ".cache", "__pycache__", ".ipynb_checkpoints")
 _MAX_HEADER = 100 << 20  # bytes, as in the safetensors format
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a component lie: a subfolder (``""``: the root) of a folder."""
+
+    folder: Path
+    subfolder: str
 
 
 @dataclass(frozen=True)
@@ -23,23 +34,36 @@ class Source:
     Attributes:
         name: What messages call it.
         folder: Where it is.
-        index: Content of its ``model_index.json``.
-        selection: The files to take.
+        index: What its index says; of a modular pipeline, what the stored index will say.
+        selection: The files to take, by their names in the entry.
+        places: For a modular pipeline: where each component lies.
+        written: Files of the entry that are written anew, and their text.
     """
 
     name: str
     folder: Path
     index: dict[str, Any]
     selection: Selection
+    places: Mapping[str, Place] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Returns where a file really is, links resolved."""
-        return (self.folder / name).resolve()
+        component, _, rest = name.partition("/")
+        place = self.places.get(component) if rest else None
+        if place is None:
+            return (self.folder / name).resolve()
+        return (place.folder / place.subfolder / rest).resolve()
+
+    def root(self, name: str) -> Path:
+        """Returns the folder, or the snapshot of a repository, that a file belongs to."""
+        place = self.places.get(name.partition("/")[0])
+        return self.folder if place is None else place.folder
 
     def known_hash(self, name: str) -> str | None:
         """Returns the sha256 of a file of the hub's cache, whose name says it."""
         path = self.path(name)
-        is_hash = path.parent == hub_blobs(self.folder) and len(path.name) == 64
+        is_hash = path.parent == hub_blobs(self.root(name)) and len(path.name) == 64
         return path.name if is_hash else None
 
 
@@ -59,7 +83,7 @@ def open_folder(
     )
     source = Source(name, folder, index, selection)
     for file in selection.files:
-        _check_file(source, file)
+        check_file(source, file)
     return source
 
 
@@ -69,20 +93,31 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         InvalidModel: 400, there is none, or it is broken.
     """
-    path = folder / PIPELINE_INDEX
+    index = read_json(folder / PIPELINE_INDEX, name)
+    if not index.get("_class_name"):
+        raise InvalidModel(name, f"has a {PIPELINE_INDEX} that names no class")
+    return index
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Reads an index or a config of a pipeline.
+
+    Raises:
+        InvalidModel: 400, there is none, or it holds no object.
+    """
     if not path.is_file():
         raise InvalidModel(
             name,
-            f"is no diffusers pipeline: it has no {PIPELINE_INDEX}",
+            f"is no diffusers pipeline: it has no {path.name}",
             "give a folder that save_pretrained wrote",
         )
     try:
-        index = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as err:
-        raise InvalidModel(name, f"has a broken {PIPELINE_INDEX}: {err}") from err
-    if not isinstance(index, dict) or not index.get("_class_name"):
-        raise InvalidModel(name, f"has a {PIPELINE_INDEX} that names no class")
-    return index
+        raise InvalidModel(name, f"has a broken {path.name}: {err}") from err
+    if not isinstance(content, dict):
+        raise InvalidModel(name, f"has a {path.name} that is no object, so names no class")
+    return content
 
 
 def class_name(index: dict[str, Any]) -> str:
@@ -134,9 +169,15 @@ def check_safetensors(path: Path, name: str, source: str) -> None:
         ) from err
 
 
-def _check_file(source: Source, name: str) -> None:
+def check_file(source: Source, name: str) -> None:
+    """Checks that a file is inside of its folder, and whole.
+
+    Raises:
+        InvalidModel: 400, a link that leads out or to nothing, or a truncated file.
+    """
     path = source.path(name)
-    allowed = (source.folder.resolve(), hub_blobs(source.folder))
+    root = source.root(name)
+    allowed = (root.resolve(), hub_blobs(root))
     if not any(path.is_relative_to(root) for root in allowed if root is not None):
         raise InvalidModel(
             source.name, f"has a link that leads out of it: {name}", "put the file itself there"

@@ -85,7 +85,7 @@ def _controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     with torch.no_grad():
         for parameter in controlnet.parameters():  # its last layers are zero at first
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return controlnet  # type: ignore[no-any-return]
+    return controlnet
 
 
 def _image_encoder() -> CLIPVisionModelWithProjection:

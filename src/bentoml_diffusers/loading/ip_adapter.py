@@ -1,0 +1,40 @@
+"""IP-Adapters that were loaded when a modular pipeline was stored, loaded again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.errors import InvalidModel, UnsupportedByPipeline
+from bentoml_diffusers.store.ip_adapter import SCALES_FILE
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
+from bentoml_diffusers.store.source import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import ModularPipeline
+
+
+def restore_ip_adapter(pipeline: ModularPipeline, folder: Path, name: str) -> None:
+    """Loads the IP-Adapters of a stored pipeline into its UNet, with their scales.
+
+    Raises:
+        InvalidModel: 400, files that do not fit the UNet.
+        UnsupportedByPipeline: 400, the pipeline's class has no IP-Adapters.
+    """
+    if not hasattr(pipeline, "load_ip_adapter"):
+        raise UnsupportedByPipeline(type(pipeline).__name__, "IP-Adapter")
+    place = folder / IP_ADAPTER_FOLDER
+    scales = read_json(place / SCALES_FILE, name)
+    try:
+        pipeline.load_ip_adapter(
+            str(folder),
+            subfolder=IP_ADAPTER_FOLDER,
+            weight_name=sorted(path.name for path in place.glob("*.safetensors")),
+            local_files_only=True,
+        )
+        for key, processor in pipeline.unet.attn_processors.items():
+            if key in scales:
+                processor.scale = list(scales[key])
+    except (ValueError, KeyError, RuntimeError, OSError, TypeError) as err:
+        raise InvalidModel(name, f"has an IP-Adapter that does not fit: {err}") from err

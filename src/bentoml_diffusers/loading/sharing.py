@@ -1,0 +1,134 @@
+"""Components that several pipelines share: what is the same by the hashes of its files, is once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidOption
+from bentoml_diffusers.store.hashing import complete_record, hash_tree
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import bentoml
+    import torch
+    from diffusers import ComponentsManager, DiffusionPipeline
+
+    from bentoml_diffusers.options import ModelOptions
+
+# They change modules, also for the other pipelines that have them.
+_CHANGE_MODULES = (
+    *("lora_weights", "textual_inversions", "quantization_config", "layerwise_casting"),
+    *("step_cache", "enable_torch_compile", "attention_backend", "enable_xformers"),
+    *("enable_attention_slicing", "channels_last", "enable_vae_slicing", "enable_vae_tiling"),
+    *("device_map", "offload", "enable_model_cpu_offload", "enable_sequential_cpu_offload"),
+)
+_KEY = "_bentoml_diffusers_key"
+
+
+class Shared:
+    """What one load takes out of a components manager, and puts into it.
+
+    Args:
+        manager: diffusers' manager; ``None`` shares nothing.
+        model: The stored pipeline.
+        options: How it is loaded.
+        device: Where it goes.
+
+    Raises:
+        InvalidOption: 400, no such manager, or options that would change what others use.
+    """
+
+    def __init__(
+        self,
+        manager: ComponentsManager | None,
+        model: bentoml.Model,
+        options: ModelOptions,
+        device: str | torch.device | None,
+    ) -> None:
+        self.manager = manager
+        self._taken: set[str] = set()
+        if manager is None:
+            return
+        _check(manager, options)
+        record = complete_record(Path(model.path))
+        if record is None:
+            raise InvalidOption(
+                "components_manager", manager, f"nothing: {model.tag} has no hashes, import it"
+            )
+        self._files = record.files
+        self._classes = record.components
+        dtype = _names.resolve_dtype(options.torch_dtype or "float32")
+        self._how = (str(dtype), str(options.variant), str(device or "cpu"))
+
+    def take(self, name: str, *, with_adapter: bool = False) -> Any:
+        """Returns the component that is the same, or ``None``."""
+        if self.manager is None:
+            return None
+        key = self._key(name, with_adapter=with_adapter)
+        for component in self.manager.components.values():
+            if getattr(component, _KEY, None) == key:
+                self._taken.add(name)
+                return component
+        return None
+
+    def take_all(self) -> dict[str, Any]:
+        """Returns all components of a classic pipeline that are there already."""
+        if self.manager is None:
+            return {}
+        found = {name: self.take(name) for name in self._classes}
+        return {name: component for name, component in found.items() if component is not None}
+
+    def has(self, name: str) -> bool:
+        """True if this component was taken."""
+        return name in self._taken
+
+    def keep(self, components: Mapping[str, Any], *, with_adapter: bool = False) -> None:
+        """Lets later loads find these components."""
+        for name, component in components.items():
+            if self.manager is not None and _is_stateless(component):
+                setattr(component, _KEY, self._key(name, with_adapter=with_adapter))
+
+    def keep_classic(self, pipeline: DiffusionPipeline, collection: str) -> None:
+        """Puts the components of a classic pipeline into the manager, which does not know it."""
+        if self.manager is None:
+            return
+        named = {key: pipeline.components.get(key) for key in self._classes}
+        there = {key: component for key, component in named.items() if component is not None}
+        for name, component in there.items():
+            self.manager.add(name, component, collection)
+        self.keep(there)
+
+    def _key(self, name: str, *, with_adapter: bool) -> tuple[str, ...]:
+        folders = (name, IP_ADAPTER_FOLDER) if with_adapter and name == "unet" else (name,)
+        files = {
+            "/".join(("part", *path.split("/")[1:])) if path.startswith(f"{name}/") else path: sha
+            for path, sha in self._files.items()
+            if path.split("/")[0] in folders
+        }
+        return (hash_tree(files), self._classes.get(name, ""), *self._how)
+
+
+def _check(manager: Any, options: ModelOptions) -> None:
+    from diffusers import ComponentsManager
+
+    if not isinstance(manager, ComponentsManager):
+        raise InvalidOption("components_manager", manager, "a diffusers.ComponentsManager")
+    for name in _CHANGE_MODULES:
+        if getattr(options, name):
+            raise InvalidOption(
+                "components_manager",
+                name,
+                f"options that leave modules as they are: others may use them, and {name} does not",
+            )
+
+
+def _is_stateless(component: Any) -> bool:
+    """False for what counts the steps of a call: schedulers and guiders."""
+    from diffusers import SchedulerMixin
+    from diffusers.guiders import BaseGuidance
+
+    return not isinstance(component, (SchedulerMixin, BaseGuidance))

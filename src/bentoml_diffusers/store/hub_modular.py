@@ -1,0 +1,129 @@
+"""A modular pipeline from the hub: its own files, and those that its index names elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.store.hub import Download, download_snapshot
+from bentoml_diffusers.store.layout import BLOCKS_CONFIG, MODULAR_INDEX
+from bentoml_diffusers.store.modular import (
+    Component,
+    find_place,
+    local_subfolder,
+    names_in,
+    read_modular_components,
+    read_modular_index,
+    select_beside,
+    select_part,
+)
+from bentoml_diffusers.store.source import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModularDownload(Download):
+    """A snapshot, and the components that lie in other repositories.
+
+    Attributes:
+        places: Where those lie.
+        parts: Repository and commit of each, in words.
+    """
+
+    places: Mapping[str, Place] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """Which files to take of a component."""
+
+    source: str
+    variant: str | None
+    allow_pickle: bool
+
+    def files(
+        self, key: str, component: Component, names: Sequence[str], subfolder: str
+    ) -> list[str]:
+        """Returns the files of a component by their names in its repository."""
+        own = names_in(names, subfolder, key)
+        variant = self.variant or component.variant
+        chosen = select_part(self.source, key, component, own, variant, self.allow_pickle)
+        start = f"{subfolder}/" if subfolder else ""
+        return [start + name.removeprefix(f"{key}/") for name in chosen]
+
+
+def download_modular(
+    repo_id: str,
+    *,
+    index: Path,
+    variant: str | None = None,
+    proxies: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
+) -> ModularDownload:
+    """Downloads what a modular pipeline needs, also out of other repositories.
+
+    Offline, or without network, takes what the hub's cache holds.
+
+    Args:
+        repo_id: ``owner/name``.
+        index: Its index, in the folder of a snapshot.
+        variant: Which weights to take, such as ``"fp16"``.
+        proxies: Proxies by protocol; for the time of the download they are those of the process.
+        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
+
+    Raises:
+        ModelNotFound: 404, a repository that the index names is not there.
+        InvalidModel: 400, a component is nowhere, or on another machine.
+        UntrustedSource: 400, only pickled weights.
+        HubUnavailable: 503, the hub did not answer as it should.
+        StorageFull: 507, no space left for the files.
+    """
+    components = read_modular_components(read_modular_index(index.parent, repo_id), repo_id)
+    choice = _Choice(source=repo_id, variant=variant, allow_pickle=allow_pickle)
+    others: dict[str, Component] = {}
+
+    def choose(names: Sequence[str]) -> list[str]:
+        wanted = [MODULAR_INDEX, *select_beside(names), *(n for n in names if n == BLOCKS_CONFIG)]
+        for key, component in components.items():
+            subfolder = local_subfolder(key, component, names)
+            if subfolder is not None:
+                wanted += choice.files(key, component, names, subfolder)
+            elif _is_repository(component, repo_id):
+                others[key] = component
+            else:
+                find_place(index.parent, key, component, names, repo_id)  # says what is wrong
+        return wanted
+
+    own = download_snapshot(repo_id, choose, revision=index.parent.name, proxies=proxies)
+    found = {key: _download_part(key, one, choice, proxies) for key, one in others.items()}
+    return ModularDownload(
+        own.folder,
+        own.commit,
+        {key: Place(part.folder, others[key].subfolder) for key, part in found.items()},
+        {key: f"{others[key].repository} at {part.commit}" for key, part in found.items()},
+    )
+
+
+def _download_part(
+    key: str, component: Component, choice: _Choice, proxies: Mapping[str, str] | None
+) -> Download:
+    return download_snapshot(
+        component.repository or "",
+        lambda names: choice.files(key, component, names, component.subfolder),
+        revision=component.revision or "main",
+        proxies=proxies,
+    )
+
+
+def _is_repository(component: Component, repo_id: str) -> bool:
+    place = component.repository
+    return place is not None and place != repo_id and _looks_like_id(place)
+
+
+def _looks_like_id(text: str) -> bool:
+    owner, _, name = text.partition("/")
+    return bool(owner and name) and "/" not in name and not text.startswith((".", "~"))

@@ -1,0 +1,71 @@
+"""Which files code needs beside its own: read out of its imports, nothing runs."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.errors import InvalidModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+
+def with_imports(entry: str, beside: Mapping[str, Path]) -> dict[str, Path]:
+    """Returns the files that a file needs, itself included, by their names.
+
+    Args:
+        entry: Name of the file.
+        beside: All files of its folder by their names.
+
+    Raises:
+        InvalidModel: 400, it imports what is not beside it, or in a way that works only where it
+            lies now.
+    """
+    needed = {entry: beside[entry]}
+    waiting = [entry]
+    while waiting:
+        name = waiting.pop()
+        for module in _modules_beside(name, beside):
+            if module not in needed:
+                needed[module] = beside[module]
+                waiting.append(module)
+    return needed
+
+
+def _modules_beside(name: str, beside: Mapping[str, Path]) -> Iterator[str]:
+    try:
+        tree = ast.parse(beside[name].read_bytes())
+    except (SyntaxError, ValueError) as err:
+        raise InvalidModel(name, f"is no Python file: {err}") from err
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield from _relative(name, node, beside)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
+            for module in modules:
+                file = f"{module.partition('.')[0]}.py"
+                if file in beside and file != name:
+                    raise InvalidModel(
+                        name,
+                        f"imports {module!r}, a file beside it, by a name that will not be found",
+                        f"write `from .{module} import ...`",
+                    )
+
+
+def _relative(name: str, node: ast.ImportFrom, beside: Mapping[str, Path]) -> Iterator[str]:
+    modules = [node.module] if node.module else [alias.name for alias in node.names]
+    for module in modules:
+        file = f"{module}.py"
+        if node.level > 1 or file not in beside:
+            raise InvalidModel(
+                name,
+                f"imports {'.' * node.level}{module}, which is not beside it",
+                "put all code of the blocks into one folder, without folders in it",
+            )
+        yield file

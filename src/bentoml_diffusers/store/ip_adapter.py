@@ -1,0 +1,134 @@
+"""IP-Adapters that are loaded into a pipeline's UNet: out of it into files, as they came in.
+
+diffusers cannot save them: a UNet that is saved with one does not load any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidModel
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+SCALES_FILE = "scales.json"
+
+# Names in diffusers' image projections -> names in files, as diffusers reads them.
+_PROJECTIONS = {
+    "ImageProjection": {"image_embeds.": "proj."},
+    "IPAdapterFullImageProjection": {
+        "ff.net.0.proj.": "proj.0.",
+        "ff.net.2.": "proj.2.",
+        "norm.": "proj.3.",
+    },
+    "IPAdapterPlusImageProjection": {".to_out.0.": ".to_out."},
+    "IPAdapterFaceIDImageProjection": {"ff.net.0.proj.": "proj.0.", "ff.net.2.": "proj.2."},
+}
+
+
+def has_ip_adapter(component: Any) -> bool:
+    """True if an IP-Adapter is loaded into a component."""
+    return any(_is_adapted(one) for one in getattr(component, "attn_processors", {}).values())
+
+
+def write_ip_adapters(unet: Any, folder: Path) -> None:
+    """Writes the IP-Adapters of a UNet into ``ip_adapter/``, with their scales.
+
+    Raises:
+        InvalidModel: 400, of a kind that would not come back as it is.
+    """
+    from safetensors.torch import save_file
+
+    place = folder / IP_ADAPTER_FOLDER
+    place.mkdir(parents=True)
+    layers = unet.encoder_hid_proj.image_projection_layers
+    for number, layer in enumerate(layers):
+        projection = _projection_of(unet, layer)
+        tensors = {f"image_proj.{key}": value for key, value in projection.items()}
+        tensors.update(_attention_of(unet, number))
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+            place / f"{number:02}.safetensors",
+        )
+    adapted = {key: one for key, one in unet.attn_processors.items() if _is_adapted(one)}
+    scales = {key: list(one.scale) for key, one in adapted.items()}
+    (place / SCALES_FILE).write_text(json.dumps(scales, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def without_ip_adapters(unet: Any) -> Iterator[None]:
+    """Takes the IP-Adapters out of a UNet meanwhile. Not thread-safe: nothing may run with it."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    before = (unet.attn_processors, unet.encoder_hid_proj, unet.config.encoder_hid_dim_type)
+    kept_text_projection = getattr(unet, "text_encoder_hid_proj", None)
+    plain = {key: AttnProcessor2_0() if _is_adapted(one) else one for key, one in before[0].items()}
+    try:
+        unet.set_attn_processor(plain)
+        unet.encoder_hid_proj = kept_text_projection
+        _set_kind(unet, "text_proj" if kept_text_projection is not None else None)
+        yield
+    finally:
+        unet.set_attn_processor(dict(before[0]))
+        unet.encoder_hid_proj = before[1]
+        _set_kind(unet, before[2])
+
+
+def _set_kind(unet: Any, kind: str | None) -> None:
+    unet.register_to_config(encoder_hid_dim_type=kind)
+
+
+def _is_adapted(processor: Any) -> bool:
+    return type(processor).__name__.startswith("IPAdapter")
+
+
+def _projection_of(unet: Any, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns an image projection as it is in files; checks that diffusers makes it again."""
+    state = layer.state_dict()
+    renamed = {
+        _rename(key, _PROJECTIONS.get(type(layer).__name__, {})): state[key] for key in state
+    }
+    try:
+        again = unet._convert_ip_adapter_image_proj_to_diffusers(renamed, low_cpu_mem_usage=False)
+    except (KeyError, ValueError, RuntimeError, TypeError) as err:
+        raise _unknown(layer) from err
+    if type(again) is not type(layer) or not _are_equal(again.state_dict(), state):
+        raise _unknown(layer)
+    return renamed
+
+
+def _attention_of(unet: Any, number: int) -> dict[str, torch.Tensor]:
+    adapted = [one for one in unet.attn_processors.values() if _is_adapted(one)]
+    return {
+        f"ip_adapter.{2 * index + 1}.{part}.weight": getattr(one, part)[number].weight
+        for index, one in enumerate(adapted)
+        for part in ("to_k_ip", "to_v_ip")
+    }
+
+
+def _rename(key: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        if key.startswith(old) or old.startswith("."):
+            key = key.replace(old, new, 1)
+    return key
+
+
+def _are_equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        bool((one[key].to(other[key]) == other[key]).all()) for key in one
+    )
+
+
+def _unknown(layer: object) -> InvalidModel:
+    return InvalidModel(
+        type(layer).__name__,
+        "is the image projection of an IP-Adapter that cannot be stored",
+        "unload_ip_adapter(), save, and load it again after load_model",
+    )

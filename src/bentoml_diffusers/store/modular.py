@@ -1,0 +1,369 @@
+"""A folder or repository with a modular pipeline: what its index names, and where that lies.
+
+In diffusers' index each component may lie in another repository. In the store all lie in the
+entry, and the index names nothing outside of it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidModel
+from bentoml_diffusers.store.blocks import expected_names, find_blocks
+from bentoml_diffusers.store.layout import (
+    BLOCKS_CONFIG,
+    BLOCKS_FILE,
+    IP_ADAPTER_FOLDER,
+    MODULAR_INDEX,
+)
+from bentoml_diffusers.store.selection import (
+    PICKLE_SUFFIXES,
+    Selection,
+    check_name,
+    select_component,
+)
+from bentoml_diffusers.store.source import Place, Source, check_file, list_names, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_AT_ROOT = (".json", ".txt", ".model", ".jinja", ".safetensors", *PICKLE_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component as an index names it.
+
+    Attributes:
+        library: Where its class is from.
+        class_name: Its class.
+        repository: Where its files lie: a repository or folder; ``None`` if nowhere.
+        subfolder: Folder in it.
+        variant: Variant of its weights.
+        revision: Branch, tag or commit of the repository.
+    """
+
+    library: str
+    class_name: str
+    repository: str | None = None
+    subfolder: str = ""
+    variant: str | None = None
+    revision: str | None = None
+
+    def localized(self, name: str) -> list[Any]:
+        """Returns its entry for an index beside its files."""
+        kind = [self.library, self.class_name]
+        return [
+            *kind,
+            {
+                "type_hint": kind,
+                "pretrained_model_name_or_path": None,
+                "subfolder": name,
+                "variant": self.variant,
+                "revision": None,
+            },
+        ]
+
+
+def read_modular_index(folder: Path, name: str) -> dict[str, Any]:
+    """Reads ``modular_model_index.json``.
+
+    Raises:
+        InvalidModel: 400, there is none, or it is broken.
+    """
+    index = read_json(folder / MODULAR_INDEX, name)
+    if not isinstance(index.get("_class_name"), str):
+        raise InvalidModel(name, f"has a {MODULAR_INDEX} that names no _class_name")
+    return index
+
+
+def read_modular_components(index: Mapping[str, Any], source: str) -> dict[str, Component]:
+    """Returns the components that an index names, by name, those without files included.
+
+    Raises:
+        InvalidModel: 400, a malformed entry, or a class that is not of diffusers or transformers.
+    """
+    return {
+        name: _read_component(name, value, source)
+        for name, value in index.items()
+        if not name.startswith("_") and isinstance(value, (list, tuple)) and len(value) == 3
+    }
+
+
+def modular_index_from(index: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Turns the index of a classic pipeline into that of its modular one.
+
+    What the classic one has explicitly not, ``[null, null]``, is left out: diffusers would turn a
+    component that is made from its config into one that cannot be loaded.
+
+    Raises:
+        InvalidModel: 400, diffusers has no blocks for this class.
+    """
+    cls = _names.modular_class_of(index)
+    if cls is None:
+        raise InvalidModel(
+            source, f"is a {index['_class_name']}, for which diffusers has no modular pipeline"
+        )
+    modular: dict[str, Any] = {
+        "_class_name": cls.__name__,
+        "_diffusers_version": index.get("_diffusers_version"),
+        "_blocks_class_name": cls.default_blocks_name,
+    }
+    for name, value in index.items():
+        if isinstance(value, (list, tuple)) and not name.startswith("_"):
+            if len(value) == 2 and all(isinstance(item, str) for item in value):
+                modular[name] = Component(*value).localized(name)
+        elif not name.startswith("_"):
+            modular[name] = value
+    return modular
+
+
+def open_modular(
+    folder: Path,
+    *,
+    name: str,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    elsewhere: Mapping[str, Place] | None = None,
+) -> Source:
+    """Looks at a folder with a modular pipeline before anything is taken from it.
+
+    Args:
+        folder: Has ``modular_model_index.json``.
+        name: What messages call it.
+        variant: Take the weights of this variant where a component has it.
+        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
+        elsewhere: Components that lie in other folders.
+
+    Raises:
+        InvalidModel: 400, a broken index, a component or code that is named but not there.
+        UntrustedSource: 400, weights as pickle, and they are not allowed.
+    """
+    index = read_modular_index(folder, name)
+    names = list_names(folder)
+    found = read_modular_components(index, name)
+    places = {
+        key: place
+        for key, component in found.items()
+        if (place := (elsewhere or {}).get(key) or find_place(folder, key, component, names, name))
+    }
+    return make_source(
+        folder,
+        index,
+        places,
+        name=name,
+        variant=variant,
+        allow_pickle=allow_pickle,
+        more=select_beside(names),
+    )
+
+
+def open_as_modular(classic: Source, *, has_own_blocks: bool = False) -> Source:
+    """Takes a classic pipeline as a modular one: of its components those that the blocks know.
+
+    Args:
+        classic: The folder of the classic pipeline.
+        has_own_blocks: Its blocks are not of diffusers, so it is not known yet what they need.
+
+    Raises:
+        InvalidModel: 400, diffusers has no blocks for this class.
+    """
+    index = modular_index_from(classic.index, classic.name)
+    components = read_modular_components(index, classic.name)
+    if not has_own_blocks:
+        known = expected_names(find_blocks(index, classic.name))
+        index = {
+            key: value for key, value in index.items() if key in known or key not in components
+        }
+        components = {key: components[key] for key in components if key in known}
+    places = {name: Place(classic.folder, name) for name in components}
+    files = tuple(n for n in classic.selection.files if n.partition("/")[0] in places)
+    pickles = tuple(n for n in classic.selection.pickles if n in files)
+    return Source(
+        classic.name,
+        classic.folder,
+        index,
+        Selection(files, pickles),
+        places,
+        {MODULAR_INDEX: write_index(index)},
+    )
+
+
+def make_source(
+    folder: Path,
+    index: Mapping[str, Any],
+    places: Mapping[str, Place],
+    *,
+    name: str,
+    variant: str | None,
+    allow_pickle: bool,
+    more: Iterable[str] = (),
+) -> Source:
+    """Selects the files of the components, and rewrites the index to name nothing outside.
+
+    Raises:
+        InvalidModel: 400, a component that is not whole.
+        UntrustedSource: 400, weights as pickle, and they are not allowed.
+    """
+    chosen: list[str] = list(more)
+    localized = dict(index)
+    with_variant = False
+    for key, component in read_modular_components(index, name).items():
+        if key not in places:
+            localized.pop(key)  # named, but without files: stays None
+            continue
+        wanted = variant or component.variant
+        files = select_part(
+            name, key, component, list_place(places[key], key), wanted, allow_pickle
+        )
+        has_variant = wanted is not None and any(f".{wanted}" in file for file in files)
+        kept = Component(
+            component.library, component.class_name, variant=wanted if has_variant else None
+        )
+        localized[key] = kept.localized(key)
+        chosen += files
+        with_variant |= has_variant
+    if variant and not with_variant:
+        raise InvalidModel(name, f"has no variant {variant!r}", "check it, or leave variant out")
+    taken = tuple(sorted(chosen))
+    pickles = tuple(file for file in taken if file.endswith(PICKLE_SUFFIXES))
+    source = Source(
+        name,
+        folder,
+        localized,
+        Selection(taken, pickles),
+        dict(places),
+        {MODULAR_INDEX: write_index(localized)},
+    )
+    for file in taken:
+        check_file(source, file)
+    return source
+
+
+def select_part(
+    source: str,
+    key: str,
+    component: Component,
+    names: Sequence[str],
+    variant: str | None,
+    allow_pickle: bool,
+) -> list[str]:
+    """Chooses the files of one component, whose names begin with its name.
+
+    Raises:
+        InvalidModel: 400, it has no weights, or code of its own.
+        UntrustedSource: 400, weights as pickle, and they are not allowed.
+    """
+    code = next((name for name in names if name.endswith(".py")), None)
+    if code is not None:
+        raise InvalidModel(
+            source,
+            f"has a component {key!r} with code of its own, {code}, which is not supported",
+            "let its blocks define the class",
+        )
+    if not names:
+        raise InvalidModel(source, f"has no files for {key!r}, which its {MODULAR_INDEX} names")
+    return select_component(source, component.class_name, names, variant, allow_pickle)
+
+
+def find_place(
+    folder: Path, key: str, component: Component, names: Iterable[str], source: str
+) -> Place | None:
+    """Returns where in a folder a component lies; ``None`` for one that has no files at all.
+
+    As in diffusers, files of the folder win over what the index says.
+
+    Raises:
+        InvalidModel: 400, its files are named, and not in the folder.
+    """
+    subfolder = local_subfolder(key, component, names)
+    if subfolder is not None:
+        return Place(folder, subfolder)
+    if component.repository is None:
+        return None
+    raise InvalidModel(
+        source,
+        f"has no files for {key!r}: its {MODULAR_INDEX} names {component.repository!r}, "
+        "which is not in the folder",
+        "load it with diffusers (load_components) and give it to save_model, or import the "
+        "repository itself from the hub",
+    )
+
+
+def local_subfolder(key: str, component: Component, names: Iterable[str]) -> str | None:
+    """Returns the folder among ``names`` that has a component's files, if there is one."""
+    known = list(names)
+    for subfolder in dict.fromkeys((component.subfolder, key)):
+        if subfolder and any(name.startswith(f"{subfolder}/") for name in known):
+            return subfolder
+    return None
+
+
+def list_place(place: Place, key: str) -> list[str]:
+    """Returns the files of a component, under its own name."""
+    return names_in(list_names(place.folder), place.subfolder, key)
+
+
+def names_in(names: Iterable[str], subfolder: str, key: str) -> list[str]:
+    """Returns those of a repository's files that are a component's, under its own name."""
+    if subfolder:
+        start = f"{subfolder}/"
+        return [f"{key}/{name.removeprefix(start)}" for name in names if name.startswith(start)]
+    return [f"{key}/{name}" for name in names if "/" not in name and name.endswith(_AT_ROOT)]
+
+
+def select_beside(names: Iterable[str]) -> list[str]:
+    """Returns what belongs to a modular pipeline beside its components."""
+    known = list(names)
+    code = [name for name in known if "/" not in name and name.endswith(".py")]
+    adapters = [name for name in known if name.startswith(f"{IP_ADAPTER_FOLDER}/")]
+    named = [name for name in (BLOCKS_CONFIG, BLOCKS_FILE) if name in known]
+    return [*(code if BLOCKS_CONFIG in known else ()), *adapters, *named]
+
+
+def write_index(index: Mapping[str, Any]) -> str:
+    """Returns the text of an index."""
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def _read_component(name: str, value: Sequence[Any], source: str) -> Component:
+    library, class_name, details = value
+    if not name.isidentifier() or not isinstance(details, dict):
+        raise _malformed(source, name, value)
+    hint = details.get("type_hint") or (None, None)
+    if library is None and isinstance(hint, (list, tuple)) and len(hint) == 2:
+        library, class_name = hint
+    if library is None and class_name is None:
+        library, class_name = "diffusers", "AutoModel"  # it looks into the component's config
+    place = details.get("pretrained_model_name_or_path") or details.get("repo")
+    texts = [place, details.get("subfolder"), details.get("variant"), details.get("revision")]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise _malformed(source, name, value)
+    if not (isinstance(library, str) and isinstance(class_name, str)):
+        raise _malformed(source, name, value)
+    if not _names.is_component_class(library, class_name):
+        raise InvalidModel(
+            source,
+            f"names {library}.{class_name} for {name!r} in its {MODULAR_INDEX}, "
+            "which is no class of diffusers or transformers",
+            "let the code of its blocks make this component",
+        )
+    subfolder = details.get("subfolder") or ""
+    if subfolder:
+        check_name(source, subfolder)
+    return Component(
+        library,
+        class_name,
+        place,
+        PurePosixPath(subfolder).as_posix() if subfolder else "",
+        details.get("variant"),
+        details.get("revision"),
+    )
+
+
+def _malformed(source: str, name: str, value: object) -> InvalidModel:
+    return InvalidModel(source, f"has a malformed entry {name!r} in its {MODULAR_INDEX}: {value!r}")
