@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # In `**kwargs` of diffusers' own pipelines only these mean something.
 _LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
+_NO_DEFAULT = inspect.Parameter.empty
 _WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
 _NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_scale")
 
@@ -43,10 +44,16 @@ class Parameters:
     guided: bool = False
     modular: ModularWorkflow | None = None
 
+    def takes(self, name: str) -> bool:
+        """True if an argument can have this name."""
+        return name in self.defaults or name in self.open_names or self.takes_all
 
-def is_modular(pipeline: Any) -> bool:
-    """True for a pipeline made of blocks."""
-    return hasattr(pipeline, "blocks")
+    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments with the defaults of all others."""
+        return {
+            **{key: value for key, value in self.defaults.items() if value is not _NO_DEFAULT},
+            **arguments,
+        }
 
 
 def read_modular_parameters(pipeline: Any, workflow: ModularWorkflow) -> Parameters:
@@ -88,11 +95,10 @@ def bind_arguments(
     if len(args) > len(named):
         raise InvalidRequest("arguments", len(args), f"at most {len(named)} positional ones")
     bound = dict(zip(named, args, strict=False))
-    known = {*named, *parameters.open_names}
     for name, value in kwargs.items():
         if name in bound:
             raise InvalidRequest(name, value, "each argument once")
-        if name not in known and not parameters.takes_all:
+        if not parameters.takes(name):
             raise InvalidRequest(
                 name, value, f"a known argument{suggest(name, named)}: {', '.join(named)}"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -20,14 +19,16 @@ from bentoml_diffusers.engine.arguments import (
     check_number,
     complete_size,
     count_pixel_steps,
-    is_modular,
     read_modular_parameters,
     read_parameters,
     with_rgb_images,
 )
 from bentoml_diffusers.engine.latents import check_latents
 from bentoml_diffusers.engine.modular import ModularTasks
-from bentoml_diffusers.engine.request import Handle, Progress, Request, Result, Ticket
+from bentoml_diffusers.engine.recording import Recorder, make_recording
+from bentoml_diffusers.engine.replaying import Planner
+from bentoml_diffusers.engine.report import EngineReport
+from bentoml_diffusers.engine.request import Handle, Plan, Progress, Request, Result, Ticket
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.engine.seeds import choose_seeds
 from bentoml_diffusers.engine.worker import Worker
@@ -37,36 +38,17 @@ from bentoml_diffusers.errors import (
 from bentoml_diffusers.loading import load_pipeline, stored_options
 from bentoml_diffusers.options import EngineLimits, ModelOptions
 from bentoml_diffusers.store import get
+from bentoml_diffusers.workflow.describing import is_modular
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from bentoml import Tag
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.adapters import AdapterReport
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineReport:
-    """What an engine has done and does.
-
-    Attributes:
-        running: Requests that run.
-        waiting: Requests in the queue.
-        counts: Requests by outcome: submitted, done, invalid, failed, cancelled, expired, refused.
-        forwards: How many forwards were shared by how many requests.
-        seconds_per_row: For each kind of forward, its median cost by batch size in rows.
-        adapters: LoRAs and textual inversions.
-    """
-
-    running: int
-    waiting: int
-    counts: Mapping[str, int]
-    forwards: Mapping[int, int]
-    seconds_per_row: Mapping[Any, Mapping[int, float]]
-    adapters: AdapterReport
+    from bentoml_diffusers.options import RequestLimits
+    from bentoml_diffusers.workflow import Workflow
 
 
 class Engine:
@@ -81,6 +63,7 @@ class Engine:
         pipeline: A diffusers pipeline; the engine owns it until :meth:`close`.
         options: Adapters and where requests may take theirs from.
         limits: How much is taken on at once.
+        model: The stored model that the pipeline is from; workflows name it.
     """
 
     def __init__(
@@ -88,15 +71,20 @@ class Engine:
         pipeline: DiffusionPipeline,
         options: ModelOptions | None = None,
         limits: EngineLimits | None = None,
+        model: bentoml.Model | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.options = options or ModelOptions()
         self.limits = limits or EngineLimits()
         self._bank = AdapterBank(pipeline, self.options)
         self._worker = Worker(pipeline, self._bank, self.limits)
-        self._admission = Admission(self.limits, self._worker.run)
-        self._modular = ModularTasks(pipeline) if is_modular(pipeline) else None
+        self._recorder = Recorder(pipeline, self.options, model, self._worker.in_turn)
+        self._admission = Admission(self.limits, self._run)
+        self._modular = self._find_tasks()
         self._find_call: Callable[[str], _Call] = functools.cache(self._find_task)
+        self._planner = Planner(
+            pipeline, self._recorder, self._bank, lambda task: self._find_call(task)[2]
+        )
 
     @classmethod
     def from_model(
@@ -126,7 +114,8 @@ class Engine:
             return cls(model, given, limits)
         stored = model if isinstance(model, bentoml.Model) else get(model)
         merged = stored_options(stored).overridden_by(given)
-        return cls(load_pipeline(stored, merged, device or default_device()), merged, limits)
+        pipeline = load_pipeline(stored, merged, device or default_device())
+        return cls(pipeline, merged, limits, stored)
 
     def run(self, task: str, /, *args: Any, **arguments: Any) -> Result:
         """Runs a request and waits for it. See :meth:`submit`."""
@@ -134,12 +123,7 @@ class Engine:
 
     async def arun(self, task: str, /, *args: Any, **arguments: Any) -> Result:
         """Runs a request; cancelling the awaiting task cancels it. See :meth:`submit`."""
-        handle = self.submit(task, *args, **arguments)
-        try:
-            return await asyncio.wrap_future(handle.future)
-        except asyncio.CancelledError:
-            handle.cancel()
-            raise
+        return await _wait(self.submit(task, *args, **arguments))
 
     async def stream(
         self, task: str, /, *args: Any, preview_every: int = 0, **arguments: Any
@@ -183,6 +167,7 @@ class Engine:
         textual_inversions: Any = None,
         exclusive: bool = False,
         timeout_s: float | None = None,
+        return_workflow: bool = False,
         **arguments: Any,
     ) -> Handle:
         """Checks a request and queues it.
@@ -203,6 +188,7 @@ class Engine:
             exclusive: Run alone, which makes the picture the same bit for bit whatever else is
                 asked for at that time. It waits for all that run before it, and all others wait.
             timeout_s: Seconds, waiting included, after which the request is stopped.
+            return_workflow: Record the request, so that :meth:`replay` can repeat it.
             **arguments: Arguments of the pipeline.
 
         Raises:
@@ -219,9 +205,55 @@ class Engine:
             "lora_weights": lora_weights,
             "textual_inversions": textual_inversions,
             "exclusive": exclusive,
+            "return_workflow": return_workflow,
         }
         _check_timeout(timeout_s)
         return self._submit(Ticket(timeout_s), task, args, given)
+
+    def replay(self, workflow: Workflow, /, *, strict: bool = True, **overrides: Any) -> Result:
+        """Repeats a workflow and waits for it. See :meth:`submit_replay`."""
+        return self.submit_replay(workflow, strict=strict, **overrides).result()
+
+    async def areplay(self, workflow: Workflow, /, **arguments: Any) -> Result:
+        """Repeats a workflow; cancelling the awaiting task cancels it. See :meth:`submit_replay`.
+
+        Files are read and pictures decoded in a thread beside the event loop.
+        """
+        submit = functools.partial(self.submit_replay, workflow, **arguments)
+        return await _wait(await asyncio.to_thread(submit))
+
+    def submit_replay(
+        self,
+        workflow: Workflow,
+        /,
+        *,
+        strict: bool = True,
+        limits: RequestLimits | None = None,
+        **overrides: Any,
+    ) -> Handle:
+        """Checks a workflow against this engine and queues its repetition, which runs alone.
+
+        The same pipeline, model, code and adapters must be here. Other versions or devices are no
+        hindrance: :attr:`Result.replay` names them, and says whether the output is the same. It
+        reads the files of adapters whose hash it does not know yet.
+
+        Args:
+            workflow: Of an earlier request, or of :func:`bentoml_diffusers.run_with_workflow`.
+            strict: ``False`` runs it whatever differs, and only reports it.
+            limits: Those of a service, for a stranger's workflow.
+            **overrides: Arguments of :meth:`submit` to change, such as ``negative_prompt`` or
+                ``seed``.
+
+        Raises:
+            WorkflowMismatch: 409, something else is here, and it is strict.
+            InvalidWorkflow: 400, something in it cannot be.
+            InvalidRequest: 400, an argument is unknown or wrong.
+            AdapterNotFound: 404, no such adapter here, and it is strict.
+            QueueFull: 429, too many requests wait.
+            RequestCancelled: 503, the engine is closed.
+        """
+        plan = self._planner.plan(workflow, overrides, strict=strict, limits=limits)
+        return self._submit(Ticket(), plan.task, (), plan.given, plan)
 
     @property
     def is_ready(self) -> bool:
@@ -260,22 +292,35 @@ class Engine:
         self.close(cancel=error is not None)
 
     def _submit(
-        self, ticket: Ticket, task: str, args: tuple[Any, ...], given: dict[str, Any]
+        self,
+        ticket: Ticket,
+        task: str,
+        args: tuple[Any, ...],
+        given: dict[str, Any],
+        plan: Plan | None = None,
     ) -> Handle:
         if "timeout_s" in given:
             ticket.timeout_s = given.pop("timeout_s")
             _check_timeout(ticket.timeout_s)
-        entry = Entry(self._resolve(task, args, given), ticket)
+        entry = Entry(self._resolve(task, args, given, plan), ticket)
         self._admission.submit(entry)
         return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
 
-    def _resolve(self, task: str, args: tuple[Any, ...], given: dict[str, Any]) -> Request:
+    def _run(self, entry: Entry) -> Result:
+        captured = self._recorder.begin(entry.request)
+        result = self._worker.run(entry)
+        return self._recorder.finish(entry.request, captured, result)
+
+    def _resolve(
+        self, task: str, args: tuple[Any, ...], given: dict[str, Any], plan: Plan | None
+    ) -> Request:
         arguments = dict(given)
         own = {name: arguments.pop(name, None) for name in _OWN_ARGUMENTS}
         cls, method, parameters = self._find_call(task)
         guidance_scale = arguments.pop("guidance_scale", None) if parameters.guided else None
         check_number("guidance_scale", guidance_scale)
         bound = bind_arguments(parameters, args, arguments)
+        recording = make_recording(task, parameters.complete(bound), own, plan)
         if parameters.modular is not None:
             bound = parameters.modular.complete(bound)
         base = getattr(self.pipeline, "scheduler", None)
@@ -292,6 +337,7 @@ class Engine:
             exclusive=bool(own["exclusive"]),
             pixel_steps=count_pixel_steps(self.pipeline, parameters, bound),
             preview_every=own["preview_every"] or 0,
+            recording=recording,
         )
 
     def _find_task(self, task: str) -> _Call:
@@ -321,7 +367,16 @@ _OWN_ARGUMENTS = (
     "textual_inversions",
     "exclusive",
     "preview_every",
+    "return_workflow",
 )
+
+
+async def _wait(handle: Handle) -> Result:
+    try:
+        return await asyncio.wrap_future(handle.future)
+    except asyncio.CancelledError:
+        handle.cancel()
+        raise
 
 
 def default_device() -> str:

@@ -18,6 +18,46 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters import AdapterSet
     from bentoml_diffusers.engine.schedulers import SchedulerChoice
+    from bentoml_diffusers.workflow.comparing import ReplayReport
+    from bentoml_diffusers.workflow.schema import Workflow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that repeats a workflow.
+
+    Attributes:
+        workflow: What it repeats.
+        task: For the engine.
+        given: All arguments of the request.
+        differences: What is not as it was, in words.
+        is_changed: Overrides make it another picture.
+    """
+
+    workflow: Workflow
+    task: str
+    given: dict[str, Any]
+    differences: tuple[str, ...] = ()
+    is_changed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What to record of a request.
+
+    Attributes:
+        task: As it was asked for.
+        arguments: All arguments of the method, as they were given.
+        scheduler: Name of a scheduler, as it was asked for.
+        returns_workflow: The result has the workflow.
+        plan: The replay that the request is.
+    """
+
+    task: str
+    arguments: Mapping[str, Any]
+    scheduler: object = None
+    returns_workflow: bool = False
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +75,7 @@ class Request:
         exclusive: No other request may run beside it.
         pixel_steps: Size of the work: pixels times images times steps.
         preview_every: Steps between two preview pictures; 0 for none.
+        recording: What to record of it, if anything.
     """
 
     pipeline_class: type[DiffusionPipeline]
@@ -47,6 +88,7 @@ class Request:
     exclusive: bool = False
     pixel_steps: int = 0
     preview_every: int = 0
+    recording: Recording | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +104,8 @@ class Result:
         batches: How many of its forwards were shared by how many requests: ``{1: 4, 3: 16}``.
         queue_s: Seconds that the request waited.
         run_s: Seconds that it ran.
+        workflow: What repeats it, where that was asked for.
+        replay: How the replay of a workflow went.
     """
 
     output: tuple[Any, ...]
@@ -72,6 +116,8 @@ class Result:
     batches: Mapping[int, int] = field(default_factory=dict)
     queue_s: float = 0.0
     run_s: float = 0.0
+    workflow: Workflow | None = None
+    replay: ReplayReport | None = None
 
     @property
     def images(self) -> list[Image.Image]:

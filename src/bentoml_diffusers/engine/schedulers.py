@@ -33,19 +33,21 @@ class SchedulerChoice:
         return scheduler
 
 
-def choose_scheduler(name: str | type[Any] | None, base: SchedulerMixin) -> SchedulerChoice | None:
+def choose_scheduler(
+    name: str | type[Any] | SchedulerChoice | None, base: SchedulerMixin
+) -> SchedulerChoice | None:
     """Returns the scheduler that a request names; ``None`` for the model's own.
 
     Args:
         name: A class, a name that diffusers exports, or a sampler's name such as
-            ``"DPM++ 2M Karras"``; case does not matter.
+            ``"DPM++ 2M Karras"``; case does not matter. A choice that was made stays.
         base: The model's scheduler.
 
     Raises:
         InvalidRequest: 400, an unknown name, or one that does not fit the model.
     """
-    if name is None:
-        return None
+    if name is None or isinstance(name, SchedulerChoice):
+        return name
     if not isinstance(name, (str, type)):
         raise InvalidRequest("scheduler", name, "the name of a scheduler")
     choice = _find_sampler(name) if isinstance(name, str) else None

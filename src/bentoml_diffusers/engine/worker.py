@@ -7,11 +7,11 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bentoml_diffusers.engine.arguments import invalid_request_from
 from bentoml_diffusers.engine.conductor import Conductor, Member
-from bentoml_diffusers.engine.request import Result
+from bentoml_diffusers.engine.request import Result, Ticket
 from bentoml_diffusers.engine.solitude import reason_to_run_alone
 from bentoml_diffusers.engine.view import Views
 from bentoml_diffusers.errors import (
@@ -23,16 +23,19 @@ from bentoml_diffusers.errors import (
 from bentoml_diffusers.loading import running_pipeline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.adapters import AdapterBank, Lease, PreparedAdapters
     from bentoml_diffusers.engine.admission import Entry
-    from bentoml_diffusers.engine.request import Request, Ticket
+    from bentoml_diffusers.engine.request import Request
     from bentoml_diffusers.options import EngineLimits
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+T = TypeVar("T")
 
 
 class Worker:
@@ -77,6 +80,11 @@ class Worker:
                 if lease is not None:
                     return self._run_leased(request, member, lease, started)
             self._releases.wait(seen, ticket)
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """Returns what a function returns that looks at the pipeline while nobody changes it."""
+        with self.conductor.turn(Member(Ticket())):
+            return function()
 
     def _acquire(self, prepared: PreparedAdapters) -> Lease | None:
         """Returns the adapters' lease; ``None`` if others hold the slots that it needs."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.workflow.describing import is_modular
-from bentoml_diffusers.workflow.outputs import hash_output
 from bentoml_diffusers.workflow.schema import Workflow
 from bentoml_diffusers.workflow.values import Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from bentoml_diffusers.workflow.schema import Generator
 
 
 def complete_arguments(
@@ -37,21 +41,32 @@ def complete_arguments(
     return arguments
 
 
-def capture(arguments: Mapping[str, Any], **fields: Any) -> Workflow:
-    """Returns the workflow of a call that is about to run.
+@dataclass(frozen=True)
+class Captured:
+    """The arguments of a call, read before it ran: a pipeline may change them."""
 
-    Args:
-        arguments: All of them; read now, since a pipeline may change them.
-        **fields: Other fields of the workflow.
-    """
+    kept: dict[str, JsonValue]
+    unsupported: dict[str, str]
+    generators: list[Generator]
+    blobs: dict[str, bytes]
+
+    def to_workflow(self, **fields: Any) -> Workflow:
+        """Returns the workflow.
+
+        Args:
+            **fields: All its other fields.
+        """
+        workflow = Workflow(
+            arguments=self.kept,
+            unsupported=self.unsupported,
+            generators=self.generators,
+            **fields,
+        )
+        return workflow.with_blobs(self.blobs)
+
+
+def capture(arguments: Mapping[str, Any]) -> Captured:
+    """Reads all arguments of a call that is about to run."""
     encoder = Encoder()
     kept, unsupported = encoder.encode_all(arguments)
-    workflow = Workflow(
-        arguments=kept, unsupported=unsupported, generators=encoder.generators, **fields
-    )
-    return workflow.with_blobs(encoder.blobs)
-
-
-def complete(workflow: Workflow, output: Any, *, batched: bool = False) -> Workflow:
-    """Returns the workflow with the hash of what came out."""
-    return workflow.model_copy(update={"output": hash_output(output), "batched": batched})
+    return Captured(kept, unsupported, encoder.generators, encoder.blobs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,13 @@ from bentoml_diffusers.store.code import code_of_class
 from bentoml_diffusers.store.hashing import hash_tree
 from bentoml_diffusers.workflow.attached import find_attached
 from bentoml_diffusers.workflow.fingerprint import fingerprint_weights
-from bentoml_diffusers.workflow.schema import Component, Guider, Pipeline, Scheduler
+from bentoml_diffusers.workflow.schema import (
+    Component,
+    Guider,
+    Pipeline,
+    Scheduler,
+    StoredModel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +40,12 @@ def is_modular(pipeline: Any) -> bool:
 def describe_pipeline(pipeline: Any) -> Pipeline:
     """Returns what a pipeline is, and what sits on it; takes milliseconds."""
     cls = type(pipeline)
-    own_class = cls.__module__.partition(".")[0] in _OWN_PACKAGES
+    is_of_diffusers = cls.__module__.partition(".")[0] == "diffusers"
     blocks = list(_list_blocks(pipeline.blocks)) if is_modular(pipeline) else []
     return Pipeline(
         class_name=cls.__name__,
-        kind="modular" if blocks else "classic" if own_class else "custom",
+        model=_describe_origin(pipeline),
+        kind="modular" if blocks else "classic" if is_of_diffusers else "custom",
         weights_sha256=fingerprint_weights(pipeline),
         code_sha256=_hash_code([cls, *(type(block) for _, block in blocks)]),
         blocks=[f"{name}: {type(block).__name__}" for name, block in blocks],
@@ -84,6 +93,18 @@ def plain_config(part: Any) -> dict[str, JsonValue]:
     """Returns the config of a scheduler or guider as JSON, without what diffusers keeps in it."""
     config = getattr(part, "config", {})
     return {name: _plain(value) for name, value in config.items() if not name.startswith("_")}
+
+
+def _describe_origin(pipeline: Any) -> StoredModel | None:
+    """The hub repository that a pipeline says it is from; a folder's path says nothing."""
+    name = getattr(pipeline, "_pretrained_model_name_or_path", None)
+    name = name or pipeline.config.get("_name_or_path")
+    is_repository = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)
+    return (
+        StoredModel(origin=str(name), tree_sha256=None)
+        if is_repository and not Path(str(name)).exists()
+        else None
+    )
 
 
 def _describe_config(pipeline: Any) -> dict[str, JsonValue]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bentoml_diffusers.errors import InvalidRequest, suggest
-from bentoml_diffusers.workflow.capturing import capture, complete, complete_arguments
+from bentoml_diffusers.workflow.calls import check_method
+from bentoml_diffusers.workflow.capturing import capture, complete_arguments
 from bentoml_diffusers.workflow.comparing import (
     Difference,
     ReplayReport,
@@ -22,6 +23,7 @@ from bentoml_diffusers.workflow.describing import (
     describe_guider,
     describe_pipeline,
     describe_scheduler,
+    is_modular,
 )
 from bentoml_diffusers.workflow.environment import device_of, read_environment
 from bentoml_diffusers.workflow.outputs import hash_output
@@ -58,7 +60,7 @@ def run_with_workflow(
     bound = _with_generator(complete_arguments(pipeline, method, args, arguments))
     workflow = _capture(pipeline, method, bound)
     output = getattr(pipeline, method)(**bound)
-    return output, complete(workflow, output)
+    return output, workflow.with_output(hash_output(output))
 
 
 def populate_workflow_from_pipeline(
@@ -95,6 +97,7 @@ def replay(
         InvalidRequest: 400, an override that the pipeline does not take.
     """
     method = workflow.pipeline.method
+    check_method(type(pipeline), method)
     here = describe_pipeline(pipeline)
     known = _known_names(pipeline, method)
     found = [
@@ -140,8 +143,7 @@ def _with_seeds(arguments: dict[str, Any], seeds: Sequence[int]) -> dict[str, An
 
 
 def _capture(pipeline: Any, method: str, arguments: Mapping[str, Any]) -> Workflow:
-    return capture(
-        arguments,
+    return capture(arguments).to_workflow(
         pipeline=describe_pipeline(pipeline).model_copy(update={"method": method}),
         scheduler=describe_scheduler(getattr(pipeline, "scheduler", None)),
         guider=describe_guider(getattr(pipeline, "guider", None)),
@@ -168,13 +170,9 @@ def _as_recorded(pipeline: Any, workflow: Workflow) -> Any:
 
 def _known_names(pipeline: Any, method: str) -> set[str] | None:
     """Names of the arguments of a method; ``None`` where it takes any."""
-    if method == "__call__" and hasattr(pipeline, "blocks"):
+    if method == "__call__" and is_modular(pipeline):
         return {"output", *(item.name for item in pipeline.blocks.inputs if item.name)}
-    function = getattr(type(pipeline), method, None) if not method.startswith("_") else None
-    function = type(pipeline).__call__ if method == "__call__" else function
-    if function is None:
-        raise InvalidRequest("workflow.pipeline.method", method, f"one of {type(pipeline)}")
-    items = inspect.signature(function).parameters
+    items = inspect.signature(getattr(type(pipeline), method)).parameters
     return None if any(one.kind is one.VAR_KEYWORD for one in items.values()) else set(items)
 
 

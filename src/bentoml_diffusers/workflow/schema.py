@@ -261,6 +261,10 @@ class Workflow(Part):
         copied._blobs = {**self._blobs, **found}
         return copied
 
+    def with_output(self, output: Output, *, batched: bool = False) -> Workflow:
+        """Returns the workflow with what came out, and whether others shared its forwards."""
+        return self.model_copy(update={"output": output, "batched": batched})
+
     def to_json(self, *, indent: int | None = None, inline_blobs: bool = True) -> str:
         """Returns the workflow as one text.
 

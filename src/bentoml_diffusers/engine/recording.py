@@ -1,0 +1,198 @@
+"""Workflows of an engine's requests: what a replay compares, and what a result returns."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.adapters import find_static_adapters, hash_adapter, local_file
+from bentoml_diffusers.engine.request import Recording
+from bentoml_diffusers.errors import DiffusersError
+from bentoml_diffusers.store import hash_of_model, read_record
+from bentoml_diffusers.store.adapter_files import describe_lora, read_adapter
+from bentoml_diffusers.workflow.capturing import capture
+from bentoml_diffusers.workflow.describing import (
+    describe_guider,
+    describe_pipeline,
+    describe_scheduler,
+)
+from bentoml_diffusers.workflow.environment import read_environment
+from bentoml_diffusers.workflow.outputs import hash_output
+from bentoml_diffusers.workflow.plain import report
+from bentoml_diffusers.workflow.schema import Adapter, Pipeline, StoredModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import bentoml
+
+    from bentoml_diffusers.adapters import Adapter as FoundAdapter
+    from bentoml_diffusers.adapters import AdapterSet
+    from bentoml_diffusers.engine.request import Plan, Request, Result
+    from bentoml_diffusers.options import ModelOptions
+    from bentoml_diffusers.workflow.capturing import Captured
+    from bentoml_diffusers.workflow.schema import Workflow
+
+# Options that change what is computed, not only where or how fast.
+_NUMERIC_OPTIONS = (
+    *("torch_dtype", "variant", "enable_xformers", "enable_attention_slicing"),
+    *("attention_backend", "enable_torch_compile", "enable_vae_slicing", "enable_vae_tiling"),
+    *("channels_last", "quantization_config", "layerwise_casting", "step_cache", "offload"),
+)
+
+
+def make_recording(
+    task: str, arguments: Mapping[str, Any], own: Mapping[str, Any], plan: Plan | None
+) -> Recording | None:
+    """Returns what to record of a request; ``None`` if it asked for nothing.
+
+    Args:
+        task: As it was asked for.
+        arguments: All arguments of the method.
+        own: Those of the engine.
+        plan: The replay that the request is.
+    """
+    if plan is None and not own["return_workflow"]:
+        return None
+    scheduler = own["scheduler"]
+    return Recording(
+        task=task,
+        arguments=arguments,
+        scheduler=scheduler if isinstance(scheduler, (str, type)) else None,
+        returns_workflow=bool(own["return_workflow"]),
+        plan=plan,
+    )
+
+
+class Recorder:
+    """Records requests of one engine.
+
+    Args:
+        pipeline: The engine's.
+        options: The engine's.
+        model: The stored model that the pipeline is from, if it is.
+        in_turn: Calls a function while no request changes the pipeline.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        options: ModelOptions,
+        model: bentoml.Model | None,
+        in_turn: Callable[[Callable[[], Pipeline]], Pipeline],
+    ) -> None:
+        self._pipeline = pipeline
+        self._options = options
+        self._model = model
+        self._in_turn = in_turn
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        """The engine's pipeline; the first time takes long where files have no hash yet."""
+        found = self._in_turn(lambda: describe_pipeline(self._pipeline))
+        given = self._options.to_dict()
+        changes: dict[str, Any] = {
+            "options": {name: given[name] for name in _NUMERIC_OPTIONS if name in given},
+            "static_adapters": _describe_static(self._options),
+        }
+        if self._model is not None:
+            changes["model"] = _describe_model(self._model)
+        return found.model_copy(update=changes)
+
+    def begin(self, request: Request) -> Captured | None:
+        """Reads what a request is about to run with; ``None`` if nothing is to be recorded."""
+        recording = request.recording
+        if recording is None or not recording.returns_workflow:
+            return None
+        return capture(recording.arguments)
+
+    def finish(self, request: Request, captured: Captured | None, result: Result) -> Result:
+        """Returns the result with its workflow, and with how the replay went."""
+        recording = request.recording
+        if recording is None:
+            return result
+        if captured is not None:
+            workflow = self._make_workflow(request, recording, captured)
+            output = hash_output(result.output)
+            workflow = workflow.with_output(output, batched=result.was_batched)
+            result = replace(result, workflow=workflow)
+        plan = recording.plan
+        if plan is not None:
+            told = report(
+                plan.workflow, result.output, plan.differences, is_changed=plan.is_changed
+            )
+            result = replace(result, replay=told)
+        return result
+
+    def _make_workflow(
+        self, request: Request, recording: Recording, captured: Captured
+    ) -> Workflow:
+        scheduler = getattr(self._pipeline, "scheduler", None)
+        if request.scheduler is not None and scheduler is not None:
+            scheduler = request.scheduler.build(scheduler)
+        guider = getattr(self._pipeline, "guider", None)
+        ran = {"class_name": request.pipeline_class.__name__, "method": request.method}
+        return captured.to_workflow(
+            pipeline=self.pipeline.model_copy(update=ran),
+            task=recording.task,
+            seeds=list(request.seeds),
+            scheduler=describe_scheduler(scheduler, recording.scheduler),
+            guider=describe_guider(guider, guidance_scale=request.guidance_scale),
+            adapters=describe_adapters(request.adapters),
+            environment=read_environment(self._pipeline),
+            exclusive=request.exclusive,
+        )
+
+
+def describe_adapters(found: AdapterSet, *, is_fused: bool = False) -> list[Adapter]:
+    """Returns adapters with the hash of their files.
+
+    Raises:
+        InvalidModel: 400, a file that is gone.
+    """
+    return [
+        *(_describe_adapter("lora", one, is_fused=is_fused) for one in found.loras),
+        *(_describe_adapter("textual_inversion", one) for one in found.inversions),
+    ]
+
+
+def _describe_adapter(kind: Any, found: FoundAdapter, *, is_fused: bool = False) -> Adapter:
+    name = Path(found.name).name if Path(found.name).is_absolute() else found.name
+    return Adapter(
+        kind=kind,
+        name=name,
+        tag=found.tag,
+        scale=found.scale,
+        token=found.token,
+        arguments={key: str(value) for key, value in found.arguments.items()},
+        details=_describe_rank(found) if kind == "lora" else {},
+        is_fused=is_fused,
+        sha256=hash_adapter(found),
+    )
+
+
+def _describe_rank(found: FoundAdapter) -> dict[str, Any]:
+    known = describe_lora(read_adapter(local_file(found)))
+    return {name: known[name] for name in ("rank", "alpha") if known.get(name) is not None}
+
+
+def _describe_static(options: ModelOptions) -> list[Adapter]:
+    """The static adapters; one that is no file of its own is seen on the pipeline itself."""
+    try:
+        return describe_adapters(
+            find_static_adapters(options), is_fused=bool(options.fuse_static_loras)
+        )
+    except DiffusersError:
+        return []
+
+
+def _describe_model(model: bentoml.Model) -> StoredModel:
+    record = read_record(Path(model.path))
+    return StoredModel(
+        tag=str(model.tag),
+        tree_sha256=hash_of_model(model),
+        origin=record.origin if record else None,
+        commit=record.commit if record else None,
+    )

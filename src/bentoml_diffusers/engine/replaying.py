@@ -1,0 +1,200 @@
+"""From a workflow to a request that repeats it, after a look at what differs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.adapters import hash_adapter
+from bentoml_diffusers.engine.request import Plan
+from bentoml_diffusers.engine.schedulers import SchedulerChoice
+from bentoml_diffusers.errors import AdapterNotFound, DiffusersError, InvalidRequest
+from bentoml_diffusers.workflow.bounds import LOCAL, Bounds
+from bentoml_diffusers.workflow.calls import check_method
+from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
+from bentoml_diffusers.workflow.describing import describe_guider, is_modular
+from bentoml_diffusers.workflow.environment import device_of, read_environment
+from bentoml_diffusers.workflow.rebuilding import find_scheduler
+from bentoml_diffusers.workflow.values import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from bentoml_diffusers.adapters import AdapterBank
+    from bentoml_diffusers.engine.arguments import Parameters
+    from bentoml_diffusers.engine.recording import Recorder
+    from bentoml_diffusers.options import RequestLimits
+    from bentoml_diffusers.workflow.schema import Adapter, Workflow
+
+_FIELDS = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
+
+
+class Planner:
+    """Makes requests of workflows for one engine.
+
+    Args:
+        pipeline: The engine's.
+        recorder: Knows what the engine has.
+        bank: The engine's adapters.
+        find_parameters: Returns what a task takes.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        recorder: Recorder,
+        bank: AdapterBank,
+        find_parameters: Callable[[str], Parameters],
+    ) -> None:
+        self._pipeline = pipeline
+        self._recorder = recorder
+        self._bank = bank
+        self._find_parameters = find_parameters
+
+    def plan(
+        self,
+        workflow: Workflow,
+        overrides: Mapping[str, Any],
+        *,
+        strict: bool,
+        limits: RequestLimits | None = None,
+    ) -> Plan:
+        """Returns the request that repeats a workflow; reads files of adapters the first time.
+
+        Raises:
+            WorkflowMismatch: 409, the engine has something else, and it is strict.
+            InvalidWorkflow: 400, something in it cannot be.
+            AdapterNotFound: 404, no such adapter, and it is strict.
+        """
+        task, differences = self._find_task(workflow)
+        parameters = self._find_parameters(task)
+        environment = read_environment(self._pipeline)
+        differences += compare(workflow, self._recorder.pipeline, environment)
+        differences += self._compare_guiders(workflow)
+        adapters = {field: self._find_adapters(workflow, field, overrides, differences, strict)
+                    for field in _FIELDS.values()}  # fmt: skip
+        bounds = LOCAL if limits is None else Bounds.of(limits)
+        decoder = Decoder(workflow.blobs, workflow.generators, device_of(self._pipeline), bounds)
+        arguments = decoder.decode_all(workflow.arguments)
+        for name in [name for name in arguments if not parameters.takes(name)]:
+            differences.append(_unknown_argument(name, arguments.pop(name)))
+        if workflow.seeds or "seed" in overrides:
+            arguments.pop("generator", None)
+        given = {
+            **arguments,
+            **adapters,
+            **self._guidance(workflow, parameters),
+            "seed": _join_seeds(workflow.seeds),
+            "scheduler": self._find_scheduler(workflow),
+            "exclusive": True,
+        }
+        told = check_differences(differences, strict=strict)
+        return Plan(workflow, task, {**given, **overrides}, told, _changes(overrides))
+
+    def _find_task(self, workflow: Workflow) -> tuple[str, list[Difference]]:
+        recorded, own = workflow.pipeline, type(self._pipeline)
+        if recorded.class_name == own.__name__ and is_modular(self._pipeline):
+            return workflow.task or "__call__", []
+        if recorded.class_name == own.__name__:
+            check_method(own, recorded.method)
+            return recorded.method, []
+        for task in _names.TASKS:
+            if _class_of_task(self._pipeline, task) == recorded.class_name:
+                return task, []
+        other = Difference(
+            "workflow.pipeline.class_name", recorded.class_name, own.__name__, stops=True
+        )
+        is_task = workflow.task in _names.TASKS
+        return str(workflow.task) if is_task else "__call__", [other]
+
+    def _compare_guiders(self, workflow: Workflow) -> Iterator[Difference]:
+        """All but the guidance scale, which a request can have of its own."""
+        here = describe_guider(getattr(self._pipeline, "guider", None), guidance_scale=0)
+        was = workflow.guider
+        changed = {**was.config, "guidance_scale": 0} if was is not None else None
+        if (was and was.class_name, changed) != (here and here.class_name, here and here.config):
+            yield Difference("workflow.guider", was, here, stops=True)
+
+    def _guidance(self, workflow: Workflow, parameters: Parameters) -> dict[str, Any]:
+        if not parameters.guided or workflow.guider is None:
+            return {}
+        return {"guidance_scale": workflow.guider.config.get("guidance_scale")}
+
+    def _find_scheduler(self, workflow: Workflow) -> SchedulerChoice | None:
+        base = getattr(self._pipeline, "scheduler", None)
+        if base is None or workflow.scheduler is None:
+            return None
+        found = find_scheduler(workflow.scheduler, base)
+        return None if found is None else SchedulerChoice(*found)
+
+    def _find_adapters(
+        self,
+        workflow: Workflow,
+        field: str,
+        overrides: Mapping[str, Any],
+        differences: list[Difference],
+        strict: bool,
+    ) -> list[dict[str, Any]]:
+        if field in overrides:
+            return []
+        wanted = [one for one in workflow.adapters if _FIELDS[one.kind] == field]
+        items = []
+        for index, adapter in enumerate(wanted):
+            place = f"workflow.adapters[{index}]"
+            try:
+                item, sha256 = self._find_adapter(adapter, field)
+            except DiffusersError as error:
+                if strict or not isinstance(error, AdapterNotFound):
+                    raise
+                differences.append(Difference(place, adapter.name, None, stops=True))
+                continue
+            if sha256 != adapter.sha256:
+                names = [f"{adapter.name} ({one})" for one in (adapter.sha256, sha256)]
+                differences.append(Difference(place, names[0], names[1], stops=True))
+            items.append(item)
+        return items
+
+    def _find_adapter(self, recorded: Adapter, field: str) -> tuple[dict[str, Any], str]:
+        """By its tag, else by its name: another store may have it in another version."""
+        item = {**recorded.arguments, "name": recorded.name}
+        if recorded.kind == "lora":
+            item["scale"] = recorded.scale
+        if recorded.token is not None:
+            item["token"] = recorded.token
+        names = [name for name in (recorded.tag, recorded.name) if name]
+        for name in names[:-1]:
+            with contextlib.suppress(AdapterNotFound):
+                return self._look_up({**item, "name": name}, field)
+        return self._look_up({**item, "name": names[-1]}, field)
+
+    def _look_up(self, item: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
+        is_lora = field == _FIELDS["lora"]
+        found = self._bank.find([item], None) if is_lora else self._bank.find(None, [item])
+        for one in (*found.loras, *found.inversions):
+            return item, hash_adapter(one)
+        raise InvalidRequest(f"{field}.scale", 0, "another number")
+
+
+def _class_of_task(pipeline: Any, task: str) -> str | None:
+    try:
+        return None if is_modular(pipeline) else _names.task_class(pipeline, task).__name__
+    except InvalidRequest:
+        return None
+
+
+def _unknown_argument(name: str, value: object) -> Difference:
+    return Difference(f"workflow.arguments.{name}", value, "no argument of this name", stops=True)
+
+
+def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
+    """One seed where the others count up from it, so that overrides may ask for more pictures."""
+    if not seeds:
+        return None
+    counted = [(seeds[0] + image) % 2**32 for image in range(len(seeds))]
+    return seeds[0] if list(seeds) == counted else list(seeds)
+
+
+def _changes(overrides: Mapping[str, Any]) -> bool:
+    kept = {"timeout_s", "return_workflow", "preview_every", "exclusive"}
+    return bool(set(overrides) - kept)

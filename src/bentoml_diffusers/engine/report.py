@@ -1,0 +1,32 @@
+"""What an engine says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.adapters import AdapterReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineReport:
+    """What an engine has done and does.
+
+    Attributes:
+        running: Requests that run.
+        waiting: Requests in the queue.
+        counts: Requests by outcome: submitted, done, invalid, failed, cancelled, expired, refused.
+        forwards: How many forwards were shared by how many requests.
+        seconds_per_row: For each kind of forward, its median cost by batch size in rows.
+        adapters: LoRAs and textual inversions.
+    """
+
+    running: int
+    waiting: int
+    counts: Mapping[str, int]
+    forwards: Mapping[int, int]
+    seconds_per_row: Mapping[Any, Mapping[int, float]]
+    adapters: AdapterReport
