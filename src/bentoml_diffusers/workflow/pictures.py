@@ -48,7 +48,7 @@ class Embedding:
     is_whole: bool = True
 
 
-def embed(
+def embed_workflow(
     workflow: Workflow,
     picture: Image.Image,
     picture_format: PictureFormat,
@@ -102,7 +102,7 @@ def save_picture(
     if picture_format is None:
         raise InvalidWorkflow("path", target.name, f"a name that ends in {', '.join(_SUFFIXES)}")
     options = EmbedOptions(workflow=True, infotext=infotext, max_workflow_bytes=MAX_TEXT_BYTES)
-    embedding = embed(workflow, picture, picture_format, options, index)
+    embedding = embed_workflow(workflow, picture, picture_format, options, index)
     if not embedding.is_whole:
         raise InvalidWorkflow(
             "workflow",

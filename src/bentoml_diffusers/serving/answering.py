@@ -1,0 +1,127 @@
+"""Answers of the services: a picture with what is to be said of it, or an error as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse, Response
+
+from bentoml_diffusers.errors import DiffusersError, QueueFull, RequestCancelled
+from bentoml_diffusers.options import EmbedOptions
+from bentoml_diffusers.serving.codecs import encode_image
+from bentoml_diffusers.serving.metrics import process_metrics
+from bentoml_diffusers.workflow.pictures import Embedding, embed_workflow
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
+    import bentoml
+
+    from bentoml_diffusers.engine import Engine, Result
+    from bentoml_diffusers.serving.codecs import OutputFormat
+
+_POLL_S = 0.1
+NOTHING = EmbedOptions()
+
+
+async def answer(
+    engine: Engine,
+    ctx: bentoml.Context,
+    task: str,
+    fields: Mapping[str, Any],
+    embed: EmbedOptions = NOTHING,
+) -> Response:
+    """Runs a request of a service and answers it. See :func:`answer_with`."""
+    arguments = read_arguments(fields)
+    output_format = arguments.pop("output_format")
+    if embed.workflow or embed.infotext:
+        arguments["return_workflow"] = True
+    return await answer_with(engine.arun(task, **arguments), ctx, task, output_format, embed)
+
+
+def read_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a request as arguments of an engine; ``None`` is left out."""
+    arguments = {key: value for key, value in fields.items() if value is not None}
+    for name in ("lora_weights", "textual_inversions"):
+        if name in arguments:
+            arguments[name] = [choice.model_dump() for choice in arguments[name]]
+    return arguments
+
+
+async def answer_with(
+    painting: Coroutine[Any, Any, Result],
+    ctx: bentoml.Context,
+    task: str,
+    output_format: OutputFormat,
+    embed: EmbedOptions = NOTHING,
+) -> Response:
+    """Answers with a result: a picture with its seed, or an error as JSON.
+
+    The request is stopped within one denoising step when its client goes away or BentoML's
+    ``traffic.timeout`` cancels it.
+
+    Args:
+        painting: Gives the result, or raises.
+        ctx: That of the request.
+        task: Its name in the metrics.
+        output_format: Of the picture.
+        embed: What is written into it.
+    """
+    metrics = process_metrics()
+    try:
+        result = await _wait_while_connected(painting, ctx)
+    except DiffusersError as error:
+        metrics.note_error(task, error)
+        return error_response(ctx, error)
+    metrics.note_result(task, result)
+    return await asyncio.to_thread(_picture_response, result, output_format, embed)
+
+
+async def _wait_while_connected(
+    painting: Coroutine[Any, Any, Result], ctx: bentoml.Context
+) -> Result:
+    running = asyncio.ensure_future(painting)
+    try:
+        while True:
+            done, _ = await asyncio.wait({running}, timeout=_POLL_S)
+            if done:
+                return running.result()
+            if await ctx.request.is_disconnected():
+                raise RequestCancelled("the client went away")
+    finally:
+        running.cancel()
+
+
+def _picture_response(
+    result: Result, output_format: OutputFormat, options: EmbedOptions
+) -> Response:
+    picture = result.images[0]
+    embedding = Embedding()
+    if result.workflow is not None:
+        embedding = embed_workflow(result.workflow, picture, output_format, options)
+    headers = {"x-seed": str(result.seeds[0])} if result.seeds else {}
+    if options.workflow:
+        headers["x-workflow"] = "embedded" if embedding.is_whole else "too-large"
+    if result.replay is not None and result.replay.matches is not None:
+        headers["x-workflow-match"] = str(result.replay.matches).lower()
+    body = encode_image(picture, output_format, embedding.arguments)
+    return Response(body, media_type=f"image/{output_format}", headers=headers)
+
+
+def error_response(ctx: bentoml.Context, error: DiffusersError) -> Response:
+    """Returns an error as JSON, with its status and the name of the field."""
+    status = int(error.error_code)
+    ctx.response.status_code = status  # else BentoML puts its own 200 on the answer
+    field = getattr(error, "field", None)
+    detail = [{"loc": [field], "msg": str(error)}] if field else []
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
+    body = {"error": _public_text(error), "detail": detail}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _public_text(error: DiffusersError) -> str:
+    """What a client may read: a failure of the pipeline can quote paths of the server."""
+    if error.error_code == 500:
+        return "the picture could not be painted; the server's log says why"
+    return str(error)
