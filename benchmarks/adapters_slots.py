@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import platform
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,16 +22,13 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from safetensors.torch import save_file
+from measuring import RANK, difference, milliseconds, ratio_of, save_lora, timed
 
 from bentoml_diffusers import ModelOptions, testing
 from bentoml_diffusers.adapters import AdapterBank, Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-RANK = 16
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+    from collections.abc import Callable, Iterable, Sequence
 
 
 def make_pipeline(width: int) -> Any:
@@ -52,19 +48,6 @@ def make_pipeline(width: int) -> Any:
     return pipeline
 
 
-def save_lora(pipeline: Any, path: Path, seed: int) -> None:
-    """Writes a LoRA of rank 16 on all attention projections, in the layout of diffusers."""
-    random = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, module in pipeline.unet.named_modules():
-        if name.endswith(TARGETS) and isinstance(module, torch.nn.Linear):
-            down = torch.randn(RANK, module.in_features, generator=random)
-            up = torch.randn(module.out_features, RANK, generator=random)
-            tensors[f"unet.{name}.lora_A.weight"] = down / module.in_features**0.5
-            tensors[f"unet.{name}.lora_B.weight"] = up * 0.1
-    save_file(tensors, path)
-
-
 def forward(pipeline: Any, batch: int, side: int = 16) -> Callable[[], torch.Tensor]:
     """Returns a forward of the denoiser with fixed inputs."""
     random = torch.Generator().manual_seed(1)
@@ -77,52 +60,6 @@ def forward(pipeline: Any, batch: int, side: int = 16) -> Callable[[], torch.Ten
         return pipeline.unet(latents, steps, encoder_hidden_states=text).sample  # type: ignore[no-any-return]
 
     return run
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Returns the processor seconds that this process spent, and the result.
-
-    Processor time, since other processes on the machine lengthen the wall time of single threads.
-    """
-    started = time.process_time()
-    result = work()
-    return time.process_time() - started, result
-
-
-def ratio_of(plain: Callable[[], Any], other: Callable[[], Any], pairs: int) -> dict[str, Any]:
-    """Alternates both: median and quartiles of the paired ratios, and the ratio of best times."""
-    ratios, base, others = [], [], []
-    plain(), other()
-    for index in range(pairs):
-        if index % 2:
-            second, first = timed(other)[0], timed(plain)[0]
-        else:
-            first, second = timed(plain)[0], timed(other)[0]
-        ratios.append(second / first)
-        base.append(first)
-        others.append(second)
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {
-        "ratio": round(middle, 4),
-        "ratio_of_best": round(min(others) / min(base), 4),
-        "quartiles": [round(low, 4), round(high, 4)],
-        "base_ms": round(1000 * statistics.median(base), 2),
-        "pairs": pairs,
-    }
-
-
-def milliseconds(times: Sequence[float]) -> dict[str, Any]:
-    """Median and best of some seconds, in milliseconds."""
-    return {
-        "median_ms": round(1000 * statistics.median(times), 3),
-        "best_ms": round(1000 * min(times), 3),
-        "times": len(times),
-    }
-
-
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest absolute difference."""
-    return float((one - other).abs().max())
 
 
 class Bench:
@@ -175,11 +112,7 @@ class Bench:
             timed(lambda start=start: [switch(start + step) for step in range(rounds)])[0] / rounds
             for start in range(9)
         ]
-        adapters = [f"a{index}" for index in range(residents)]
-        missing = set(adapters) - set(self.peft.get_list_adapters().get("unet", ()))
-        for name in sorted(missing):
-            file = self.names[int(name[1:])]
-            self.peft.load_lora_weights(str(self.folder / file), adapter_name=name)
+        adapters = self.peft_adapters(range(residents))
         peft = [timed(lambda one=one: self.peft.set_adapters([one]))[0] for one in adapters[:8]]
         return {"residents": residents, "slots": milliseconds(ours), "peft": milliseconds(peft)}
 
@@ -187,7 +120,7 @@ class Bench:
         """From a file to ready, next to residents; PEFT's `load_lora_weights` in the same run."""
         for name in self.names[:residents]:
             self.load(name).release()
-        fresh = self.names[residents:]
+        fresh = self.names[max(residents, 4) :]  # the first four are those of `measure_forward`
         ours, peft = [], []
         for name in fresh:
             seconds, lease = timed(lambda name=name: self.load(name))
@@ -205,6 +138,14 @@ class Bench:
 
     def _load_by_peft(self, name: str, adapter: str) -> None:
         self.peft.load_lora_weights(str(self.folder / name), adapter_name=adapter)
+
+    def peft_adapters(self, numbers: Iterable[int]) -> list[str]:
+        """Names of LoRAs in the model with PEFT, brought in where they are not there yet."""
+        there = set(self.peft.get_list_adapters().get("unet", ()))
+        for number in numbers:
+            if f"a{number}" not in there:
+                self._load_by_peft(self.names[number], f"a{number}")
+        return [f"a{number}" for number in numbers]
 
     def peft_forward(self, run: Callable[[], Any], names: Sequence[str | None]) -> Any:
         """Each sample of a batch by PEFT, alone; ``None`` is the base."""
@@ -236,10 +177,7 @@ class Bench:
             (leases[one] if one is not None else None, 1) for one in owners
         ]
         mixed = self.shared(ours, shares)
-        for one in leases:
-            adapter = f"a{one}"
-            if adapter not in self.peft.get_list_adapters().get("unet", ()):
-                self._load_by_peft(self.names[one], adapter)
+        self.peft_adapters(leases)
         result = ratio_of(ours, mixed, pairs)
         theirs = self.peft_forward(peft, [None if one is None else f"a{one}" for one in owners])
         result |= {

@@ -36,7 +36,7 @@ import bentoml
 import diffusers
 import numpy as np
 import torch
-from adapters_slots import save_lora
+from measuring import save_lora
 
 from bentoml_diffusers import Engine, EngineLimits, ModelOptions, testing
 from bentoml_diffusers.engine import conductor

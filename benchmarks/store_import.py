@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from measuring import read_status, reset_peak, run_child
 
 NOBODY = 65534
 MODULES = {"ours": "bentoml_diffusers", "bentoml": "bentoml._internal.frameworks.diffusers"}
@@ -70,17 +70,6 @@ def measure(kind: str, folder: Path, warm: Path, user: int | None) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak, "stored": str(stored)}), flush=True)
 
 
-def reset_peak() -> None:
-    """Makes the highest resident memory count from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def read_status(field: str) -> int:
-    """A value of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def new_blocks(stored: Path, source: Path) -> int:
     """Bytes of disk blocks below `stored` that are not those of `source`."""
     known = {path.stat().st_ino for path in source.rglob("*") if path.is_file()}
@@ -98,25 +87,12 @@ def tree_of(folder: Path) -> str:
 def run(kind: str, root: Path, as_root: bool) -> dict[str, float]:
     """Imports once in a fresh store; returns what it cost."""
     home = Path(tempfile.mkdtemp(dir=root))
-    command = [sys.executable, __file__, "--child", kind, "--root", str(root)]
+    command = [__file__, "--child", kind, "--root", str(root)]
     if os.geteuid() == 0 and not as_root:
         home.chmod(0o777)
         command += ["--user", str(NOBODY)]
     started = time.perf_counter()
-    done = subprocess.run(  # noqa: S603 - this file itself
-        command,
-        env={
-            **os.environ,
-            "BENTOML_HOME": str(home),
-            "BENTOML_DO_NOT_TRACK": "True",
-            "TMPDIR": str(home),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = run_child(command, home, TMPDIR=str(home))
     stored = Path(result["stored"])
     result["process_s"] = time.perf_counter() - started
     result["blocks"] = new_blocks(stored, root / "folder")

@@ -10,16 +10,13 @@ Loading maps the weights; `first` adds reading them and a picture of one step.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from store_import import read_status, reset_peak
+from measuring import read_status, reset_peak, run_child
 
 KINDS = ("ours", "diffusers", "bentoml")
 
@@ -85,19 +82,6 @@ def link_stored(home: Path, folder: Path) -> Path:
     return folder
 
 
-def run(kind: str, folder: Path, home: Path) -> dict[str, float]:
-    """Loads once in a new process; returns what it cost."""
-    done = subprocess.run(  # noqa: S603 - this file itself
-        [sys.executable, __file__, "--child", kind, "--root", str(folder)],
-        env={**os.environ, "BENTOML_HOME": str(home / kind), "BENTOML_DO_NOT_TRACK": "True"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 IMPORT = """
 import os, sys
 if sys.argv[1] == "ours":
@@ -106,6 +90,7 @@ else:
     from bentoml._internal.frameworks.diffusers import import_model
 for name in ("warm", "model"):
     import_model(name, os.path.join(sys.argv[2], name))
+print("{}")
 """
 
 
@@ -132,17 +117,12 @@ def compare(root: Path, options: argparse.Namespace) -> None:
     weights = make_folder(root / "folder" / "model", options.megabytes)
     make_folder(root / "folder" / "warm", 1)
     for kind in ("ours", "bentoml"):
-        subprocess.run(  # noqa: S603
-            [sys.executable, "-c", IMPORT, kind, str(root / "folder")],
-            env={**os.environ, "BENTOML_HOME": str(root / kind), "BENTOML_DO_NOT_TRACK": "True"},
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
+        run_child(["-c", IMPORT, kind, str(root / "folder")], root / kind)
     stored = link_stored(root / "ours", root / "stored")
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for number in range(options.rounds + 1):
         for kind in KINDS[:: 1 if number % 2 else -1]:
-            result = run(kind, stored, root)
+            result = run_child([__file__, "--child", kind, "--root", str(stored)], root / kind)
             if number:  # the first round fills the page cache
                 results[kind].append(result)
                 print(

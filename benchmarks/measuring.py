@@ -1,0 +1,110 @@
+"""What the benchmarks share: a LoRA, times in pairs, a child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+RANK = 16
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def save_lora(pipeline: Any, path: Path, seed: int) -> None:
+    """Writes a LoRA of rank 16 on all attention projections, in the layout of diffusers."""
+    import torch
+    from safetensors.torch import save_file
+
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in pipeline.unet.named_modules():
+        if name.endswith(TARGETS) and isinstance(module, torch.nn.Linear):
+            down = torch.randn(RANK, module.in_features, generator=random)
+            up = torch.randn(module.out_features, RANK, generator=random)
+            tensors[f"unet.{name}.lora_A.weight"] = down / module.in_features**0.5
+            tensors[f"unet.{name}.lora_B.weight"] = up * 0.1
+    save_file(tensors, path)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Returns the processor seconds that this process spent, and the result.
+
+    Processor time, since other processes on the machine lengthen the wall time of single threads.
+    """
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def ratio_of(plain: Callable[[], Any], other: Callable[[], Any], pairs: int) -> dict[str, Any]:
+    """Alternates both: median and quartiles of the paired ratios, and the ratio of best times."""
+    ratios, base, others = [], [], []
+    plain(), other()
+    for index in range(pairs):
+        if index % 2:
+            second, first = timed(other)[0], timed(plain)[0]
+        else:
+            first, second = timed(plain)[0], timed(other)[0]
+        ratios.append(second / first)
+        base.append(first)
+        others.append(second)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ratio": round(middle, 4),
+        "ratio_of_best": round(min(others) / min(base), 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "base_ms": round(1000 * statistics.median(base), 2),
+        "pairs": pairs,
+    }
+
+
+def milliseconds(times: Sequence[float]) -> dict[str, Any]:
+    """Median and best of some seconds, in milliseconds."""
+    return {
+        "median_ms": round(1000 * statistics.median(times), 3),
+        "best_ms": round(1000 * min(times), 3),
+        "times": len(times),
+    }
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest absolute difference."""
+    return float((one - other).abs().max())
+
+
+def run_child(command: Sequence[str], home: Path, **environment: str) -> dict[str, Any]:
+    """Runs Python in a process of its own over a model store; returns the JSON of its last line."""
+    done = subprocess.run(  # noqa: S603 - a benchmark itself
+        [sys.executable, *command],
+        env={**os.environ, **_store(home), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _store(home: Path) -> dict[str, str]:
+    return {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+
+
+def reset_peak() -> None:
+    """Makes the highest resident memory count from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_status(field: str) -> int:
+    """A value of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
