@@ -1,6 +1,8 @@
 """Requests, their views of the pipeline, and the forwards that they share."""
 
-from bentoml_diffusers.engine.engine import Engine, default_device, has_method
+from bentoml_diffusers.engine.arguments import has_method
+from bentoml_diffusers.engine.devices import default_device
+from bentoml_diffusers.engine.engine import Engine
 from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.request import Handle, Progress, Result
 

@@ -83,6 +83,11 @@ def _has_guidance_scale(pipeline: Any) -> bool:
     return "guidance_scale" in getattr(guider, "config", {})
 
 
+def has_method(cls: type[Any], name: str) -> bool:
+    """True if ``cls`` defines the method; every class seems to have ``__call__`` otherwise."""
+    return any(name in vars(base) for base in cls.__mro__)
+
+
 def bind_arguments(
     parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from bentoml_diffusers.engine.arguments import (
     check_number,
     complete_size,
     count_pixel_steps,
+    has_method,
     read_modular_parameters,
     read_parameters,
     with_rgb_images,
 )
+from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.latents import check_latents
 from bentoml_diffusers.engine.modular import ModularTasks
 from bentoml_diffusers.engine.recording import Recorder, make_recording
@@ -80,7 +82,9 @@ class Engine:
         self._worker = Worker(pipeline, self._bank, self.limits)
         self._recorder = Recorder(pipeline, self.options, model, self._worker.in_turn)
         self._admission = Admission(self.limits, self._run)
-        self._modular = self._find_tasks()
+        self._modular = (
+            ModularTasks(pipeline, self.options.modular_workflow) if is_modular(pipeline) else None
+        )
         self._find_call: Callable[[str], _Call] = functools.cache(self._find_task)
         self._planner = Planner(
             pipeline, self._recorder, self._bank, lambda task: self._find_call(task)[2]
@@ -377,20 +381,6 @@ async def _wait(handle: Handle) -> Result:
     except asyncio.CancelledError:
         handle.cancel()
         raise
-
-
-def default_device() -> str:
-    """Returns ``"cuda"``, ``"mps"`` or ``"cpu"``: the best that is there."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def has_method(cls: type[Any], name: str) -> bool:
-    """True if ``cls`` defines the method; every class seems to have ``__call__`` otherwise."""
-    return any(name in vars(base) for base in cls.__mro__)
 
 
 def _check_timeout(timeout_s: float | None) -> None:

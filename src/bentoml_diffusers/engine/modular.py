@@ -30,15 +30,19 @@ class ModularTasks:
 
     Args:
         pipeline: The pipeline; its blocks are read when the first request comes.
+        only: Name of the modular workflow that its blocks were cut down to, if they were.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, only: str | None = None) -> None:
         self._pipeline = pipeline
+        self._only = only
 
     @functools.cached_property
     def _workflows(self) -> dict[str, ModularWorkflow]:
         blocks = self._pipeline.blocks
-        return {**read_modular_workflows(blocks), "__call__": read_whole(blocks)}
+        whole = read_whole(blocks)
+        cut = {self._only: replace(whole, name=self._only)} if self._only else {}
+        return {**read_modular_workflows(blocks), **cut, "__call__": whole}
 
     def find(self, task: str) -> ModularWorkflow:
         """Returns what a task means.
@@ -60,12 +64,16 @@ class ModularTasks:
         if missing:
             names = ", ".join(sorted(missing))
             raise InvalidRequest("task", task, f"one whose components the model has, not {names}")
-        return _with_picture(found, task) if self._has_ip_adapter else found
+        if self._has_ip_adapter:
+            return _with_picture(found, task)
+        if _IP_ADAPTER_INPUT in found.inputs and found.name != "__call__":
+            raise InvalidRequest("task", task, "one that needs no IP-Adapter: the model has none")
+        return found
 
     def _translate(self, task: str) -> str:
         if task in self._workflows or task not in _names.TASKS:
             return task
-        if len(self._workflows) == 1:  # blocks that do one thing only
+        if self._workflows.keys() <= {self._only, "__call__"}:  # blocks that do one thing only
             return "__call__"
         names = _MODULAR_NAMES[task]
         return next((name for name in names if name in self._workflows), task)

@@ -15,6 +15,7 @@ from bentoml_diffusers.workflow.calls import check_method
 from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
 from bentoml_diffusers.workflow.describing import describe_guider, is_modular
 from bentoml_diffusers.workflow.environment import device_of, read_environment
+from bentoml_diffusers.workflow.limits import check_limits
 from bentoml_diffusers.workflow.rebuilding import find_scheduler
 from bentoml_diffusers.workflow.values import Decoder
 
@@ -67,6 +68,8 @@ class Planner:
             InvalidWorkflow: 400, something in it cannot be.
             AdapterNotFound: 404, no such adapter, and it is strict.
         """
+        if limits is not None:
+            check_limits(workflow, limits, overrides)
         task, differences = self._find_task(workflow)
         parameters = self._find_parameters(task)
         environment = read_environment(self._pipeline)

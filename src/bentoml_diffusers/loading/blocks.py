@@ -6,6 +6,7 @@ diffusers calls a task of its blocks, such as ``text2image``, a *workflow*; here
 
 from __future__ import annotations
 
+import inspect
 import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -79,6 +80,7 @@ class ModularWorkflow:
         fixed: Inputs that make it what it is, with their values; a request has no say in them.
         components: Names of the components that are loaded for it.
         output: Name of what it gives back, such as ``"images"``.
+        is_guided: It has a guider with a ``guidance_scale``, as its blocks make it.
     """
 
     name: str
@@ -87,6 +89,7 @@ class ModularWorkflow:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     components: frozenset[str] = frozenset()
     output: str = "images"
+    is_guided: bool = False
 
     def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Checks a request's arguments and adds those that make the modular workflow.
@@ -131,7 +134,12 @@ def read_whole(blocks: ModularPipelineBlocks) -> ModularWorkflow:
         for item in blocks.inputs
         if item.name
     }
-    return ModularWorkflow(name="__call__", inputs=inputs, output=_find_output(blocks))
+    return ModularWorkflow(
+        name="__call__",
+        inputs=inputs,
+        output=_find_output(blocks),
+        is_guided=_is_guided(blocks),
+    )
 
 
 def _read_one(
@@ -156,6 +164,7 @@ def _read_one(
             if spec.default_creation_method == "from_pretrained"
         ),
         output=_find_output(blocks),
+        is_guided=_is_guided(blocks),
     )
 
 
@@ -179,6 +188,11 @@ def _read_input(item: Any, triggers: set[str], *, may_be_required: bool = True) 
 def _find_output(blocks: Any) -> str:
     names = {item.name for item in blocks.outputs}
     return next((name for name in _OUTPUTS if name in names), "images")
+
+
+def _is_guided(blocks: Any) -> bool:
+    hints = [spec.type_hint for spec in blocks.expected_components if spec.name == "guider"]
+    return any("guidance_scale" in inspect.signature(hint.__init__).parameters for hint in hints)
 
 
 def read_kind(name: str, hint: Any, default: Any = None) -> Kind:

@@ -77,7 +77,8 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
     """Returns the runnable of a stored pipeline; ``Model.to_runner()`` calls it.
 
     Each signature of the model is a method. It takes the arguments of the pipeline's method and
-    those of :meth:`bentoml_diffusers.Engine.submit`, and returns the output as a tuple.
+    those of :meth:`bentoml_diffusers.Engine.submit`, and returns the output as a tuple; with
+    ``return_workflow=True`` the whole :class:`bentoml_diffusers.Result`.
 
     Raises:
         InvalidOption: 400, a signature or a preset for a method that the pipeline lacks.
@@ -94,7 +95,8 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
         def __init__(self) -> None:
             super().__init__()
             merged = _on_accelerator(options)
-            self.engine = Engine(load_pipeline(bento_model, merged, default_device()), merged)
+            pipeline = load_pipeline(bento_model, merged, default_device())
+            self.engine = Engine(pipeline, merged, model=bento_model)
             self.max_concurrent_calls = self.engine.limits.max_running
 
         @property
@@ -140,9 +142,9 @@ def _make_method(name: str, preset: dict[str, Any]) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             timeout_s = _compat.runner_timeout_s()
-            return self.engine.run(
-                name, *args, **{"timeout_s": timeout_s, **preset, **kwargs}
-            ).output
+            given = {"timeout_s": timeout_s, **preset, **kwargs}
+            result = self.engine.run(name, *args, **given)
+            return result if given.get("return_workflow") else result.output
         except DiffusersError as error:
             return _deliver(error)
         except Exception as error:
