@@ -21,7 +21,7 @@ from bentoml_diffusers.store.layout import (
     MODULAR_INDEX,
     PIPELINE_FOLDER,
 )
-from bentoml_diffusers.store.modular import (
+from bentoml_diffusers.store.modular_index import (
     modular_index_from,
     read_modular_components,
     read_modular_index,
@@ -31,7 +31,7 @@ from bentoml_diffusers.store.source import read_index, read_json
 
 if TYPE_CHECKING:
     import bentoml
-    from diffusers import ModularPipeline
+    from diffusers import ComponentsManager, ModularPipeline
     from diffusers.modular_pipelines import ComponentSpec, ModularPipelineBlocks
 
     from bentoml_diffusers.loading.sharing import Shared
@@ -100,8 +100,8 @@ def load_modular(
     pipeline: ModularPipeline = cls(
         blocks=blocks,
         pretrained_model_name_or_path=str(folder),
-        components_manager=shared.manager,
-        collection=str(model.tag) if shared.manager is not None else None,
+        components_manager=shared.manager or _own_manager(options),
+        collection=str(model.tag),
         modular_config_dict=index,
     )
     wanted = [name for name in pipeline.pretrained_component_names if name in named]
@@ -201,6 +201,13 @@ def _refuse_options(cls: type[Any], options: ModelOptions) -> None:
             raise UnsupportedByPipeline(cls.__name__, name)
     if options.offload_kind == "sequential":
         raise UnsupportedByPipeline(cls.__name__, "offload='sequential'")
+
+
+def _own_manager(options: ModelOptions) -> ComponentsManager | None:
+    """diffusers offloads the modules of modular pipelines through their manager."""
+    from diffusers import ComponentsManager
+
+    return ComponentsManager() if options.offload_kind == "model" else None
 
 
 def _load(model: bentoml.Model, folder: Path, spec: ComponentSpec, options: ModelOptions) -> Any:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidOption
+from bentoml_diffusers.loading.tuning import is_made_of_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.options import ModelOptions
+
+_METHODS = {
+    "model": "enable_model_cpu_offload",
+    "sequential": "enable_sequential_cpu_offload",
+}
 
 
 def place(
@@ -21,13 +30,18 @@ def place(
     Raises:
         InvalidOption: 400, an offload that this machine cannot do.
     """
+    from diffusers import DiffusionPipeline
+
     kind = options.offload_kind
-    if kind == "sequential":
-        _offload(pipeline, "enable_sequential_cpu_offload", _device_argument(device))
-    elif kind == "model":
-        _offload(pipeline, "enable_model_cpu_offload", _device_argument(device))
+    if kind == "model" and is_made_of_blocks(pipeline):
+        enable = pipeline._components_manager.enable_auto_cpu_offload
+        _offload("offload", enable, _device_argument(device))
+    elif kind in _METHODS:
+        _offload(_METHODS[kind], getattr(pipeline, _METHODS[kind]), _device_argument(device))
     elif kind == "group":
-        _offload(pipeline, "enable_group_offload", _group_arguments(options, device))
+        # A modular pipeline lacks the method, and has all that it uses.
+        enable = functools.partial(DiffusionPipeline.enable_group_offload, pipeline)
+        _offload("enable_group_offload", enable, _group_arguments(options, device))
     elif device is not None and options.device_map is None:
         pipeline.to(device)
 
@@ -47,8 +61,8 @@ def _group_arguments(options: ModelOptions, device: str | torch.device | None) -
     }
 
 
-def _offload(pipeline: DiffusionPipeline, method: str, arguments: dict[str, Any]) -> None:
+def _offload(option: str, enable: Callable[..., Any], arguments: dict[str, Any]) -> None:
     try:
-        getattr(pipeline, method)(**arguments)
+        enable(**arguments)
     except (RuntimeError, ValueError, TypeError) as err:
-        raise InvalidOption(method, True, f"a machine that can do it: {err}") from err
+        raise InvalidOption(option, True, f"a machine that can do it: {err}") from err

@@ -11,7 +11,7 @@ from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidOption, UnsupportedByPipeline
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
     from bentoml_diffusers.options import ModelOptions
 
@@ -37,11 +37,17 @@ def set_attention(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     """
     if options.enable_xformers:
         try:
-            pipeline.enable_xformers_memory_efficient_attention()
+            for part in _whole_or_denoisers(pipeline, "enable_xformers"):
+                part.enable_xformers_memory_efficient_attention()
         except (ImportError, ModuleNotFoundError, ValueError) as err:
             raise InvalidOption("enable_xformers", True, f"xformers and a GPU: {err}") from err
     if options.enable_attention_slicing is not None:
-        pipeline.enable_attention_slicing(options.enable_attention_slicing)
+        if is_made_of_blocks(pipeline):
+            for denoiser in _denoisers(pipeline, "enable_attention_slicing"):
+                value = options.enable_attention_slicing
+                _call(denoiser, "set_attention_slice", "enable_attention_slicing", value)
+        else:
+            pipeline.enable_attention_slicing(options.enable_attention_slicing)
     if options.attention_backend is not None:
         for denoiser in _denoisers(pipeline, "attention_backend"):
             _set_backend(denoiser, options.attention_backend)
@@ -108,6 +114,9 @@ def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     config_class = _names.resolve_step_cache(given.pop("name", None))
     known = {item.name for item in dataclasses.fields(config_class)}
     if "current_timestep_callback" in known:
+        if is_made_of_blocks(pipeline) and "current_timestep_callback" not in given:
+            # Its timestep is a variable of a block.
+            raise UnsupportedByPipeline(type(pipeline).__name__, f"step_cache {options.step_cache}")
         given.setdefault(
             "current_timestep_callback",
             lambda: running_pipeline.get(pipeline).current_timestep,
@@ -138,6 +147,17 @@ def compile_denoiser(pipeline: DiffusionPipeline, options: ModelOptions) -> None
             denoiser.compile_repeated_blocks()
         else:
             raise UnsupportedByPipeline(type(denoiser).__name__, "enable_torch_compile='blocks'")
+
+
+def is_made_of_blocks(pipeline: DiffusionPipeline | ModularPipeline) -> bool:
+    """True for a modular pipeline; it has few of the methods of a classic one."""
+    from diffusers import ModularPipeline
+
+    return isinstance(pipeline, ModularPipeline)
+
+
+def _whole_or_denoisers(pipeline: DiffusionPipeline, option: str) -> list[Any]:
+    return _denoisers(pipeline, option) if is_made_of_blocks(pipeline) else [pipeline]
 
 
 def _denoiser_names(pipeline: DiffusionPipeline) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bentoml_diffusers.store.hashing import hash_file, with_hashes
 from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_FOLDER
 from bentoml_diffusers.store.linking import SMALL_BYTES
-from bentoml_diffusers.store.modular import read_modular_components, read_modular_index
+from bentoml_diffusers.store.modular_index import read_modular_components, read_modular_index
 from bentoml_diffusers.store.pickles import (
     convert_pickle,
     convert_shard_index,

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from bentoml_diffusers.store.hub import Download, download_snapshot
 from bentoml_diffusers.store.layout import BLOCKS_CONFIG, MODULAR_INDEX
 from bentoml_diffusers.store.modular import (
-    Component,
     find_place,
     local_subfolder,
     names_in,
-    read_modular_components,
-    read_modular_index,
     select_beside,
     select_part,
+)
+from bentoml_diffusers.store.modular_index import (
+    Component,
+    read_modular_components,
+    read_modular_index,
 )
 from bentoml_diffusers.store.source import Place
 

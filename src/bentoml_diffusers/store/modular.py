@@ -1,17 +1,9 @@
-"""A folder or repository with a modular pipeline: what its index names, and where that lies.
-
-In diffusers' index each component may lie in another repository. In the store all lie in the
-entry, and the index names nothing outside of it.
-"""
+"""A folder with a modular pipeline: where each component of its index lies, and what is taken."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.blocks import expected_names, find_blocks
 from bentoml_diffusers.store.layout import (
@@ -20,106 +12,21 @@ from bentoml_diffusers.store.layout import (
     IP_ADAPTER_FOLDER,
     MODULAR_INDEX,
 )
-from bentoml_diffusers.store.selection import (
-    PICKLE_SUFFIXES,
-    Selection,
-    check_name,
-    select_component,
+from bentoml_diffusers.store.modular_index import (
+    Component,
+    modular_index_from,
+    read_modular_components,
+    read_modular_index,
+    write_index,
 )
-from bentoml_diffusers.store.source import Place, Source, check_file, list_names, read_json
+from bentoml_diffusers.store.selection import PICKLE_SUFFIXES, Selection, select_component
+from bentoml_diffusers.store.source import Place, Source, check_file, list_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
 _AT_ROOT = (".json", ".txt", ".model", ".jinja", ".safetensors", *PICKLE_SUFFIXES)
-
-
-@dataclass(frozen=True)
-class Component:
-    """A component as an index names it.
-
-    Attributes:
-        library: Where its class is from.
-        class_name: Its class.
-        repository: Where its files lie: a repository or folder; ``None`` if nowhere.
-        subfolder: Folder in it.
-        variant: Variant of its weights.
-        revision: Branch, tag or commit of the repository.
-    """
-
-    library: str
-    class_name: str
-    repository: str | None = None
-    subfolder: str = ""
-    variant: str | None = None
-    revision: str | None = None
-
-    def localized(self, name: str) -> list[Any]:
-        """Returns its entry for an index beside its files."""
-        kind = [self.library, self.class_name]
-        return [
-            *kind,
-            {
-                "type_hint": kind,
-                "pretrained_model_name_or_path": None,
-                "subfolder": name,
-                "variant": self.variant,
-                "revision": None,
-            },
-        ]
-
-
-def read_modular_index(folder: Path, name: str) -> dict[str, Any]:
-    """Reads ``modular_model_index.json``.
-
-    Raises:
-        InvalidModel: 400, there is none, or it is broken.
-    """
-    index = read_json(folder / MODULAR_INDEX, name)
-    if not isinstance(index.get("_class_name"), str):
-        raise InvalidModel(name, f"has a {MODULAR_INDEX} that names no _class_name")
-    return index
-
-
-def read_modular_components(index: Mapping[str, Any], source: str) -> dict[str, Component]:
-    """Returns the components that an index names, by name, those without files included.
-
-    Raises:
-        InvalidModel: 400, a malformed entry, or a class that is not of diffusers or transformers.
-    """
-    return {
-        name: _read_component(name, value, source)
-        for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, (list, tuple)) and len(value) == 3
-    }
-
-
-def modular_index_from(index: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Turns the index of a classic pipeline into that of its modular one.
-
-    What the classic one has explicitly not, ``[null, null]``, is left out: diffusers would turn a
-    component that is made from its config into one that cannot be loaded.
-
-    Raises:
-        InvalidModel: 400, diffusers has no blocks for this class.
-    """
-    cls = _names.modular_class_of(index)
-    if cls is None:
-        raise InvalidModel(
-            source, f"is a {index['_class_name']}, for which diffusers has no modular pipeline"
-        )
-    modular: dict[str, Any] = {
-        "_class_name": cls.__name__,
-        "_diffusers_version": index.get("_diffusers_version"),
-        "_blocks_class_name": cls.default_blocks_name,
-    }
-    for name, value in index.items():
-        if isinstance(value, (list, tuple)) and not name.startswith("_"):
-            if len(value) == 2 and all(isinstance(item, str) for item in value):
-                modular[name] = Component(*value).localized(name)
-        elif not name.startswith("_"):
-            modular[name] = value
-    return modular
 
 
 def open_modular(
@@ -323,47 +230,3 @@ def select_beside(names: Iterable[str]) -> list[str]:
     adapters = [name for name in known if name.startswith(f"{IP_ADAPTER_FOLDER}/")]
     named = [name for name in (BLOCKS_CONFIG, BLOCKS_FILE) if name in known]
     return [*(code if BLOCKS_CONFIG in known else ()), *adapters, *named]
-
-
-def write_index(index: Mapping[str, Any]) -> str:
-    """Returns the text of an index."""
-    return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
-
-def _read_component(name: str, value: Sequence[Any], source: str) -> Component:
-    library, class_name, details = value
-    if not name.isidentifier() or not isinstance(details, dict):
-        raise _malformed(source, name, value)
-    hint = details.get("type_hint") or (None, None)
-    if library is None and isinstance(hint, (list, tuple)) and len(hint) == 2:
-        library, class_name = hint
-    if library is None and class_name is None:
-        library, class_name = "diffusers", "AutoModel"  # it looks into the component's config
-    place = details.get("pretrained_model_name_or_path") or details.get("repo")
-    texts = [place, details.get("subfolder"), details.get("variant"), details.get("revision")]
-    if not all(text is None or isinstance(text, str) for text in texts):
-        raise _malformed(source, name, value)
-    if not (isinstance(library, str) and isinstance(class_name, str)):
-        raise _malformed(source, name, value)
-    if not _names.is_component_class(library, class_name):
-        raise InvalidModel(
-            source,
-            f"names {library}.{class_name} for {name!r} in its {MODULAR_INDEX}, "
-            "which is no class of diffusers or transformers",
-            "let the code of its blocks make this component",
-        )
-    subfolder = details.get("subfolder") or ""
-    if subfolder:
-        check_name(source, subfolder)
-    return Component(
-        library,
-        class_name,
-        place,
-        PurePosixPath(subfolder).as_posix() if subfolder else "",
-        details.get("variant"),
-        details.get("revision"),
-    )
-
-
-def _malformed(source: str, name: str, value: object) -> InvalidModel:
-    return InvalidModel(source, f"has a malformed entry {name!r} in its {MODULAR_INDEX}: {value!r}")

@@ -19,7 +19,7 @@ from bentoml_diffusers.store.ip_adapter import (
     write_ip_adapters,
 )
 from bentoml_diffusers.store.layout import BLOCKS_FILE, MODULAR_INDEX
-from bentoml_diffusers.store.modular import Component, write_index
+from bentoml_diffusers.store.modular_index import Component, write_index
 
 if TYPE_CHECKING:
     from pathlib import Path
