@@ -15,12 +15,14 @@ from adapter_models import (
     save_kohya_lora,
     save_lora,
 )
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank, supports_lora
 from bentoml_diffusers.adapters.cache import HostCache
+from bentoml_diffusers.adapters.lycoris import original_name, read_lycoris
 from bentoml_diffusers.adapters.reading import RawLora, _Recorder, convert_lora
 from bentoml_diffusers.adapters.sources import _near
 from bentoml_diffusers.demo import LORAS, PIPELINE
@@ -431,3 +433,33 @@ def test_what_is_recorded_changes_nothing():
     recorder = _Recorder("unet", module, RawLora())
     recorder.to("meta")
     assert module.blocks[0].to_q.weight.device.type == "cpu"
+
+
+def test_lycoris_files_for_sdxl_name_layers_as_stability_does():
+    """Compared with diffusers' own conversion of checkpoints, by a number in each layer."""
+    pipeline = testing.tiny_stable_diffusion_xl()
+    unet = pipeline.unet
+    layers = {
+        path: module
+        for path, module in unet.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    names = {path: original_name(path, unet.config.layers_per_block) for path in layers}
+    numbers = {path: torch.full((1,), float(number)) for number, path in enumerate(layers)}
+    checkpoint = {
+        f"model.diffusion_model.{names[path]}.{part}": number
+        for path, number in numbers.items()
+        for part in ("weight", "bias")
+    }
+    converted = convert_ldm_unet_checkpoint(checkpoint, dict(unet.config))
+    assert {key.rpartition(".")[0]: value for key, value in converted.items()} == numbers
+    file = {
+        f"lora_unet_{names[path].replace('.', '_')}.{part}": torch.ones(shape)
+        for path, module in layers.items()
+        for part, shape in (
+            ("lokr_w1", (1, 1)),
+            ("lokr_w2", (module.weight.shape[0], module.weight[0].numel())),
+        )
+    }
+    found = read_lycoris(pipeline, "style.safetensors", file)
+    assert [layer.path for layer in found] == list(layers)

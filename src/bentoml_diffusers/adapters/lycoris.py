@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -98,11 +99,63 @@ def _names_of_layers(pipeline: DiffusionPipeline) -> dict[str, tuple[str, str]]:
     names = {}
     for component, prefixes in _PREFIXES.items():
         module = getattr(pipeline, component, None)
+        blocks = getattr(getattr(module, "config", None), "layers_per_block", None)
         for path, _ in module.named_modules() if module is not None else ():
             names[f"{component}.{path}"] = (component, path)
-            for prefix in prefixes:
-                names[prefix + path.replace(".", "_")] = (component, path)
+            spellings = {path, original_name(path, blocks)} if component == "unet" else {path}
+            for prefix, spelling in itertools.product(prefixes, spellings):
+                names[prefix + spelling.replace(".", "_")] = (component, path)
     return names
+
+
+# Layers of a UNet outside its blocks, and within a residual block, as Stability's code names them.
+_ORIGINAL_LAYERS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_out": "out.2",
+}
+_ORIGINAL_PARTS = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_BLOCK = re.compile(
+    r"(?:(?P<side>down|up)_blocks\.(?P<block>\d+)|mid_block)"
+    r"\.(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<index>\d+)(?:\.(?P<rest>.+))?"
+)
+
+
+def original_name(path: str, layers_per_block: int | None) -> str:
+    """Returns what Stability's own code, and with it kohya's for SDXL, calls a layer of a UNet.
+
+    There the blocks of all resolutions are counted through: ``input_blocks.N``, ``middle_block.N``,
+    ``output_blocks.N``, each with a residual block, an attention, a change of size.
+
+    Args:
+        path: What diffusers calls it, such as ``"down_blocks.1.attentions.0.proj_in"``.
+        layers_per_block: Of the UNet's config; with no such number the name stays.
+    """
+    found = _BLOCK.fullmatch(path)
+    if found is None or not isinstance(layers_per_block, int):
+        return _ORIGINAL_LAYERS.get(path, path)
+    kind, index, rest = found["kind"], int(found["index"]), found["rest"]
+    block, length = int(found["block"] or 0), layers_per_block + 1
+    inner = {"resnets": 0, "attentions": 1}.get(kind, 0)
+    if found["side"] == "down":
+        number = length * (block + 1) if kind == "downsamplers" else length * block + index + 1
+        start = f"input_blocks.{number}.{inner}"
+    elif found["side"] == "up":
+        number = length * block + (layers_per_block if kind == "upsamplers" else index)
+        # After the attention, which SDXL has wherever the size changes.
+        start = f"output_blocks.{number}.{2 if kind == 'upsamplers' else inner}"
+    else:
+        start = f"middle_block.{1 if kind == 'attentions' else 2 * index}"
+    rest = {"downsamplers": "op"}.get(kind) or _ORIGINAL_PARTS.get(rest or "", rest)
+    return f"{start}.{rest}" if rest else start
 
 
 def _checked(
