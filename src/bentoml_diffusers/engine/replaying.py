@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.workflow.schema import Adapter, Workflow
 
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
 _FIELDS = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 
 
@@ -84,6 +85,12 @@ class Planner:
             differences.append(_unknown_argument(name, arguments.pop(name)))
         if workflow.seeds or "seed" in overrides:
             arguments.pop("generator", None)
+        defaults = parameters.defaults
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name not in defaults or not _is_default(value, defaults[name])
+        }
         given = {
             **arguments,
             **adapters,
@@ -188,6 +195,11 @@ def _class_of_task(pipeline: Any, task: str) -> str | None:
 
 def _unknown_argument(name: str, value: object) -> Difference:
     return Difference(f"workflow.arguments.{name}", value, "no argument of this name", stops=True)
+
+
+def _is_default(value: object, default: object) -> bool:
+    """True for what need not be given: checks look at what a caller gave."""
+    return type(value) is type(default) and isinstance(value, _PLAIN) and value == default
 
 
 def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:

@@ -35,6 +35,8 @@ def hash_output(output: Any) -> Output:
 def _list_leaves(value: Any) -> Iterator[OutputPart | bool | int | float | str | None]:
     if hasattr(value, "to_tuple"):
         value = value.to_tuple()
+    if isinstance(getattr(value, "values", None), dict):  # the state of a modular pipeline
+        value = value.values
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _list_leaves(item)
