@@ -1,4 +1,4 @@
-"""`bentoml diffusers workflow show`, in this process by click's runner."""
+"""`bentoml diffusers workflow show` and `replay`, in this process by click's runner."""
 
 import base64
 import hashlib
@@ -10,7 +10,8 @@ from bentoml_cli.cli import cli
 from click.testing import CliRunner
 from PIL import Image
 
-from bentoml_diffusers import save_picture
+import bentoml_diffusers
+from bentoml_diffusers import Engine, save_picture, testing
 from bentoml_diffusers.workflow import Workflow
 
 PICTURE = Image.new("RGB", (16, 8))
@@ -106,3 +107,151 @@ class TestShow:
         done = run("workflow", "show", tmp_path / "a.json")
         assert done.exit_code == 1
         assert "workflow.version: got 99, expected up to 1: upgrade" in done.output
+
+
+CALL = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 7, "exclusive": True}
+
+
+@pytest.fixture(scope="module")
+def lora(lora_dir):
+    return bentoml_diffusers.import_lora("replayed-lora", lora_dir / "one.safetensors")
+
+
+@pytest.fixture(scope="module")
+def painted(model, lora, tmp_path_factory):
+    """Results of an engine, and a folder with their pictures: `plain.png`, `styled.webp` ..."""
+    folder = tmp_path_factory.mktemp("painted")
+    static = {"lora_weights": [{"name": str(lora.tag), "scale": 0.5}], "torch_dtype": "bfloat16"}
+    with Engine.from_model(model, device="cpu") as engine:
+        results = {
+            "plain.png": engine.run("txt2img", **CALL, return_workflow=True),
+            "styled.webp": engine.run(
+                "txt2img", **CALL, lora_weights="replayed-lora", return_workflow=True
+            ),
+            "changed.jpg": engine.run("img2img", **CALL, image=PICTURE_64, return_workflow=True),
+            "two.png": engine.run("txt2img", **CALL, num_images_per_prompt=2, return_workflow=True),
+        }
+    with Engine.from_model(model, device="cpu", **static) as engine:
+        results["static.png"] = engine.run("txt2img", **CALL, return_workflow=True)
+    for name, result in results.items():
+        save_picture(result.images[0], folder / name, result.workflow)
+    return folder, results
+
+
+PICTURE_64 = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+
+
+class TestReplay:
+    @pytest.mark.parametrize("name", ["plain.png", "styled.webp", "changed.jpg", "static.png"])
+    def test_same_bytes(self, run, painted, name, tmp_path):
+        folder, results = painted
+        done = run("replay", folder / name, "-o", tmp_path / "again.png", "--device", "cpu")
+        assert done.exit_code == 0, done.output
+        assert done.stdout.splitlines()[-1] == "the same, bit for bit"
+        assert "differs" not in done.stdout
+        again = Image.open(tmp_path / "again.png")
+        assert again.tobytes() == results[name].images[0].tobytes()
+        assert Workflow.load(tmp_path / "again.png").output == results[name].workflow.output
+
+    def test_several_pictures(self, run, painted, tmp_path):
+        folder, results = painted
+        done = run("replay", folder / "two.png", "-o", tmp_path / "again.png", "--infotext")
+        assert done.exit_code == 0, done.output
+        for index, picture in enumerate(results["two.png"].images):
+            again = Image.open(tmp_path / f"again-{index}.png")
+            assert again.tobytes() == picture.tobytes()
+            assert f"Seed: {7 + index}," in again.info["parameters"]
+
+    def test_json_and_nothing_written(self, run, painted, tmp_path):
+        path = painted[1]["plain.png"].workflow.save_workflow(tmp_path)
+        done = run("replay", path)
+        assert done.exit_code == 0, done.output
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_changes(self, run, painted, tmp_path):
+        changes = ("--set", "steps=3", "--set", "prompt=a blue = star", "--set", "seed=8")
+        done = run("replay", painted[0] / "plain.png", *changes, "-o", tmp_path / "other.png")
+        assert done.exit_code == 0, done.output
+        assert done.stdout.splitlines()[-1].startswith("not compared")
+        workflow = Workflow.load(tmp_path / "other.png")
+        assert workflow.arguments["num_inference_steps"] == 3
+        assert workflow.arguments["prompt"] == "a blue = star"
+        assert workflow.seeds == [8]
+
+    def test_another_picture_goes_in(self, run, painted, tmp_path):
+        PICTURE_64.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in.png")
+        change = f"image=@{tmp_path}/in.png"
+        done = run("replay", painted[0] / "changed.jpg", "--set", change, "-o", tmp_path / "a.png")
+        assert done.exit_code == 0, done.output
+        again = Workflow.load(tmp_path / "a.png")
+        assert again.output != painted[1]["changed.jpg"].workflow.output
+        assert again.arguments["image"] != painted[1]["changed.jpg"].workflow.arguments["image"]
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ("stebs=3", "stebs: got 3, expected a known argument"),
+            ("steps=many", "num_inference_steps: got 'many', expected a whole number"),
+            ("steps", "expected NAME=VALUE"),
+            ("=3", "expected NAME=VALUE"),
+            ("image=@/no/such/file", "is no picture"),
+            ("lora_weights=nothing", "'nothing' was not found"),
+            ("scheduler=os.system", "scheduler"),
+        ],
+    )
+    def test_changes_that_cannot_be(self, run, painted, change, reason, tmp_path):
+        output = tmp_path / "out.png"
+        done = run("replay", painted[0] / "plain.png", "--set", change, "-o", output)
+        assert done.exit_code != 0
+        assert reason in done.output
+        assert not output.exists()
+
+    def test_another_model(self, run, painted, tmp_path):
+        other = bentoml_diffusers.save_model("other-weights", testing.tiny_stable_diffusion(seed=3))
+        arguments = ("replay", painted[0] / "plain.png", "--model", other.tag)
+        refused = run(*arguments)
+        assert refused.exit_code == 1
+        assert "the workflow cannot be repeated here: workflow.pipeline.model was" in refused.output
+        done = run(*arguments, "--no-strict", "-o", tmp_path / "out.png")
+        assert done.exit_code == 1
+        assert "differs: workflow.pipeline.model was" in done.output
+        assert done.output.splitlines()[-1] == "Error: not the same picture"
+        assert (tmp_path / "out.png").exists()
+
+    def test_model_under_another_tag(self, run, painted, model, tmp_path):
+        text = painted[1]["plain.png"].workflow.to_json().replace(str(model.tag), "gone:1")
+        (tmp_path / "a.json").write_text(text)
+        done = run("replay", tmp_path / "a.json")
+        assert done.exit_code == 0, done.output
+        tree = painted[1]["plain.png"].workflow.pipeline.model.tree_sha256
+        (tmp_path / "a.json").write_text(text.replace(tree, "0" * 64))
+        done = run("replay", tmp_path / "a.json")
+        assert done.exit_code == 1
+        assert "Error: model 'gone:1' is not in the model store; import it from" in done.output
+
+    def test_workflow_of_no_stored_model(self, run, tmp_path):
+        save_picture(PICTURE, tmp_path / "a.png", make_workflow(pipeline={"class_name": "X"}))
+        done = run("replay", tmp_path / "a.png")
+        assert done.exit_code == 1
+        assert "expected a stored model: give --model TAG" in done.output
+
+    def test_missing_lora(self, run, painted, tmp_path):
+        text = painted[1]["styled.webp"].workflow.to_json().replace("replayed-lora", "lost-lora")
+        (tmp_path / "a.json").write_text(text)
+        done = run("replay", tmp_path / "a.json")
+        assert done.exit_code == 1
+        assert "'lost-lora" in done.output
+
+    def test_options_of_a_stranger(self, run, painted, tmp_path):
+        """Only those that change numbers are taken from a file."""
+        values = json.loads(painted[1]["plain.png"].workflow.to_json())
+        values["pipeline"]["options"] = {"custom_pipeline": "/tmp/evil.py", "lora_dir": "/"}
+        (tmp_path / "a.json").write_text(json.dumps(values))
+        done = run("replay", tmp_path / "a.json")
+        assert done.exit_code == 0, done.output
+        assert "differs: workflow.pipeline.options.custom_pipeline was /tmp/evil.py" in done.output
+
+    def test_output_that_cannot_be(self, run, painted, tmp_path):
+        done = run("replay", painted[0] / "plain.png", "-o", tmp_path / "a.gif")
+        assert done.exit_code == 1
+        assert "path: got 'a.gif', expected a name that ends in" in done.output

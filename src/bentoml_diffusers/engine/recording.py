@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.schema import Workflow
 
 # Options that change what is computed, not only where or how fast.
-_NUMERIC_OPTIONS = (
+NUMERIC_OPTIONS = (
     *("torch_dtype", "variant", "enable_xformers", "enable_attention_slicing"),
     *("attention_backend", "enable_torch_compile", "enable_vae_slicing", "enable_vae_tiling"),
     *("channels_last", "quantization_config", "layerwise_casting", "step_cache", "offload"),
@@ -94,7 +94,7 @@ class Recorder:
         found = self._in_turn(lambda: describe_pipeline(self._pipeline))
         given = self._options.to_dict()
         changes: dict[str, Any] = {
-            "options": {name: given[name] for name in _NUMERIC_OPTIONS if name in given},
+            "options": {name: given[name] for name in NUMERIC_OPTIONS if name in given},
             "static_adapters": _describe_static(self._options),
         }
         if self._model is not None:
