@@ -149,7 +149,7 @@ class TestShippedBlocks:
                 if item.is_required and why_left_out(item)
             }
             assert not (lost and workflow.output == "images"), workflow.name
-            model = make_modular_model(workflow, RequestLimits(), guided=True)
+            model = make_modular_model(workflow, RequestLimits())
             for field in model.model_json_schema()["properties"].values():
                 assert field["description"]
 

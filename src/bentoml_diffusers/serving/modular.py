@@ -46,16 +46,13 @@ _TYPES: Mapping[Kind, Any] = {
 }
 
 
-def make_modular_model(
-    workflow: ModularWorkflow, limits: RequestLimits, *, guided: bool
-) -> type[RequestModel]:
+def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of a modular workflow under the limits of a service.
 
     Args:
         workflow: The modular workflow.
         limits: Bounds of steps, sides, pixels and prompts; numbers about which nothing is known
             are between -1,000,000 and 1,000,000.
-        guided: It has a guider whose ``guidance_scale`` a request may choose.
     """
     served = sorted(
         (item for item in workflow.inputs.values() if why_left_out(item) is None),
@@ -73,7 +70,7 @@ def make_modular_model(
     Modular.limits = limits
     Modular.flags = frozenset(item.name for item in served if item.kind == "flag")
     fields: dict[str, Any] = {item.name: _make_field(item, limits) for item in served}
-    if guided and "guidance_scale" not in fields:
+    if workflow.is_guided and "guidance_scale" not in fields:
         fields["guidance_scale"] = (float | None, _GUIDANCE)
     name = "".join(part.capitalize() for part in workflow.name.split("_"))
     return add_choices(create_model(name, __base__=Modular, **fields))

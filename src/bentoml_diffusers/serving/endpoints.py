@@ -1,0 +1,159 @@
+"""The endpoints of a service: what each of them paints, and what it takes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers.errors import InvalidModel, ModelNotFound
+from bentoml_diffusers.loading import stored_blocks, stored_options
+from bentoml_diffusers.loading.blocks import read_modular_workflows, read_whole
+from bentoml_diffusers.loading.modular import is_modular
+from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
+from bentoml_diffusers.serving.schema import RequestModel, make_img2img_model, make_txt2img_model
+from bentoml_diffusers.store import get
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, MODULAR_INDEX, PIPELINE_FOLDER
+from bentoml_diffusers.store.modular_index import (
+    modular_index_from,
+    read_modular_components,
+    read_modular_index,
+)
+from bentoml_diffusers.store.source import read_index
+
+if TYPE_CHECKING:
+    import bentoml
+
+    from bentoml_diffusers.loading.blocks import ModularWorkflow
+    from bentoml_diffusers.options import ModelOptions, RequestLimits
+
+logger = logging.getLogger(__name__)
+
+# Of blocks that name no modular workflow.
+_UNNAMED = "paint"
+_ADAPTER_INPUT = "ip_adapter_image"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One path of a service.
+
+    Attributes:
+        name: Its path, without the slash.
+        task: What the engine is asked for.
+        request: What it takes.
+        description: For its page.
+    """
+
+    name: str
+    task: str
+    request: type[RequestModel]
+    description: str
+
+
+def find_endpoints(tag: str, options: ModelOptions, limits: RequestLimits) -> tuple[Endpoint, ...]:
+    """Returns the endpoints for a model: of a modular pipeline one for each modular workflow.
+
+    No weights are loaded. A model that is not in the store yet is taken for a classic pipeline.
+
+    Args:
+        tag: The model.
+        options: Options of the service; trust in the code of blocks is one.
+        limits: Bounds of the requests.
+
+    Raises:
+        InvalidModel: 400, blocks that paint no picture.
+        UntrustedSource: 400, the code of the blocks is not trusted.
+    """
+    try:
+        model = get(tag)
+    except ModelNotFound:
+        return classic_endpoints(limits)
+    merged = stored_options(model).overridden_by(options)
+    if not is_modular(Path(model.path_of(PIPELINE_FOLDER)), merged):
+        return classic_endpoints(limits)
+    return _modular_endpoints(model, merged, limits)
+
+
+def classic_endpoints(limits: RequestLimits) -> tuple[Endpoint, ...]:
+    """Returns the endpoints of a classic pipeline."""
+    return (
+        Endpoint(
+            "txt2img",
+            "txt2img",
+            make_txt2img_model(limits),
+            "Paints a picture from text. The seed used is in the header `x-seed`.",
+        ),
+        Endpoint(
+            "img2img",
+            "img2img",
+            make_img2img_model(limits),
+            "Paints a picture over another one. The seed used is in the header `x-seed`.",
+        ),
+    )
+
+
+def _modular_endpoints(
+    model: bentoml.Model, options: ModelOptions, limits: RequestLimits
+) -> tuple[Endpoint, ...]:
+    blocks = stored_blocks(model, replace(options, modular_workflow=None))
+    found = read_modular_workflows(blocks) or {_UNNAMED: read_whole(blocks)}
+    if options.modular_workflow is not None:
+        found = {options.modular_workflow: found[options.modular_workflow]}
+    folder = Path(model.path_of(PIPELINE_FOLDER))
+    present = _stored_components(folder, str(model.tag))
+    # One that is cut out of the blocks has the adapter only if it has an input for it.
+    with_adapter = (folder / IP_ADAPTER_FOLDER).is_dir()
+    reasons = {
+        name: _why_not_served(
+            workflow, present, with_adapter, may_lack=options.modular_workflow is not None
+        )
+        for name, workflow in found.items()
+    }
+    for name, reason in reasons.items():
+        if reason:
+            logger.info("%s: no endpoint for %s: %s", model.tag, name, reason)
+    served = [name for name, reason in reasons.items() if not reason]
+    if not served:
+        listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+        raise InvalidModel(model.tag, f"has no modular workflow that can be served: {listed}")
+    return tuple(_make_endpoint(name, found[name], limits) for name in served)
+
+
+def _stored_components(folder: Path, name: str) -> set[str]:
+    if (folder / MODULAR_INDEX).is_file():
+        index = read_modular_index(folder, name)
+    else:
+        index = modular_index_from(read_index(folder, name), name)
+    return set(read_modular_components(index, name))
+
+
+def _why_not_served(
+    workflow: ModularWorkflow, present: set[str], with_adapter: bool, *, may_lack: bool
+) -> str:
+    """Returns why a modular workflow has no endpoint; nothing if it has one."""
+    missing = sorted(workflow.components - present)
+    if missing:
+        return f"needs {', '.join(missing)}, which the model lacks"
+    if workflow.output != "images":
+        return f"makes {workflow.output}, and services answer with a picture"
+    if (_ADAPTER_INPUT in workflow.inputs) and not with_adapter:
+        return "needs an IP-Adapter, which the model lacks"
+    if with_adapter and not may_lack and _ADAPTER_INPUT not in workflow.inputs:
+        return f"has no {_ADAPTER_INPUT}, which a model with an IP-Adapter needs"
+    lost = [
+        item.name for item in workflow.inputs.values() if item.is_required and why_left_out(item)
+    ]
+    return f"needs {', '.join(lost)}, which no request can carry" if lost else ""
+
+
+def _make_endpoint(name: str, workflow: ModularWorkflow, limits: RequestLimits) -> Endpoint:
+    needed = [item.name for item in workflow.inputs.values() if item.is_required]
+    return Endpoint(
+        name,
+        workflow.name,
+        make_modular_model(workflow, limits),
+        f"Paints a picture from {', '.join(needed) or 'noise'}. "
+        "The seed used is in the header `x-seed`.",
+    )
