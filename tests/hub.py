@@ -3,6 +3,7 @@
 It has branches, commits, redirects to a store of large files, ETags, ranges, and faults to order.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 TOKEN = "hf_right"
+USER = "tester"
 LARGE = ".safetensors"  # what a redirect leads to, as for files in LFS
 
 
@@ -23,9 +25,10 @@ class Hub:
     `revisions` are folders for `"owner/name@revision"`. `gated` ones answer 403, `private` ones
     404, without the token. `faults` are used up one by one: for an end of a path, what the next
     requests for it get: a status, or `"cut"`: half the body. Remembers what was fetched.
+    Repositories that are made by an upload lie in `new_folder`.
     """
 
-    def __init__(self, repositories, gated=(), private=(), revisions=None):
+    def __init__(self, repositories, gated=(), private=(), revisions=None, new_folder=None):
         self.repositories = dict(repositories)
         self.gated = gated
         self.private = private
@@ -35,6 +38,8 @@ class Hub:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.more_names: list[str] = []
         self.url = ""
+        self.new_folder = new_folder
+        self.created: dict[str, dict] = {}
 
     def folder(self, repository: str, revision: str) -> Path | None:
         if revision in ("main", COMMIT):
@@ -74,6 +79,52 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         self._answer()
+
+    def do_POST(self):
+        """An upload of small files: make the repository, ask how to send each file, commit."""
+        body = self._read_body()
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.hub.requests.append(("POST", self.path, {}))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(401, b"{}", {})
+        fault = self.hub.next_fault(path)
+        if isinstance(fault, int):
+            return self._send(fault, b"{}", {})
+        if path == "api/repos/create":
+            return self._create(json.loads(body))
+        repository = "/".join(path.split("/")[2:4])
+        if "/preupload/" in path:
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            return self._send_json({"files": files})
+        assert "/commit/" in path
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = self.hub.repositories[repository] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        url = f"{self.hub.url}/{repository}/commit/{COMMIT}"
+        return self._send_json({"commitUrl": url, "commitOid": COMMIT, "pullRequestUrl": None})
+
+    def _create(self, wanted):
+        name = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        if name in self.hub.repositories:
+            return self._send(409, b"{}", {})
+        self.hub.repositories[name] = self.hub.new_folder / name
+        self.hub.created[name] = wanted
+        return self._send_json({"url": f"{self.hub.url}/{name}", "name": name})
+
+    def _read_body(self):
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def log_message(self, *args):
         pass
@@ -153,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(data[: len(data) // 2] if cut else data)
         if cut:
             self.close_connection = True

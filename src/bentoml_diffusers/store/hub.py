@@ -189,12 +189,22 @@ def upload_files(
         HubUnavailable: 503, the hub did not answer as it should.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token)
     with _hub_errors(repo_id, "main"):
-        found = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        added = [CommitOperationAdd(name, data) for name, data in files.items()]
-        api.create_commit(found, added, commit_message=message)
+        try:
+            found = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            added = [CommitOperationAdd(name, data) for name, data in files.items()]
+            api.create_commit(found, added, commit_message=message)
+        except HfHubHTTPError as err:
+            if err.response.status_code not in (401, 403):
+                raise
+            raise ModelNotFound(
+                repo_id,
+                "may not be written to with this token",
+                "give a token with write access to it",
+            ) from err
     return str(found)
 
 
