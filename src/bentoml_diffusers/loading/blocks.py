@@ -107,7 +107,12 @@ class ModularWorkflow:
         if self.alternatives and not any(names <= given for names in self.alternatives):
             wanted = " or ".join(" and ".join(sorted(names)) for names in self.alternatives)
             raise InvalidRequest(wanted.split()[0], None, f"{wanted}: {self._needs()}")
-        return {"output": self.output, **arguments, **self.fixed}
+        pairs = {
+            name: tuple(value)
+            for name, value in arguments.items()
+            if isinstance(value, list) and name in self.inputs and self.inputs[name].kind == "pair"
+        }
+        return {"output": self.output, **arguments, **pairs, **self.fixed}
 
     def _needs(self) -> str:
         names = [item.name for item in self.inputs.values() if item.is_required]

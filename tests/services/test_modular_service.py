@@ -1,0 +1,220 @@
+"""A modular pipeline over HTTP: one endpoint for each modular workflow, fields from the blocks."""
+
+import base64
+import json
+import sys
+
+import numpy as np
+import pytest
+from processes import ROOT
+
+import bentoml_diffusers
+from bentoml_diffusers import testing
+
+sys.path.append(str(ROOT / "examples" / "differential_diffusion"))
+from block import DifferentialDiffusionBlocks
+from write_repository import write_repository
+
+CALL = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 1}
+JSON_TYPES = {"integer", "number"}
+
+
+@pytest.fixture(scope="module")
+def blocks_model(tmp_path_factory, set_aside):
+    """A modular repository with code and a ControlNet, imported."""
+    folder = tmp_path_factory.mktemp("repository")
+    blocks = DifferentialDiffusionBlocks()
+    pipeline = testing.tiny_modular_stable_diffusion_xl(blocks=blocks, controlnet=True)
+    write_repository(pipeline, folder)
+    return set_aside(bentoml_diffusers.import_model("blocks", folder))
+
+
+@pytest.fixture(scope="module")
+def home(make_home, blocks_model):
+    return make_home(blocks_model)
+
+
+@pytest.fixture(scope="module")
+def server(serve, home):
+    folder = ROOT / "tests" / "services"
+    with serve("modular_service:svc", home=home, folder=folder, TRUST="yes") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def picture(encode):
+    return encode(colour=(200, 40, 40))
+
+
+def as_text(data):
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="module")
+def refused(server):
+    def refuse(path, **request):
+        answer = server.client.post(path, **request)
+        assert answer.status_code == 400, answer.text
+        text = answer.text
+        assert not any(word in text for word in ("Traceback", "site-packages", str(ROOT)))
+        return [str(place) for item in answer.json()["detail"] for place in item["loc"]]
+
+    return refuse
+
+
+class TestPictures:
+    def test_text2image_is_what_the_engine_paints(self, server, blocks_model, open_picture):
+        painted = open_picture(server.paint("/text2image", **CALL, guidance_scale=3.0))
+        with bentoml_diffusers.Engine.from_model(blocks_model, trust_remote_code=True) as engine:
+            expected = engine.run("text2image", **CALL, guidance_scale=3.0).images[0]
+        difference = np.abs(np.asarray(painted).astype(int) - np.asarray(expected).astype(int))
+        assert difference.max() <= 1  # another process sums in another order
+
+    def test_a_map_as_a_file_and_as_base64(self, server, encode, picture):
+        files = {
+            "image": ("a.png", picture, "image/png"),
+            "diffdiff_map": ("map.png", encode("PNG", "L", colour=255), "image/png"),
+        }
+        form = {key: str(value) for key, value in CALL.items()}
+        answer = server.client.post("/differential", files=files, data=form)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-seed"] == "1"
+        texts = {name: as_text(data) for name, (_, data, _) in files.items()}
+        assert server.paint("/differential", **CALL, **texts) == answer.content
+        texts["diffdiff_map"] = as_text(encode("PNG", "L", colour=1))
+        assert server.paint("/differential", **CALL, **texts) != answer.content
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"guidance_scale": 1.5},
+            {"scheduler": "DDIM"},
+            {"negative_prompt": "a blue star"},
+            {"original_size": [8, 8]},
+            {"seed": 2},
+        ],
+        ids=repr,
+    )
+    def test_each_choice_arrives(self, server, changes):
+        plain = server.paint("/text2image", **CALL)
+        assert server.paint("/text2image", **{**CALL, **changes}) != plain
+        assert server.paint("/text2image", **CALL) == plain
+
+    def test_controlnet_with_a_flag(self, server, picture):
+        image = {"control_image": as_text(picture)}
+        plain = server.paint("/controlnet_text2image", **CALL, **image)
+        guess = server.paint("/controlnet_text2image", **CALL, **image, guess_mode=True)
+        assert len({plain, guess, server.paint("/text2image", **CALL)}) == 3
+
+    def test_formats_and_sizes(self, server, open_picture):
+        body = server.paint("/text2image", **CALL, height=64, width=48, output_format="webp")
+        assert open_picture(body).format == "WEBP"
+        assert open_picture(body).size == (48, 64)
+
+    def test_requests_are_counted_by_their_modular_workflow(self, server):
+        server.paint("/text2image", **CALL)
+        text = server.client.get("/metrics").text
+        assert 'diffusers_requests_total{outcome="done",task="text2image"}' in text
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("prompt", None),
+            ("prompt", " "),
+            ("prompt", 5),
+            ("prompt", "x" * 2001),
+            ("negative_prompt", 5),
+            ("num_inference_steps", 61),
+            ("num_inference_steps", 100_000),
+            ("num_inference_steps", "many"),
+            ("num_inference_steps", True),
+            ("height", 72),
+            ("height", 63),
+            ("guidance_scale", "high"),
+            ("guidance_scale", 51),
+            ("original_size", [8]),
+            ("original_size", "big"),
+            ("original_size", [8, -1]),
+            ("eta", 2),
+            ("seed", -1),
+            ("scheduler", "os.system"),
+            ("lora_weights", [{"name": "/etc/passwd"}]),
+            ("image", "aGVsbG8="),
+            ("latents", [[0.0]]),
+            ("generator", 5),
+            ("output_type", "latent"),
+            ("num_images_per_prompt", 1000),
+            ("cross_attention_kwargs", {"scale": 1}),
+            ("promt", "a"),
+        ],
+        ids=lambda value: repr(value)[:30],
+    )
+    def test_field_is_named(self, refused, field, value):
+        assert field in refused("/text2image", json={**CALL, field: value})
+
+    def test_too_many_pixels_in_all(self, refused):
+        refused("/text2image", json={**CALL, "height": 64, "width": 64})
+
+    @pytest.mark.parametrize("missing", ["prompt", "image", "diffdiff_map"])
+    def test_missing_trigger(self, refused, picture, missing):
+        body = {**CALL, "image": as_text(picture), "diffdiff_map": as_text(picture)}
+        del body[missing]
+        assert refused("/differential", json=body) == [missing]
+
+    @pytest.mark.parametrize(
+        "value", ["no picture", 5, None, {"a": 1}, as_text(b"no picture"), "/etc/passwd"], ids=repr
+    )
+    def test_a_map_that_is_no_picture(self, refused, picture, value):
+        body = {**CALL, "image": as_text(picture), "diffdiff_map": value}
+        assert refused("/differential", json=body) == ["diffdiff_map"]
+
+    def test_a_map_beyond_the_limits(self, refused, picture, encode):
+        body = {**CALL, "image": as_text(picture), "diffdiff_map": as_text(encode(size=(80, 16)))}
+        assert refused("/differential", json=body) == ["diffdiff_map"]
+
+    @pytest.mark.parametrize("value", ["perhaps", 7, "picture"], ids=repr)
+    def test_a_flag_that_is_none(self, refused, picture, value):
+        body = {**CALL, "control_image": as_text(picture), "guess_mode": value}
+        assert refused("/controlnet_text2image", json=body) == ["guess_mode"]
+
+    @pytest.mark.parametrize(
+        "path", ["/txt2img", "/image2image", "/ip_adapter_text2image", "/__call__"]
+    )
+    def test_what_the_model_cannot_do_has_no_endpoint(self, server, path):
+        assert server.client.post(path, json=CALL).status_code == 404
+
+    def test_code_without_trust_is_not_served(self, run_command, home):
+        folder = ROOT / "tests" / "services"
+        done = run_command("serve", "modular_service:svc", home=home, folder=folder)
+        assert done.returncode != 0
+        assert "trust_remote_code=True" in done.stderr
+
+
+class TestOpenApi:
+    @pytest.fixture(scope="class")
+    def document(self, server):
+        return server.client.get("/docs.json").json()
+
+    @pytest.mark.parametrize(
+        ("path", "media_type", "required"),
+        [
+            ("/text2image", "application/json", ["prompt"]),
+            ("/differential", "multipart/form-data", ["prompt", "image", "diffdiff_map"]),
+        ],
+    )
+    def test_every_field_is_described(self, document, path, media_type, required):
+        operation = document["paths"][path]["post"]
+        schema = operation["requestBody"]["content"][media_type]["schema"]
+        while "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        assert operation["description"]
+        assert sorted(schema["required"]) == sorted(required)
+        for name, field in schema["properties"].items():
+            assert field.get("description"), name
+            text = json.dumps(field)
+            if any(f'"{kind}"' in text for kind in JSON_TYPES):
+                assert '"maximum"' in text, name
+        assert "seed" in schema["properties"]
+        assert not {"generator", "latents", "output_type"} & set(schema["properties"])
