@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
-TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"  # tells the processes of `serve TAG` their tag
+# They tell the processes of `serve TAG` their tag, and the fields of EmbedOptions that are on.
+TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"
+EMBED_VARIABLE = "BENTOML_DIFFUSERS_EMBED"
 BUNDLED_PIPELINES = ("stable_diffusion_mega", "score_sde_vp")
 BUNDLED_CLASSES = {
     "StableDiffusionMegaPipeline": "stable_diffusion_mega",

@@ -31,7 +31,9 @@ def _post(url: str) -> dict[str, Any]:
         answer = httpx.post(url, json={}, timeout=_TIMEOUT_S).raise_for_status()
         return dict(answer.json())
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
-        raise click.ClickException(f"no service of this package answers at {url}: {error}") from None
+        raise click.ClickException(
+            f"no service of this package answers at {url}: {error}"
+        ) from None
 
 
 def _listed(names: list[str]) -> str:

@@ -295,6 +295,14 @@ class Engine:
     ) -> None:
         self.close(cancel=error is not None)
 
+    def find_call(self, task: str) -> tuple[type[Any], str, Parameters]:
+        """Returns class, method and parameters of a task.
+
+        Raises:
+            InvalidRequest: 400, the pipeline has no such task.
+        """
+        return self._find_call(task)
+
     def _submit(
         self,
         ticket: Ticket,

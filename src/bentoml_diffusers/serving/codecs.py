@@ -41,22 +41,28 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
             # Pillow warns from 89 million pixels on; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=_READABLE)
-        if min(picture.size) < SIZE_STEP:
-            raise ValueError(
-                f"{picture.width} x {picture.height} pixels, expected at least {SIZE_STEP} per side"
-            )
-        if max(picture.size) > limits.max_side or picture.width * picture.height > (
-            limits.max_pixels
-        ):
-            raise ValueError(
-                f"{picture.width} x {picture.height} pixels, expected at most "
-                f"{limits.max_side} per side and {limits.max_pixels} in all"
-            )
+        check_size(picture.size, limits)
         return ImageOps.exif_transpose(picture).convert("RGB")
     except UnidentifiedImageError as err:
         raise ValueError(f"not a picture in a known format ({', '.join(_READABLE)})") from err
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as err:
         raise ValueError(f"a broken picture: {err}") from err
+
+
+def check_size(size: tuple[int, int], limits: RequestLimits) -> None:
+    """Checks width and height of a picture, px.
+
+    Raises:
+        ValueError: Too small, or beyond the limits; the text says which.
+    """
+    width, height = size
+    if min(size) < SIZE_STEP:
+        raise ValueError(f"{width} x {height} pixels, expected at least {SIZE_STEP} per side")
+    if max(size) > limits.max_side or width * height > limits.max_pixels:
+        raise ValueError(
+            f"{width} x {height} pixels, expected at most {limits.max_side} per side "
+            f"and {limits.max_pixels} in all"
+        )
 
 
 def decode_base64(text: str) -> bytes:
@@ -68,7 +74,7 @@ def decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (binascii.Error, ValueError) as err:
-        raise ValueError("neither an uploaded file nor a picture in base64") from err
+        raise ValueError("neither an uploaded file nor one in base64") from err
 
 
 def encode_image(

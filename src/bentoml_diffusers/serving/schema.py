@@ -148,12 +148,21 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     @classmethod
     def _decode_file(cls, name: str, value: Any) -> Any:
+        data = cls._read_file(name, value)
         try:
-            if isinstance(value, str):
-                value = decode_base64(value)
-            if not isinstance(value, bytes):
-                raise ValueError(f"got {type(value).__name__}, expected a picture")
-            return decode_image(value, cls.limits)
+            return decode_image(data, cls.limits)
+        except ValueError as err:
+            raise cls._fault(name, str(err)) from err
+
+    @classmethod
+    def _read_file(cls, name: str, value: Any) -> bytes:
+        """Returns the bytes of an uploaded file, or of one in base64."""
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str):
+            raise cls._fault(name, f"got {type(value).__name__}, expected a file")
+        try:
+            return decode_base64(value)
         except ValueError as err:
             raise cls._fault(name, str(err)) from err
 

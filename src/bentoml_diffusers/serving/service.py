@@ -16,6 +16,7 @@ from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
 from bentoml_diffusers.serving.answering import NOTHING, answer
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
+from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
 from bentoml_diffusers.store import read_record
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def service(
     A classic pipeline has ``/txt2img`` and ``/img2img``; a modular one has an endpoint for each
     modular workflow that its components suffice for, such as ``/text2image``, whose fields are
     the inputs of its blocks. It must be in the store when this is called, and the code of its
-    blocks trusted.
+    blocks trusted. ``/replay`` repeats a workflow of one of these.
 
     Args:
         model: Tag of a pipeline in the model store.
@@ -55,7 +56,9 @@ def service(
         UntrustedSource: 400, the code of a modular pipeline is not trusted.
     """
     given = ModelOptions.from_mapping(options)
-    endpoints = find_endpoints(model, given, limits or RequestLimits())
+    bounds = limits or RequestLimits()
+    endpoints = find_endpoints(model, given, bounds)
+    requests = {endpoint.task: endpoint.request for endpoint in endpoints}
     apis = {endpoint.name: _make_api(endpoint, embed) for endpoint in endpoints}
 
     @bentoml.service(name=name, **dict(service_options or {}))
@@ -71,6 +74,16 @@ def service(
         def check_model() -> None:
             """Runs once, before the workers: BentoML restarts one that fails for ever."""
             _check_is_pipeline(_find_model(DiffusersService, model))
+
+        @bentoml.api(input_spec=make_replay_model(bounds))  # type: ignore[untyped-decorator]
+        async def replay(self, ctx: bentoml.Context, **fields: Any) -> Image:
+            """Paints again what a workflow says, or a picture that holds one.
+
+            Only what any request may ask for; it runs alone. The header `x-workflow-match` says
+            if the picture is the same.
+            """
+            response: Any = await answer_replay(self.engine, ctx, requests, fields, embed)
+            return response  # type: ignore[no-any-return]
 
         @bentoml.api  # type: ignore[untyped-decorator]
         def adapters(self) -> dict[str, Any]:

@@ -1,0 +1,266 @@
+"""``POST /replay``: a workflow, which may be a stranger's, as a request of a service.
+
+What a client may not ask for directly it may not ask for in a workflow: the arguments of a
+workflow are read by the request model of its task, and all others must have their defaults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, ValidationError, WithJsonSchema
+
+from bentoml_diffusers.engine.schedulers import choose_scheduler
+from bentoml_diffusers.errors import DiffusersError, InvalidRequest, InvalidWorkflow, suggest
+from bentoml_diffusers.serving.answering import answer_with, read_arguments
+from bentoml_diffusers.serving.codecs import OutputFormat, check_size
+from bentoml_diffusers.serving.schema import RequestModel
+from bentoml_diffusers.workflow import Workflow
+from bentoml_diffusers.workflow.blobs import KIND
+from bentoml_diffusers.workflow.bounds import Bounds
+from bentoml_diffusers.workflow.describing import describe_scheduler
+from bentoml_diffusers.workflow.schema import FORMAT
+from bentoml_diffusers.workflow.values import Decoder, Encoder, UnsupportedValue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import bentoml
+    from starlette.responses import Response
+
+    from bentoml_diffusers.engine import Engine, Result
+    from bentoml_diffusers.options import EmbedOptions, RequestLimits
+
+_WORKFLOW = {
+    "type": "file",
+    "format": "binary",
+    "title": "Workflow",
+}
+
+
+def make_replay_model(limits: RequestLimits) -> type[RequestModel]:
+    """Returns the request of a replay under the limits of a service."""
+
+    class Replay(RequestModel):
+        flags: ClassVar[frozenset[str]] = frozenset({"strict"})
+
+        workflow: Annotated[Workflow, WithJsonSchema(_WORKFLOW)] = Field(
+            description="A picture that holds a workflow, a zip, or JSON: a file, or base64; in "
+            "JSON the workflow itself.",
+        )
+        overrides: dict[str, Any] = Field(
+            default_factory=dict,
+            description="Fields of the request that the workflow is of, with other values.",
+            examples=[{"num_inference_steps": 30}],
+        )
+        strict: bool = Field(
+            True,
+            description="Refuse a workflow that was made with another model or other adapters.",
+        )
+        output_format: OutputFormat = Field(
+            "png", description="Format of the answer.", examples=["webp"]
+        )
+
+        @classmethod
+        def _read_json(cls, body: bytes) -> dict[str, Any]:
+            """A body that is a workflow means that and nothing else."""
+            values = super()._read_json(body)
+            return {"workflow": values} if values.get("format") == FORMAT else values
+
+        @classmethod
+        def _decode_file(cls, name: str, value: Any) -> Any:
+            data = (
+                json.dumps(value).encode()
+                if isinstance(value, dict)
+                else cls._read_file(name, value)
+            )
+            try:
+                return Workflow.from_bytes(data, cls.limits)
+            except InvalidWorkflow as err:
+                raise cls._fault(err.field, str(err)) from err
+
+    Replay.limits = limits
+    Replay.multipart_fields = ["workflow"]  # BentoML knows pictures and paths only
+    return Replay
+
+
+async def answer_replay(
+    engine: Engine,
+    ctx: bentoml.Context,
+    requests: Mapping[str, type[RequestModel]],
+    fields: Mapping[str, Any],
+    embed: EmbedOptions,
+) -> Response:
+    """Repeats a workflow and answers; the header ``x-workflow-match`` says if it is the same.
+
+    Args:
+        engine: That of the service.
+        ctx: That of the request.
+        requests: What the service takes, by task.
+        fields: Of the request.
+        embed: What is written into the picture.
+    """
+    workflow = fields["workflow"]
+
+    async def paint() -> Result:
+        overrides = await asyncio.to_thread(
+            read_overrides, engine, requests, workflow, fields["overrides"]
+        )
+        return await engine.areplay(
+            workflow,
+            strict=fields["strict"],
+            limits=requests[workflow.task].limits,
+            return_workflow=embed.workflow or embed.infotext,
+            **read_arguments(overrides),
+        )
+
+    return await answer_with(paint(), ctx, "replay", fields["output_format"], embed)
+
+
+def read_overrides(
+    engine: Engine,
+    requests: Mapping[str, type[RequestModel]],
+    workflow: Workflow,
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Checks a workflow as a request of a service; reads the files of no adapter.
+
+    Args:
+        engine: That of the service.
+        requests: What the service takes, by task.
+        workflow: A stranger's.
+        overrides: Fields of that request, as they came in.
+
+    Returns:
+        The overrides as fields.
+
+    Raises:
+        InvalidWorkflow: 400, a task or argument that the service has not, or beyond its limits.
+        InvalidRequest: 400, an override that it has not, or beyond its limits.
+    """
+    model = _find_model(engine, requests, workflow)
+    names = sorted(set(model.model_fields) - {"output_format"})
+    for name, value in overrides.items():
+        if name not in names:
+            known = f"a field of {workflow.task}{suggest(name, names)}: {', '.join(names)}"
+            raise InvalidRequest(f"overrides.{name}", value, known)
+    fields = {**dict(_read_fields(engine, model, workflow)), **overrides}
+    try:
+        for name in set(overrides) & set(model.multipart_fields):
+            fields[name] = model._decode_file(name, overrides[name])
+        request = model.model_validate(fields)
+    except ValidationError as err:
+        raise _first_fault(err, overrides) from err
+    return {name: getattr(request, name) for name in overrides}
+
+
+def _find_model(
+    engine: Engine, requests: Mapping[str, type[RequestModel]], workflow: Workflow
+) -> type[RequestModel]:
+    task, recorded = str(workflow.task), workflow.pipeline
+    if task not in requests:
+        raise InvalidWorkflow("workflow.task", task, f"one of {', '.join(requests)}")
+    if recorded.method != "__call__":
+        raise InvalidWorkflow("workflow.pipeline.method", recorded.method, "'__call__'")
+    served = {name: engine.find_call(name)[0].__name__ for name in requests}
+    if recorded.class_name in served.values() and recorded.class_name != served[task]:
+        raise InvalidWorkflow("workflow.pipeline.class_name", recorded.class_name, served[task])
+    return requests[task]
+
+
+def _read_fields(
+    engine: Engine, model: type[RequestModel], workflow: Workflow
+) -> Iterator[tuple[str, Any]]:
+    """Yields what a client would have to send for the same picture."""
+    defaults = engine.find_call(str(workflow.task))[2].defaults
+    for name, value in workflow.arguments.items():
+        field = f"workflow.arguments.{name}"
+        if name in model.model_fields:
+            if value is not None:
+                yield name, _decode(field, value, workflow, model.limits)
+        elif not _is_default(name, value, defaults):
+            fields = ", ".join(model.model_fields)
+            raise InvalidWorkflow(field, value, f"its default: a request can say only {fields}")
+    guidance = workflow.guider.config.get("guidance_scale") if workflow.guider else None
+    if guidance is not None and "guidance_scale" in model.model_fields:
+        yield "guidance_scale", guidance
+    yield from _read_choices(engine, workflow)
+
+
+def _read_choices(engine: Engine, workflow: Workflow) -> Iterator[tuple[str, Any]]:
+    if len(workflow.seeds) > 1:
+        raise InvalidWorkflow("workflow.seeds", workflow.seeds, "one: a request is one picture")
+    yield from (("seed", seed) for seed in workflow.seeds)
+    yield from _read_scheduler(engine, workflow)
+    loras, inversions = [], []
+    for index, one in enumerate(workflow.adapters):
+        if one.arguments:
+            field = f"workflow.adapters[{index}].arguments"
+            raise InvalidWorkflow(field, one.arguments, "none: a request gives name and scale")
+        if one.kind == "lora":
+            loras.append({"name": one.name, "scale": one.scale})
+        else:
+            inversions.append({"name": one.name, "token": one.token})
+    if loras:
+        yield "lora_weights", loras
+    if inversions:
+        yield "textual_inversions", inversions
+
+
+def _read_scheduler(engine: Engine, workflow: Workflow) -> Iterator[tuple[str, Any]]:
+    """A request names a scheduler; it has no say in its config."""
+    recorded, base = workflow.scheduler, getattr(engine.pipeline, "scheduler", None)
+    if recorded is None or base is None:
+        return
+    choice = choose_scheduler(recorded.requested, base)
+    here = describe_scheduler(choice.build(base) if choice else base, recorded.requested)
+    if recorded != here:
+        name = repr(recorded.requested) if recorded.requested else "this model"
+        raise InvalidWorkflow(
+            "workflow.scheduler", recorded.class_name, f"class and config as {name} has them here"
+        )
+    if recorded.requested is not None:
+        yield "scheduler", recorded.requested
+
+
+def _decode(field: str, value: Any, workflow: Workflow, limits: RequestLimits) -> Any:
+    """Decodes pictures and pairs; what else is no plain value the request model refuses."""
+    kind = value.get(KIND) if isinstance(value, dict) else None
+    if kind not in ("image", "tuple"):
+        return value
+    decoded = Decoder(workflow.blobs, bounds=Bounds.of(limits)).decode(value, field)
+    if kind == "tuple":
+        return list(decoded)
+    try:
+        check_size(decoded.size, limits)
+    except ValueError as err:
+        raise InvalidWorkflow(field, decoded.size, str(err)) from err
+    return decoded
+
+
+def _is_default(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
+    try:
+        return name in defaults and value == Encoder().encode(defaults[name])
+    except UnsupportedValue:
+        return False
+
+
+def _first_fault(error: ValidationError, overrides: Mapping[str, Any]) -> DiffusersError:
+    """Names the place that the fault came from: in the workflow, or an override."""
+    fault = error.errors(include_url=False)[0]
+    path = [str(part) for part in fault["loc"]]
+    expected = fault["msg"].removeprefix("Input should be ")
+    if path and path[0] in overrides:
+        return InvalidRequest(".".join(["overrides", *path]), fault["input"], expected)
+    place = _PLACES.get(path[0], ".".join(["arguments", *path])) if path else "arguments"
+    return InvalidWorkflow(f"workflow.{place}", fault["input"], expected)
+
+
+_PLACES = {
+    "seed": "seeds",
+    "scheduler": "scheduler.requested",
+    "lora_weights": "adapters",
+    "textual_inversions": "adapters",
+}
