@@ -84,19 +84,18 @@ def _check_number(name: str, value: Any, limit: int) -> None:
 
 
 def _check_pixels(arguments: Mapping[str, Any], limits: RequestLimits) -> None:
-    height, width = (arguments.get(name) for name in ("height", "width"))
+    sides = (arguments.get(name) for name in ("height", "width"))
+    height, width = (side if isinstance(side, int) else None for side in sides)
     prompt = arguments.get("prompt")
     count = len(prompt) if isinstance(prompt, list) else 1
     for name in _COUNTS:
         value = arguments.get(name)
         count *= value if isinstance(value, int) else 1
-    if (
-        isinstance(height, int)
-        and isinstance(width, int)
-        and (height * width * count > limits.max_pixels)
-    ):
-        got, expected = f"{count} x {height} x {width} pixels", f"at most {limits.max_pixels}"
-        raise InvalidWorkflow(_field("height"), got, expected)
+    if count > 1 or (height and width):
+        height, width = height or _USUAL_SIDE, width or _USUAL_SIDE
+        if height * width * count > limits.max_pixels:
+            got, expected = f"{count} x {height} x {width} pixels", f"at most {limits.max_pixels}"
+            raise InvalidWorkflow(_field("height"), got, expected)
 
 
 def _field(name: str) -> str:

@@ -130,7 +130,7 @@ class Generator(Part):
     """A generator that the caller brought; ``state`` only if it had been used before."""
 
     device: str
-    seed: int
+    seed: int = Field(ge=-(2**63), lt=2**64)
     state: Config | None = None
 
 
@@ -249,6 +249,7 @@ class Workflow(Part):
 
         Raises:
             InvalidWorkflow: 400, broken, changed, or of a newer version.
+            InvalidModel: 400, the repository has no such file.
             ModelNotFound: 404, no such file, folder or repository.
             HubUnavailable: 503, the hub did not answer as it should.
         """

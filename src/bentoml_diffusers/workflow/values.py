@@ -7,6 +7,7 @@ dtype, device. Nothing is ever imported or called by a name in it.
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import math
 import warnings
@@ -81,6 +82,8 @@ class Encoder:
         """
         if value is None or type(value) in (bool, int, str):
             return value  # type: ignore[no-any-return]
+        if isinstance(value, enum.Enum) and isinstance(value, (str, int)):
+            return self.encode(value.value)  # to which it is equal
         if isinstance(value, np.generic) and value.ndim == 0:
             return self.encode(value.item())
         for kind, write in _WRITERS:
@@ -269,7 +272,7 @@ class Decoder:
         picture.load()
         if picture.mode != value["mode"] or list(picture.size) != value["size"]:
             raise InvalidWorkflow(field, (picture.mode, picture.size), "mode and size as recorded")
-        return picture
+        return picture.copy()  # of no file
 
     def _read_pixels(self, value: dict[str, Any], field: str) -> Image.Image:
         width, height = value["size"]
