@@ -10,6 +10,7 @@ ARGS ?=
 
 BIN = $(VENV)/bin
 LOWEST = build/lowest
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadfile
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 
 help:
@@ -25,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/bentoml diffusers demo $(ARGS)
 
 test: $(VENV)/.installed-test
-	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m pytest $(ARGS)
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python $(PYTEST) $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -38,7 +39,7 @@ docs: $(VENV)/.installed-docs
 	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lowest: $(LOWEST)/.installed
-	BENTOML_DO_NOT_TRACK=True $(LOWEST)/bin/python -m pytest $(ARGS)
+	BENTOML_DO_NOT_TRACK=True $(LOWEST)/bin/python $(PYTEST) $(ARGS)
 
 clean:
 	rm -rf docs/_build build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
