@@ -11,6 +11,7 @@ import click
 
 from bentoml_diffusers._names import TAG_VARIABLE
 from bentoml_diffusers.cli.lines import one_line_errors, print_facts
+from bentoml_diffusers.cli.mellon import mellon
 from bentoml_diffusers.cli.running import SERVICE_URL, describe_loaded
 from bentoml_diffusers.cli.workflows import replay, workflow
 
@@ -27,6 +28,7 @@ def diffusers_command() -> None:
 
 diffusers_command.add_command(workflow)
 diffusers_command.add_command(replay)
+diffusers_command.add_command(mellon)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)

@@ -1,5 +1,6 @@
 """Stored models and options -> pipelines."""
 
+from bentoml_diffusers.loading.mellon import mellon_config
 from bentoml_diffusers.loading.modular import stored_blocks
 from bentoml_diffusers.loading.pipeline import (
     bundled_pipeline_class,
@@ -12,6 +13,7 @@ __all__ = [
     "bundled_pipeline_class",
     "denoiser_name",
     "load_pipeline",
+    "mellon_config",
     "running_pipeline",
     "stored_blocks",
     "stored_options",

@@ -96,15 +96,16 @@ def load_modular(
     _refuse_options(cls, options)
     blocks = _prune(_make_blocks(model, folder, record, options, index), options.modular_workflow)
     named = set(read_modular_components(index, str(model.tag)))
-    complete_workflows(blocks, named, str(model.tag))
+    complete_workflows(blocks, named, str(model.tag), options.modular_workflow or "")
     pipeline: ModularPipeline = cls(
         blocks=blocks,
         pretrained_model_name_or_path=str(folder),
         components_manager=shared.manager or _own_manager(options),
-        collection=str(model.tag),
         modular_config_dict=index,
     )
     wanted = [name for name in pipeline.pretrained_component_names if name in named]
+    if options.variant and not any(_has_variant(folder, key, options.variant) for key in wanted):
+        raise InvalidOption("variant", options.variant, "a variant that was imported")
     # Its embeddings are asked for in every call, so without the input for them it would fail.
     with_adapter = "ip_adapter_image" in blocks.input_names and _has_ip_adapter(folder)
     loaded = {
@@ -204,22 +205,23 @@ def _refuse_options(cls: type[Any], options: ModelOptions) -> None:
 
 
 def _own_manager(options: ModelOptions) -> ComponentsManager | None:
-    """diffusers offloads the modules of modular pipelines through their manager."""
+    """Diffusers offloads the modules of modular pipelines through their manager."""
     from diffusers import ComponentsManager
 
     return ComponentsManager() if options.offload_kind == "model" else None
 
 
 def _load(model: bentoml.Model, folder: Path, spec: ComponentSpec, options: ModelOptions) -> Any:
-    if not (folder / str(spec.name)).is_dir():
+    name = str(spec.name)
+    if not (folder / name).is_dir():
         raise InvalidModel(
-            model.tag, f"lacks the folder of {spec.name!r}, which its {MODULAR_INDEX} names"
+            model.tag, f"lacks the folder of {name!r}, which its {MODULAR_INDEX} names"
         )
     arguments = {
         "pretrained_model_name_or_path": str(folder),
-        "subfolder": spec.name,
+        "subfolder": name,
         "revision": None,
-        "variant": options.variant if _has_variant(folder, spec, options.variant) else spec.variant,
+        "variant": options.variant if _has_variant(folder, name, options.variant) else spec.variant,
         "local_files_only": True,
         **_module_arguments(spec, options),
     }
@@ -229,7 +231,7 @@ def _load(model: bentoml.Model, folder: Path, spec: ComponentSpec, options: Mode
         raise
     except Exception as err:  # diffusers would only warn, and leave the component out
         reason = str(err).replace(str(folder), PIPELINE_FOLDER)
-        raise InvalidModel(model.tag, f"could not be loaded: {spec.name}: {reason}") from err
+        raise InvalidModel(model.tag, f"could not be loaded: {name}: {reason}") from err
 
 
 def _module_arguments(spec: ComponentSpec, options: ModelOptions) -> dict[str, Any]:
@@ -253,8 +255,8 @@ def _module_arguments(spec: ComponentSpec, options: ModelOptions) -> dict[str, A
     return arguments
 
 
-def _has_variant(folder: Path, spec: ComponentSpec, variant: str | None) -> bool:
-    return bool(variant) and any((folder / str(spec.name)).glob(f"*.{variant}*"))
+def _has_variant(folder: Path, name: str, variant: str | None) -> bool:
+    return bool(variant) and any((folder / name).glob(f"*.{variant}*"))
 
 
 def _restore_configs(pipeline: ModularPipeline, folder: Path) -> None:

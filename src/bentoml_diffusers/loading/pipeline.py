@@ -146,7 +146,7 @@ def _from_pretrained(
         raise
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
         raise InvalidModel(model.tag, f"could not be loaded: {err}") from err
-    shared.keep_classic(pipeline, str(model.tag))
+    shared.keep_classic(pipeline)
     return pipeline
 
 

@@ -92,14 +92,14 @@ class Shared:
             if self.manager is not None and _is_stateless(component):
                 setattr(component, _KEY, self._key(name, with_adapter=with_adapter))
 
-    def keep_classic(self, pipeline: DiffusionPipeline, collection: str) -> None:
+    def keep_classic(self, pipeline: DiffusionPipeline) -> None:
         """Puts the components of a classic pipeline into the manager, which does not know it."""
         if self.manager is None:
             return
         named = {key: pipeline.components.get(key) for key in self._classes}
         there = {key: component for key, component in named.items() if component is not None}
         for name, component in there.items():
-            self.manager.add(name, component, collection)
+            self.manager.add(name, component)
         self.keep(there)
 
     def _key(self, name: str, *, with_adapter: bool) -> tuple[str, ...]:

@@ -178,9 +178,15 @@ def expected_names(blocks: ModularPipelineBlocks) -> set[str]:
 
 
 def complete_workflows(
-    blocks: ModularPipelineBlocks, present: Collection[str], source: str
+    blocks: ModularPipelineBlocks, present: Collection[str], source: str, only: str = ""
 ) -> list[str]:
     """Returns the modular workflows whose components are all there.
+
+    Args:
+        blocks: Blocks of a pipeline, or of one modular workflow.
+        present: Components that are there.
+        source: Of what, for messages.
+        only: Name of the modular workflow, if the blocks are of one.
 
     Raises:
         InvalidModel: 400, there is none, so nothing could be painted.
@@ -192,6 +198,7 @@ def complete_workflows(
     complete = [name for name, missing in gaps.items() if not missing]
     if not complete:
         name, missing = min(gaps.items(), key=lambda item: len(item[1]))
+        name = only or name
         text = f"the modular workflow {name!r} needs" if name else "its blocks need"
         raise InvalidModel(
             source, f"lacks {', '.join(missing)}, which {text}", "add what is missing, and save it"

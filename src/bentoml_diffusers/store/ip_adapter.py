@@ -67,22 +67,18 @@ def without_ip_adapters(unet: Any) -> Iterator[None]:
     """Takes the IP-Adapters out of a UNet meanwhile. Not thread-safe: nothing may run with it."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    before = (unet.attn_processors, unet.encoder_hid_proj, unet.config.encoder_hid_dim_type)
-    kept_text_projection = getattr(unet, "text_encoder_hid_proj", None)
-    plain = {key: AttnProcessor2_0() if _is_adapted(one) else one for key, one in before[0].items()}
+    projection, kind = unet.encoder_hid_proj, unet.config.encoder_hid_dim_type
+    unet.encoder_hid_proj = None  # first: it may have processors itself
+    before = dict(unet.attn_processors)
+    plain = {key: AttnProcessor2_0() if _is_adapted(one) else one for key, one in before.items()}
     try:
+        unet.register_to_config(encoder_hid_dim_type=None)
         unet.set_attn_processor(plain)
-        unet.encoder_hid_proj = kept_text_projection
-        _set_kind(unet, "text_proj" if kept_text_projection is not None else None)
         yield
     finally:
-        unet.set_attn_processor(dict(before[0]))
-        unet.encoder_hid_proj = before[1]
-        _set_kind(unet, before[2])
-
-
-def _set_kind(unet: Any, kind: str | None) -> None:
-    unet.register_to_config(encoder_hid_dim_type=kind)
+        unet.set_attn_processor(before)
+        unet.encoder_hid_proj = projection
+        unet.register_to_config(encoder_hid_dim_type=kind)
 
 
 def _is_adapted(processor: Any) -> bool:
