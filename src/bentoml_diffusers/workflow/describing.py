@@ -22,6 +22,7 @@ from bentoml_diffusers.workflow.schema import (
     Scheduler,
     StoredModel,
 )
+from bentoml_diffusers.workflow.values import Encoder, UnsupportedValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +160,7 @@ def _hash_code(classes: list[type[Any]]) -> str | None:
 def _hash_class(cls: type[Any]) -> str:
     try:
         code = code_of_class(cls)
-    except InvalidModel:  # written at a prompt
+    except (InvalidModel, TypeError):  # written at a prompt
         code = None
     if code is not None:
         return code.sha256
@@ -171,14 +172,8 @@ def _hash_class(cls: type[Any]) -> str:
 
 
 def _plain(value: Any) -> JsonValue:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
-        return value
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
+    value = value.tolist() if hasattr(value, "tolist") else value  # a table of betas
+    try:
+        return Encoder().encode(value)
+    except UnsupportedValue:
+        return str(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidWorkflow
 from bentoml_diffusers.workflow.describing import plain_config
+from bentoml_diffusers.workflow.values import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +73,12 @@ def _check_config(field: str, cls: Any, config: Mapping[str, Any]) -> dict[str, 
     known = inspect.signature(cls.__init__).parameters
     for name, value in config.items():
         _check_value(f"{field}.{name}", value)
-    return {name: value for name, value in config.items() if name in known}
+    decoder = Decoder({})
+    return {
+        name: decoder.decode(value, f"{field}.{name}")
+        for name, value in config.items()
+        if name in known
+    }
 
 
 def _check_value(field: str, value: Any) -> None:
