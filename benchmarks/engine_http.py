@@ -1,7 +1,8 @@
-"""Many HTTP clients with mixed LoRAs against one client after the other, on the demo service.
+"""Many HTTP clients with mixed LoRAs at the demo service, and at plain diffusers behind BentoML.
 
-Both sides send the same requests to the same server, in turns; printed are the ratio of the times
-and the largest difference of the pictures in levels of 8 bits::
+All sides answer the same requests, in turns: the demo service, the same from one client after the
+other, and both ways of `plain_service.py`. Printed are the ratios of the times to the first and the
+largest difference of the pictures in levels of 8 bits::
 
     OMP_NUM_THREADS=1 python benchmarks/engine_http.py
 """
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from PIL import Image
 from bentoml_diffusers.demo import PROMPTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def draw_bodies(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -57,21 +59,26 @@ def draw_bodies(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def serve_demo() -> Iterator[str]:
-    """Runs the demo service in a store of its own; yields its address."""
+def serve(*arguments: str) -> Iterator[httpx.Client]:
+    """Runs a service in a store of its own; yields a client of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = Path(sys.executable).with_name("bentoml")
     with tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(  # noqa: S603 - a command of our own
-            [command, "diffusers", "demo", "--host", "127.0.0.1", "--port", str(port)],
+            [command, *arguments, "--host", "127.0.0.1", "--port", str(port)],
             env={**os.environ, "BENTOML_HOME": home},
+            cwd=Path(__file__).parent,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield f"http://127.0.0.1:{port}"
+            limits = httpx.Limits(max_connections=256)
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, timeout=600, limits=limits) as client:
+                wait_until_ready(client)
+                yield client
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
@@ -96,14 +103,25 @@ def send(client: httpx.Client, body: dict[str, Any]) -> tuple[np.ndarray, float]
     return picture, time.perf_counter() - started
 
 
-def run_side(
-    client: httpx.Client, bodies: list[dict[str, Any]], clients: int
-) -> tuple[float, list[tuple[np.ndarray, float]]]:
-    """Sends all requests from that many clients; returns the seconds and the answers."""
+@dataclass(frozen=True)
+class Side:
+    """What one side took, and painted."""
+
+    seconds: float
+    mean_latency_s: float
+    pictures: list[np.ndarray]
+
+
+def run_side(client: httpx.Client, bodies: list[dict[str, Any]], clients: int) -> Side:
+    """Sends all requests from that many clients."""
     started = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         answers = list(pool.map(lambda body: send(client, body), bodies))
-    return time.perf_counter() - started, answers
+    return Side(
+        time.perf_counter() - started,
+        statistics.fmean(seconds for _, seconds in answers),
+        [picture for picture, _ in answers],
+    )
 
 
 def main() -> None:
@@ -114,27 +132,57 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     bodies = draw_bodies(arguments.clients)
-    ratios, latencies, differences = [], [], []
-    limits = httpx.Limits(max_connections=arguments.clients)
-    with serve_demo() as url, httpx.Client(base_url=url, timeout=300, limits=limits) as client:
-        wait_until_ready(client)
-        run_side(client, bodies, arguments.clients)  # the cost profile is measured here
-        for _ in range(arguments.rounds):
-            alone_s, alone = run_side(client, bodies, 1)
-            together_s, together = run_side(client, bodies, arguments.clients)
-            ratios.append(alone_s / together_s)
-            latencies.append(statistics.fmean(seconds for _, seconds in together))
-            pairs = zip(alone, together, strict=True)
-            differences += [int(abs(one - two).max()) for (one, _), (two, _) in pairs]
-    figures = {
-        "clients": arguments.clients,
-        "requests per second, times one client": round(statistics.median(ratios), 3),
-        "mean latency together, s": round(statistics.median(latencies), 3),
-        "largest difference": max(differences),
-    }
-    print(json.dumps(figures))
+    with (
+        serve("diffusers", "demo") as engine,
+        serve("serve", "plain_service:PlainService") as plain,
+    ):
+        sides = {
+            "engine": lambda: run_side(engine, bodies, arguments.clients),
+            "one client": lambda: run_side(engine, bodies, 1),
+            "plain": lambda: run_side(plain, with_way(bodies, "plain"), arguments.clients),
+            "upstream": lambda: run_side(plain, with_way(bodies, "upstream"), arguments.clients),
+        }
+        for side in sides.values():  # warms up; the cost profile is measured here
+            side()
+        rounds = [{name: side() for name, side in sides.items()} for _ in range(arguments.rounds)]
+    figures = {"clients": arguments.clients, **compare(rounds)}
+    print(json.dumps(figures, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def with_way(bodies: list[dict[str, Any]], way: str) -> list[dict[str, Any]]:
+    """Returns the requests for the plain service."""
+    return [{**body, "way": way} for body in bodies]
+
+
+def compare(rounds: list[dict[str, Side]]) -> dict[str, Any]:
+    """Returns the medians over the rounds."""
+    ours = [sides["engine"] for sides in rounds]
+    figures: dict[str, Any] = {
+        "engine, requests per second": round(
+            statistics.median(len(side.pictures) / side.seconds for side in ours), 2
+        ),
+    }
+    for name in rounds[0]:
+        if name == "engine":
+            continue
+        pairs = [(sides[name], sides["engine"]) for sides in rounds]
+        figures[f"over {name}"] = {
+            "requests per second": _median(one.seconds / two.seconds for one, two in pairs),
+            "mean latency": _median(one.mean_latency_s / two.mean_latency_s for one, two in pairs),
+            "largest difference": max(_difference(one, two) for one, two in pairs),
+        }
+    return figures
+
+
+def _median(ratios: Iterable[float]) -> float:
+    return round(statistics.median(ratios), 3)
+
+
+def _difference(one: Side, two: Side) -> int:
+    pairs = zip(one.pictures, two.pictures, strict=True)
+    return int(max(abs(first - second).max() for first, second in pairs))
 
 
 if __name__ == "__main__":
