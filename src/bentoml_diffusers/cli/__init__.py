@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bentoml_diffusers._names import TAG_VARIABLE
+from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
 from bentoml_diffusers.cli.lines import one_line_errors, print_facts
 from bentoml_diffusers.cli.mellon import mellon
 from bentoml_diffusers.cli.running import SERVICE_URL, describe_loaded
@@ -37,7 +37,8 @@ diffusers_command.add_command(mellon)
 def demo(context: click.Context) -> None:
     """Serve the bundled demo model: it paints coloured shapes.
 
-    Options of `bentoml serve`, such as --port 3001, are passed on.
+    Its pictures hold their workflows, so that they can be painted again. Options of
+    `bentoml serve`, such as --port 3001, are passed on.
     """
     from bentoml_diffusers.demo import MODEL_NAME, PROMPTS, import_demo_models
 
@@ -49,21 +50,23 @@ def demo(context: click.Context) -> None:
         f'       -d \'{{"prompt": "{PROMPTS[0]}"}}\' -o picture.png\n\n'
         f"or open http://localhost:{port} in a browser.\n"
     )
-    _serve(str(models[MODEL_NAME].tag), context.args)
+    _serve(str(models[MODEL_NAME].tag), context.args, workflow=True)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @click.argument("tag")
+@click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into pictures.")
+@click.option("--embed-infotext", "infotext", is_flag=True, help="And AUTOMATIC1111's text.")
 @click.pass_context
 @one_line_errors
-def serve(context: click.Context, tag: str) -> None:
+def serve(context: click.Context, tag: str, **embed: bool) -> None:
     """Serve the pipeline TAG: txt2img and img2img.
 
     Options of `bentoml serve`, such as --port 3001, are passed on.
     """
     from bentoml_diffusers.store import get
 
-    _serve(str(get(tag).tag), context.args)
+    _serve(str(get(tag).tag), context.args, **embed)
 
 
 @diffusers_command.command(name="import")
@@ -250,8 +253,9 @@ def hook(action: str) -> None:
     click.echo(getattr(_hook, action)())
 
 
-def _serve(tag: str, arguments: list[str]) -> None:
+def _serve(tag: str, arguments: list[str], **embed: bool) -> None:
     os.environ[TAG_VARIABLE] = tag
+    os.environ[EMBED_VARIABLE] = " ".join(name for name, is_on in embed.items() if is_on)
     command = [sys.executable, "-m", "bentoml", "serve", "bentoml_diffusers.serving.tagged:svc"]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, *arguments])  # noqa: S606 - signals reach BentoML itself
