@@ -129,6 +129,9 @@ def painted(model, lora, tmp_path_factory):
                 "txt2img", **CALL, lora_weights="replayed-lora", return_workflow=True
             ),
             "changed.jpg": engine.run("img2img", **CALL, image=PICTURE_64, return_workflow=True),
+            "solver.png": engine.run(
+                "txt2img", **CALL, scheduler="DPM++ 2M Karras", return_workflow=True
+            ),
             "two.png": engine.run("txt2img", **CALL, num_images_per_prompt=2, return_workflow=True),
         }
     with Engine.from_model(model, device="cpu", **static) as engine:
@@ -142,7 +145,9 @@ PICTURE_64 = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 
 
 class TestReplay:
-    @pytest.mark.parametrize("name", ["plain.png", "styled.webp", "changed.jpg", "static.png"])
+    @pytest.mark.parametrize(
+        "name", ["plain.png", "styled.webp", "changed.jpg", "solver.png", "static.png"]
+    )
     def test_same_bytes(self, run, painted, name, tmp_path):
         folder, results = painted
         done = run("replay", folder / name, "-o", tmp_path / "again.png", "--device", "cpu")

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from bentoml_diffusers.errors import InvalidWorkflow
-from bentoml_diffusers.options import RequestLimits
+from bentoml_diffusers.errors import InvalidOption, InvalidWorkflow
+from bentoml_diffusers.options import EmbedOptions, RequestLimits
 from bentoml_diffusers.workflow import Workflow, containers, xmp
 from bentoml_diffusers.workflow.infotext import make_infotext
-from bentoml_diffusers.workflow.pictures import _write_texts, save_picture
+from bentoml_diffusers.workflow.pictures import _write_texts, embed_workflow, save_picture
 
 FORMATS = ("png", "jpeg", "webp")
 SIZE = (48, 32)
@@ -117,6 +117,41 @@ class TestRoundTrip:
         with pytest.raises(InvalidWorkflow, match="at most 50331648 in a picture"):
             save_picture(NOISE, tmp_path / "a.png", make_workflow(bytes(40 * MIB)))
         assert list(tmp_path.iterdir()) == []
+
+
+class TestEmbedOptions:
+    @pytest.mark.parametrize("picture_format", FORMATS)
+    @pytest.mark.parametrize("has_workflow", [True, False])
+    @pytest.mark.parametrize("has_infotext", [True, False])
+    def test_each_arrives(self, picture_format, has_workflow, has_infotext):
+        options = EmbedOptions(workflow=has_workflow, infotext=has_infotext)
+        embedding = embed_workflow(make_workflow(), NOISE, picture_format, options)
+        buffer = io.BytesIO()
+        NOISE.save(buffer, picture_format, **embedding.arguments)
+        data, info = buffer.getvalue(), open_picture(buffer.getvalue()).info
+        assert (read_or_none(data) is not None) == has_workflow
+        assert (b"Seed: 7" in data.replace(b"\0", b"")) == has_infotext
+        if not (has_workflow or has_infotext):
+            assert not {"exif", "xmp", "parameters"} & set(info)
+
+    def test_size(self):
+        workflow = make_workflow(bytes(100_000))
+        for limit, is_whole in ((100_000, False), (200_000, True)):
+            options = EmbedOptions(workflow=True, infotext=True, max_workflow_bytes=limit)
+            embedding = embed_workflow(workflow, NOISE, "png", options)
+            assert embedding.is_whole == is_whole
+            texts = embedding.arguments["pnginfo"].chunks
+            assert any(KEY in content for _, content, *_ in texts) == is_whole
+            assert any(b"parameters" in content for _, content, *_ in texts)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("workflow", "no"), ("infotext", 1), ("max_workflow_bytes", -1),
+         ("max_workflow_bytes", 2**30)],
+    )  # fmt: skip
+    def test_wrong_values(self, name, value):
+        with pytest.raises(InvalidOption, match=name):
+            EmbedOptions(**{name: value})
 
 
 class TestKeys:

@@ -96,6 +96,13 @@ def serve(tmp_path_factory, environment):
 
 
 @pytest.fixture(scope="session")
+def demo_server(serve, make_home):
+    """`bentoml diffusers demo`, whose pictures hold their workflows."""
+    with serve(home=make_home(), command=("diffusers", "demo")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def run_command(environment):
     """Runs a command of `bentoml` and returns what became of it."""
 

@@ -14,10 +14,9 @@ from bentoml_diffusers.demo import PROMPTS
 SETTINGS = {"num_inference_steps": 20, "seed": 1}
 
 
-@pytest.fixture(scope="module")
-def server(serve, make_home):
-    with serve(home=make_home(), command=("diffusers", "demo")) as running:
-        yield running
+@pytest.fixture
+def server(demo_server):
+    return demo_server
 
 
 @pytest.fixture

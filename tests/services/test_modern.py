@@ -59,6 +59,15 @@ class TestPictures:
             (32, 32),
         )
 
+    @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+    def test_nothing_is_written_into_it(self, server, open_picture, output_format):
+        """Prompts are private unless the operator says otherwise."""
+        body = {"prompt": "my secret", "num_inference_steps": 1, "output_format": output_format}
+        answer = server.client.post("/txt2img", json=body)
+        assert "x-workflow" not in answer.headers
+        assert not {"exif", "xmp", "parameters"} & set(open_picture(answer.content).info)
+        assert b"secret" not in answer.content
+
     def test_seed_that_was_drawn_paints_the_picture_again(self, server):
         body = {"prompt": "a red circle", "num_inference_steps": 4}
         answer = server.client.post("/txt2img", json=body)

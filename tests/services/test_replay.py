@@ -1,0 +1,340 @@
+"""`POST /replay` of `bentoml diffusers demo`: pictures paint themselves again, within limits."""
+
+import base64
+import copy
+import hashlib
+import io
+import json
+import struct
+import sys
+import zlib
+
+import pytest
+from PIL import Image
+from processes import ROOT
+
+from bentoml_diffusers.workflow import Workflow
+
+SECRET = "a big red circle on a blue background at the left"
+CALLS = {
+    "plain": {"seed": 5},
+    "all choices": {
+        "seed": 6,
+        "prompt": "a small <teal> star on a white background in the centre",
+        "negative_prompt": "blurred",
+        "guidance_scale": 3,
+        "height": 72,
+        "scheduler": "DPM++ 2M Karras",
+        "lora_weights": [{"name": "outline", "scale": 0.8}, {"name": "stripes", "scale": 0.3}],
+        "textual_inversions": [{"name": "teal", "token": "<teal>"}],
+    },
+    "drawn seed": {},
+}
+
+
+def paint(server, path="/txt2img", **fields):
+    body = {"prompt": SECRET, "num_inference_steps": 4, **fields}
+    answer = server.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def replay(server, file, **fields):
+    data = {key: json.dumps(value) for key, value in fields.items() if key != "output_format"}
+    if "output_format" in fields:
+        data["output_format"] = fields["output_format"]
+    return server.client.post("/replay", files={"workflow": ("file", file)}, data=data)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """A picture to start from, in base64."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def painted(demo_server, start):
+    """Answers by name."""
+    answers = {name: paint(demo_server, **call) for name, call in CALLS.items()}
+    answers["over another"] = paint(demo_server, "/img2img", image=start, seed=7)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def values(painted):
+    """Workflows by name, as JSON with their blobs; each call gives new ones."""
+    texts = {
+        name: Workflow.from_bytes(answer.content).to_json() for name, answer in painted.items()
+    }
+    return lambda name="plain": json.loads(texts[name])
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("name", [*CALLS, "over another"])
+    def test_png_paints_itself_again(self, demo_server, painted, open_picture, name):
+        original = painted[name]
+        assert original.headers["x-workflow"] == "embedded"
+        again = replay(demo_server, original.content)
+        assert again.status_code == 200, again.text
+        assert again.headers["x-workflow-match"] == "true"
+        assert again.headers["x-seed"] == original.headers["x-seed"]
+        assert open_picture(again.content).tobytes() == open_picture(original.content).tobytes()
+        assert Workflow.from_bytes(again.content).output.sha256
+
+    @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+    def test_other_formats(self, demo_server, open_picture, output_format):
+        original = paint(demo_server, seed=5, output_format=output_format).content
+        again = replay(demo_server, original, output_format=output_format)
+        assert again.headers["x-workflow-match"] == "true"
+        assert again.headers["content-type"] == f"image/{output_format}"
+        assert open_picture(again.content).tobytes() == open_picture(original).tobytes()
+
+    def test_json_and_zip(self, demo_server, painted, values, tmp_path):
+        workflow = Workflow.from_json(json.dumps(values()))
+        whole = values()
+        picture = base64.b64encode(painted["plain"].content).decode()
+        for body in (whole, {"workflow": whole}, {"workflow": picture, "strict": True}):
+            answer = demo_server.client.post("/replay", json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-workflow-match"] == "true"
+        zipped = workflow.save_workflow(tmp_path, "workflow.zip").read_bytes()
+        assert replay(demo_server, zipped).headers["x-workflow-match"] == "true"
+
+    def test_overrides(self, demo_server, painted, open_picture):
+        changes = {"num_inference_steps": 5, "seed": 9, "lora_weights": [{"name": "stripes"}]}
+        answer = replay(demo_server, painted["plain"].content, overrides=changes)
+        assert answer.status_code == 200, answer.text
+        assert "x-workflow-match" not in answer.headers
+        asked = paint(demo_server, **changes)
+        assert open_picture(answer.content).tobytes() == open_picture(asked.content).tobytes()
+
+    def test_another_picture_goes_in(self, demo_server, painted, encode, open_picture):
+        grey = base64.b64encode(encode(size=(64, 64))).decode()
+        changes = {"image": grey, "strength": 0.9}
+        answer = replay(demo_server, painted["over another"].content, overrides=changes)
+        assert answer.status_code == 200, answer.text
+        assert answer.content != painted["over another"].content
+
+    def test_hash_that_does_not_match(self, demo_server, values):
+        changed = values()
+        changed["output"] = {
+            "sha256": "0" * 64,
+            "parts": [{"kind": "image RGB", "shape": [64, 64], "sha256": "0" * 64}],
+        }
+        answer = demo_server.client.post("/replay", json=changed)
+        assert answer.status_code == 200
+        assert answer.headers["x-workflow-match"] == "false"
+
+    def test_other_weights_unless_not_strict(self, demo_server, values):
+        changed = values()
+        changed["pipeline"]["model"]["tree_sha256"] = "0" * 64
+        refused = demo_server.client.post("/replay", json=changed)
+        assert refused.status_code == 409
+        assert refused.json()["detail"][0]["loc"] == ["workflow.pipeline.model"]
+        answer = demo_server.client.post("/replay", json={"workflow": changed, "strict": False})
+        assert answer.status_code == 200
+        assert answer.headers["x-workflow-match"] == "true"
+
+    def test_file_opens_with_nothing_of_comfyui(self, painted, open_picture):
+        info = open_picture(painted["plain"].content).info
+        assert set(info) == {"diffusers_workflow"}
+
+
+def put(path, value):
+    """Changes one value of a workflow; `path` is dotted, `a.0.b`."""
+
+    def change(values):
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        for part in parents:
+            values = values[part]
+        values[last] = value
+
+    change.__name__ = f"{path}={value!r:.20}"
+    return change
+
+
+def huge_picture(values):
+    """A PNG that says it has 50,000 x 50,000 pixels."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    use_blob(values, b"\x89PNG\r\n\x1a\n" + chunk)
+
+
+def use_blob(values, data):
+    name = hashlib.sha256(data).hexdigest()
+    values["arguments"]["image"] |= {"blob": name}
+    values["blobs"] = {name: base64.b64encode(data).decode()}
+
+
+def change_blob(values):
+    values["blobs"] = {name: text[:-8] + "AAAAAAA=" for name, text in values["blobs"].items()}
+
+
+def drop_blob(values):
+    values["blobs"] = {}
+
+
+def many_loras(values):
+    values["adapters"] = values["adapters"][:1] * 17
+
+
+TENSOR = {"$kind": "tensor", "blob": "0" * 64, "dtype": "float32", "shape": [1], "device": "cpu"}
+BAD = [
+    # What is changed, in which workflow, the status and the field that the answer names.
+    (put("version", 99), "plain", 400, "workflow.version"),
+    (put("version", "1"), "plain", 400, "workflow.version"),
+    (put("pipeline", []), "plain", 400, "workflow.pipeline"),
+    (put("surprise", 1), "plain", 400, "workflow.surprise"),
+    (put("task", "inpaint"), "plain", 400, "workflow.task"),
+    (put("task", "__call__"), "plain", 400, "workflow.task"),
+    (put("task", None), "plain", 400, "workflow.task"),
+    (put("task", "img2img"), "plain", 400, "workflow.pipeline.class_name"),
+    (put("pipeline.method", "save_pretrained"), "plain", 400, "workflow.pipeline.method"),
+    (put("pipeline.class_name", "FluxPipeline"), "plain", 409, "workflow.pipeline.class_name"),
+    (put("pipeline.code_sha256", "0" * 64), "plain", 409, "workflow.pipeline.code_sha256"),
+    (put("arguments.num_inference_steps", 100_000), "plain", 400, "num_inference_steps"),
+    (put("arguments.num_inference_steps", "four"), "plain", 400, "num_inference_steps"),
+    (put("arguments.num_inference_steps", True), "plain", 400, "num_inference_steps"),
+    (put("arguments.height", 100_000), "plain", 400, "workflow.arguments.height"),
+    (put("arguments.height", 63), "plain", 400, "workflow.arguments.height"),
+    (put("arguments.prompt", "x" * 2001), "plain", 400, "workflow.arguments.prompt"),
+    (put("arguments.prompt", ["a"] * 100), "plain", 400, "workflow.arguments.prompt"),
+    (put("arguments.prompt", {"$kind": "bytes"}), "plain", 400, "workflow.arguments.prompt"),
+    (put("arguments.guidance_scale", 1e6), "plain", 400, "workflow.arguments.guidance_scale"),
+    (put("arguments.num_images_per_prompt", 50), "plain", 400, "num_images_per_prompt"),
+    (put("arguments.output_type", "latent"), "plain", 400, "workflow.arguments.output_type"),
+    (put("arguments.timesteps", [1] * 1000), "plain", 400, "workflow.arguments.timesteps"),
+    (put("arguments.latents", TENSOR), "plain", 400, "workflow.arguments.latents"),
+    (put("arguments.eta", 0.5), "plain", 400, "workflow.arguments.eta"),
+    (put("arguments.nonsense", 1), "plain", 400, "workflow.arguments.nonsense"),
+    (put("arguments.__class__", 1), "plain", 400, "workflow.arguments.__class__"),
+    (put("seeds", [1, 2]), "plain", 400, "workflow.seeds"),
+    (put("seeds", [-1]), "plain", 400, "workflow.seeds"),
+    (put("arguments.generator", {"$kind": "generator", "index": 0}), "plain", 400, "generator"),
+    (put("scheduler.requested", "os.system"), "plain", 400, "scheduler"),
+    (put("scheduler.class_name", "PNDMScheduler"), "plain", 400, "workflow.scheduler"),
+    (put("scheduler.config.num_train_timesteps", 10**9), "plain", 400, "workflow.scheduler"),
+    (put("scheduler.config.beta_end", 0.5), "plain", 400, "workflow.scheduler"),
+    (put("adapters.0.sha256", "0" * 64), "all choices", 409, "workflow.adapters[0]"),
+    (put("adapters.0.scale", 1e6), "all choices", 400, "workflow.adapters"),
+    (put("adapters.0.arguments", {"subfolder": ".."}), "all choices", 400, "workflow.adapters[0]"),
+    (many_loras, "all choices", 400, "workflow.adapters"),
+    (change_blob, "over another", 400, "workflow.arguments.image"),
+    (drop_blob, "over another", 400, "workflow.arguments.image"),
+    (huge_picture, "over another", 400, "workflow.arguments.image"),
+    (lambda values: use_blob(values, b"no picture"), "over another", 400, "arguments.image"),
+    (put("arguments.image", "/etc/passwd"), "over another", 400, "workflow.arguments.image"),
+    (put("arguments.image", None), "over another", 400, "workflow.arguments.image"),
+    (put("arguments.strength", 0.01), "over another", 400, "strength"),
+    (put("arguments.strength", 2), "over another", 400, "workflow.arguments.strength"),
+]
+
+
+@pytest.fixture
+def refused(demo_server):
+    """Checks an answer that must be an error of ours; returns status and field."""
+
+    def check(answer):
+        assert 400 <= answer.status_code < 500, answer.text
+        for inside in (str(ROOT), sys.prefix, "Traceback", 'File "'):
+            assert inside not in answer.text
+        return answer.status_code, str(answer.json()["detail"][0]["loc"][0])
+
+    return check
+
+
+class TestStrangers:
+    @pytest.mark.parametrize(
+        ("change", "name", "status", "field"), BAD, ids=lambda part: getattr(part, "__name__", None)
+    )
+    def test_field_is_named(self, demo_server, values, refused, change, name, status, field):
+        workflow = values(name)
+        change(workflow)
+        got = refused(demo_server.client.post("/replay", json={"workflow": workflow}))
+        assert got[0] == status
+        assert field in got[1]
+
+    @pytest.mark.parametrize(
+        ("name", "status"),
+        [
+            ("no-such-lora", 404),
+            ("/etc/passwd", 400),
+            ("../../x.safetensors", 400),
+            ("somebody/some-lora", 400),
+            ("https://example.com/x.safetensors", 400),
+        ],
+    )
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_names_of_adapters(self, demo_server, values, refused, name, status, strict):
+        workflow = values("all choices")
+        workflow["adapters"] = workflow["adapters"][:1]
+        workflow["adapters"][0] |= {"name": name, "tag": name}
+        workflow["arguments"]["prompt"] = "a star"
+        answer = demo_server.client.post("/replay", json={"workflow": workflow, "strict": strict})
+        if not strict and status == 404:
+            assert answer.status_code == 200
+            assert answer.headers["x-workflow-match"] == "false"
+        else:
+            assert refused(answer)[0] == status
+
+    @pytest.mark.parametrize(
+        ("overrides", "field"),
+        [
+            ({"num_inference_steps": 100_000}, "overrides.num_inference_steps"),
+            ({"prompt": 5}, "overrides.prompt"),
+            ({"stebs": 5}, "overrides.stebs"),
+            ({"output_format": "png"}, "overrides.output_format"),
+            ({"exclusive": False}, "overrides.exclusive"),
+            ({"timeout_s": 1e9}, "overrides.timeout_s"),
+            ({"height": 4096}, "overrides.height"),
+            ({"lora_weights": [{"name": "outline", "scale": 1e9}]}, "overrides.lora_weights"),
+            ({"image": "aGFsbG8="}, "overrides.image"),
+            ([1], "overrides"),
+        ],
+        ids=str,
+    )
+    def test_overrides(self, demo_server, painted, refused, overrides, field):
+        answer = replay(demo_server, painted["plain"].content, overrides=overrides)
+        got = refused(answer)
+        assert got[0] == 400
+        assert got[1].startswith(field)
+
+    def test_files(self, demo_server, painted, refused, encode):
+        whole = painted["plain"].content
+        bomb = make_chunk(b"iTXt", b"diffusers_workflow\0\1\0\0\0" + zlib.compress(bytes(2**27)))
+        files = {
+            "bomb": whole[:33] + bomb + whole[33:],
+            "cut off": whole[:100],
+            "changed": whole.replace(b"diffusers_workflow\0\1\0", b"diffusers_workflow\0\0\0"),
+            "without one": encode(),
+            "text": b"I am no workflow",
+            "deep": b"[" * 100_000,
+            "empty": b"",
+            "half a zip": b"PK\x03\x04" + bytes(100),
+            "another format": encode("BMP"),
+        }
+        outcomes = {name: refused(replay(demo_server, file)) for name, file in files.items()}
+        assert outcomes == dict.fromkeys(files, (400, "workflow"))
+
+    def test_too_much(self, demo_server, values, refused):
+        long = values()
+        long["unsupported"] = {str(number): "x" * 100 for number in range(20_000)}
+        assert refused(demo_server.client.post("/replay", json=long)) == (400, "workflow")
+        assert refused(replay(demo_server, bytes(60 * 2**20)))[0] == 400
+
+    def test_nothing_of_it_stays_and_prompts_are_not_logged(self, demo_server, painted, values):
+        again = replay(demo_server, painted["plain"].content)
+        assert again.headers["x-workflow-match"] == "true"
+        wrong = copy.deepcopy(values())
+        wrong["arguments"] |= {"prompt": "my secret dream", "num_inference_steps": 10**6}
+        demo_server.client.post("/replay", json=wrong)
+        assert "secret dream" not in demo_server.log
+        assert SECRET not in demo_server.log.partition("in a browser")[2]
+        assert 'outcome="invalid",task="replay"' in demo_server.client.get("/metrics").text
+
+
+def make_chunk(kind, content):
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
