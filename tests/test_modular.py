@@ -9,8 +9,8 @@ import torch
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from PIL import Image
 
-from bentoml_diffusers import Engine, RequestLimits, testing
-from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers import Engine, RequestLimits, save_model, service, testing
+from bentoml_diffusers.errors import InvalidOption, InvalidRequest
 from bentoml_diffusers.loading.blocks import read_kind, read_modular_workflows, read_whole
 from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
 
@@ -89,6 +89,7 @@ class TestEngine:
             ),
             ("text2video", "task", {}),
             ("controlnet", "task", {}),
+            ("controlnet_union_text2image", "task", {}),
             ("save_pretrained", "task", {}),
         ],
     )
@@ -114,6 +115,13 @@ class TestEngine:
         assert np.array_equal(plain, again)
         assert not np.array_equal(plain, strong)
 
+    def test_several_images_of_one_picture_have_one_seed(self, engine, picture):
+        call = {**CALL, "num_images_per_prompt": 2}
+        assert engine.run("text2image", **call).seeds == (3, 4)
+        result = engine.run("image2image", image=picture, **call)
+        assert result.seeds == (3,)
+        assert not np.array_equal(*result.images)
+
     def test_components_that_are_missing(self):
         with (
             Engine(testing.tiny_modular_stable_diffusion_xl()) as engine,
@@ -133,6 +141,75 @@ class TestEngine:
                 engine.submit("__call__", **CALL)
             result = engine.run("ip_adapter_text2image", **CALL, ip_adapter_image=picture)
         assert result.images[0].size == (32, 32)
+
+
+class TestStored:
+    @pytest.fixture(scope="class")
+    def model(self):
+        pipeline = testing.tiny_modular_stable_diffusion_xl(controlnet=True)
+        return save_model(
+            "blocks", pipeline, signatures={key: {"batchable": False} for key in _METHODS}
+        )
+
+    def test_a_runner_has_them_as_methods(self, model, run_local, picture):
+        paint = run_local(model, "image2image")
+        images = paint(**CALL, image=picture)[0]
+        again = run_local(model)(**CALL, image=picture)[0]
+        assert np.array_equal(images[0], again[0])
+        with pytest.raises(InvalidRequest) as caught:
+            paint(**CALL)
+        assert caught.value.field == "image"
+
+    def test_a_service_has_an_endpoint_for_what_the_components_suffice_for(self, model):
+        names = {"text2image", "image2image", "inpainting"}
+        expected = names | {f"controlnet_{name}" for name in names}
+        assert _paths_of(service(str(model.tag))) == expected
+
+    def test_a_service_of_one_modular_workflow(self, model, picture):
+        options = {"modular_workflow": "image2image"}
+        assert _paths_of(service(str(model.tag), **options)) == {"image2image"}
+        with Engine.from_model(model, **options) as engine:
+            results = [
+                engine.run(task, **CALL, image=picture) for task in ("image2image", "img2img")
+            ]
+            assert np.array_equal(*(result.images[0] for result in results))
+            with pytest.raises(InvalidRequest, match="image2image needs prompt, image"):
+                engine.submit("image2image", **CALL)
+
+    def test_with_an_ip_adapter_all_endpoints_want_its_picture(self, name, tmp_path):
+        pipeline = testing.tiny_modular_stable_diffusion_xl(image_encoder=True)
+        file = testing.save_tiny_ip_adapter(tmp_path)
+        pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
+        save_model(name, pipeline)
+        expected = {f"ip_adapter_{task}" for task in ("text2image", "image2image", "inpainting")}
+        assert _paths_of(service(name)) == expected
+
+    def test_blocks_without_a_name_for_what_they_do(self, name):
+        blocks = diffusers.StableDiffusionXLAutoBlocks().get_workflow("text2image")
+        model = save_model(name, testing.tiny_modular_stable_diffusion_xl(blocks=blocks))
+        made = service(name)
+        assert _paths_of(made) == {"paint"}
+        assert "prompt" in made.apis["paint"].input_spec.model_fields
+        with Engine.from_model(model) as engine:
+            assert engine.run("txt2img", **CALL).images[0].size == (32, 32)
+
+    def test_a_classic_model_as_a_modular_one(self, name):
+        save_model(name, testing.tiny_stable_diffusion_xl())
+        assert _paths_of(service(name)) == {"txt2img", "img2img"}
+        modular = service(name, pipeline_class="StableDiffusionXLModularPipeline")
+        assert _paths_of(modular) == {"text2image", "image2image", "inpainting"}
+
+    def test_a_modular_workflow_that_is_not_there(self, model):
+        with pytest.raises(InvalidOption, match="image2image"):
+            service(str(model.tag), modular_workflow="image2video")
+
+
+_METHODS = ("__call__", "text2image", "image2image")
+
+
+def _paths_of(made):
+    others = {"adapters", "replay"}
+    return set(made.apis) - others
 
 
 class TestShippedBlocks:

@@ -60,7 +60,7 @@ class ModularTasks:
             near = suggest(task, known)
             listed = ", ".join(known) or "__call__"
             raise InvalidRequest("task", task, f"a modular workflow of this model{near}: {listed}")
-        missing = [name for name in found.components if getattr(self._pipeline, name, None) is None]
+        missing = found.list_missing(self._components)
         if missing:
             names = ", ".join(sorted(missing))
             raise InvalidRequest("task", task, f"one whose components the model has, not {names}")
@@ -77,6 +77,11 @@ class ModularTasks:
             return "__call__"
         names = _MODULAR_NAMES[task]
         return next((name for name in names if name in self._workflows), task)
+
+    @property
+    def _components(self) -> dict[str, str]:
+        parts = self._pipeline.components.items()
+        return {name: type(part).__name__ for name, part in parts if part is not None}
 
     @property
     def _has_ip_adapter(self) -> bool:

@@ -78,7 +78,7 @@ class ModularWorkflow:
         inputs: What it takes, by name.
         alternatives: Sets of inputs, one of which must be given whole; none for most.
         fixed: Inputs that make it what it is, with their values; a request has no say in them.
-        components: Names of the components that are loaded for it.
+        components: Class of each component that is loaded for it, by name.
         output: Name of what it gives back, such as ``"images"``.
         is_guided: It has a guider with a ``guidance_scale``, as its blocks make it.
     """
@@ -87,7 +87,7 @@ class ModularWorkflow:
     inputs: Mapping[str, BlockInput]
     alternatives: tuple[frozenset[str], ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    components: frozenset[str] = frozenset()
+    components: Mapping[str, str] = field(default_factory=dict)
     output: str = "images"
     is_guided: bool = False
 
@@ -114,6 +114,19 @@ class ModularWorkflow:
         }
         return {"output": self.output, **arguments, **pairs, **self.fixed}
 
+    def list_missing(self, present: Mapping[str, str]) -> list[str]:
+        """Returns the components that it lacks.
+
+        Args:
+            present: Class of each component that is there, by name. A ControlNet for several
+                kinds of control and one for a single kind do not stand for each other.
+        """
+        return [
+            name
+            for name, wanted in sorted(self.components.items())
+            if name not in present or ("Union" in wanted) != ("Union" in present[name])
+        ]
+
     def _needs(self) -> str:
         names = [item.name for item in self.inputs.values() if item.is_required]
         return f"{self.name} needs {', '.join(names)}"
@@ -135,7 +148,7 @@ def read_whole(blocks: ModularPipelineBlocks) -> ModularWorkflow:
     """
     has_choice = bool(getattr(blocks, "_workflow_map", None))
     inputs = {
-        item.name: _read_input(item, set(), may_be_required=not has_choice)
+        item.name: _read_input(item, _untyped_prompt(item), may_be_required=not has_choice)
         for item in blocks.inputs
         if item.name
     }
@@ -163,11 +176,11 @@ def _read_one(
         inputs={key: _read_input(item, always) for key, item in own.items() if key not in fixed},
         alternatives=rest if all(rest) else (),
         fixed=fixed,
-        components=frozenset(
-            spec.name
+        components={
+            spec.name: getattr(spec.type_hint, "__name__", "")
             for spec in blocks.expected_components
             if spec.default_creation_method == "from_pretrained"
-        ),
+        },
         output=_find_output(blocks),
         is_guided=_is_guided(blocks),
     )
@@ -188,6 +201,11 @@ def _read_input(item: Any, triggers: set[str], *, may_be_required: bool = True) 
         is_required=required and may_be_required,
         description=" ".join((item.description or "").split()),
     )
+
+
+def _untyped_prompt(item: Any) -> set[str]:
+    """Older blocks do not say that they need a prompt."""
+    return {"prompt"} if item.type_hint is None else set()
 
 
 def _find_output(blocks: Any) -> str:

@@ -23,6 +23,8 @@ from bentoml_diffusers.store.modular_index import (
 from bentoml_diffusers.store.source import read_index
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import bentoml
 
     from bentoml_diffusers.loading.blocks import ModularWorkflow
@@ -97,6 +99,7 @@ def classic_endpoints(limits: RequestLimits) -> tuple[Endpoint, ...]:
 def _modular_endpoints(
     model: bentoml.Model, options: ModelOptions, limits: RequestLimits
 ) -> tuple[Endpoint, ...]:
+    stored_blocks(model, options)  # refuses a `modular_workflow` that is not there
     blocks = stored_blocks(model, replace(options, modular_workflow=None))
     found = read_modular_workflows(blocks) or {_UNNAMED: read_whole(blocks)}
     if options.modular_workflow is not None:
@@ -121,19 +124,21 @@ def _modular_endpoints(
     return tuple(_make_endpoint(name, found[name], limits) for name in served)
 
 
-def _stored_components(folder: Path, name: str) -> set[str]:
+def _stored_components(folder: Path, name: str) -> dict[str, str]:
+    """Returns the class of each component by its name."""
     if (folder / MODULAR_INDEX).is_file():
         index = read_modular_index(folder, name)
     else:
         index = modular_index_from(read_index(folder, name), name)
-    return set(read_modular_components(index, name))
+    found = read_modular_components(index, name)
+    return {key: component.class_name for key, component in found.items()}
 
 
 def _why_not_served(
-    workflow: ModularWorkflow, present: set[str], with_adapter: bool, *, may_lack: bool
+    workflow: ModularWorkflow, present: Mapping[str, str], with_adapter: bool, *, may_lack: bool
 ) -> str:
     """Returns why a modular workflow has no endpoint; nothing if it has one."""
-    missing = sorted(workflow.components - present)
+    missing = workflow.list_missing(present)
     if missing:
         return f"needs {', '.join(missing)}, which the model lacks"
     if workflow.output != "images":
