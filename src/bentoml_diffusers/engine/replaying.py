@@ -9,7 +9,7 @@ from bentoml_diffusers import _names
 from bentoml_diffusers.adapters import hash_adapter
 from bentoml_diffusers.engine.request import Plan
 from bentoml_diffusers.engine.schedulers import SchedulerChoice
-from bentoml_diffusers.errors import AdapterNotFound, DiffusersError, InvalidRequest
+from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest
 from bentoml_diffusers.workflow.bounds import LOCAL, Bounds
 from bentoml_diffusers.workflow.calls import check_method
 from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.workflow.schema import Adapter, Workflow
 
+_NOTHING = object()
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 _FIELDS = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 
@@ -76,31 +77,38 @@ class Planner:
         environment = read_environment(self._pipeline)
         differences += compare(workflow, self._recorder.pipeline, environment)
         differences += self._compare_guiders(workflow)
-        adapters = {field: self._find_adapters(workflow, field, overrides, differences, strict)
-                    for field in _FIELDS.values()}  # fmt: skip
+        given: dict[str, Any] = {"exclusive": True, "seed": _join_seeds(workflow.seeds)}
+        for field in _FIELDS.values():
+            if field not in overrides:
+                given[field] = self._find_adapters(workflow, field, differences, strict=strict)
+        if parameters.guided and workflow.guider is not None:
+            given["guidance_scale"] = workflow.guider.config.get("guidance_scale")
+        given["scheduler"] = self._find_scheduler(workflow)
         bounds = LOCAL if limits is None else Bounds.of(limits)
-        decoder = Decoder(workflow.blobs, workflow.generators, device_of(self._pipeline), bounds)
-        arguments = decoder.decode_all(workflow.arguments)
-        for name in [name for name in arguments if not parameters.takes(name)]:
-            differences.append(_unknown_argument(name, arguments.pop(name)))
+        arguments = self._read_arguments(workflow, parameters, differences, bounds)
         if workflow.seeds or "seed" in overrides:
             arguments.pop("generator", None)
-        defaults = parameters.defaults
-        arguments = {
-            name: value
-            for name, value in arguments.items()
-            if name not in defaults or not _is_default(value, defaults[name])
-        }
-        given = {
-            **arguments,
-            **adapters,
-            **self._guidance(workflow, parameters),
-            "seed": _join_seeds(workflow.seeds),
-            "scheduler": self._find_scheduler(workflow),
-            "exclusive": True,
-        }
         told = check_differences(differences, strict=strict)
-        return Plan(workflow, task, {**given, **overrides}, told, _changes(overrides))
+        return Plan(workflow, task, {**arguments, **given, **overrides}, told, _changes(overrides))
+
+    def _read_arguments(
+        self,
+        workflow: Workflow,
+        parameters: Parameters,
+        differences: list[Difference],
+        bounds: Bounds,
+    ) -> dict[str, Any]:
+        """Without what equals a default: checks look at what a caller gave."""
+        device = device_of(self._pipeline)
+        decoder = Decoder(workflow.blobs, workflow.generators, device, bounds)
+        arguments: dict[str, Any] = {}
+        for name, value in decoder.decode_all(workflow.arguments).items():
+            if not parameters.takes(name):
+                field = f"workflow.arguments.{name}"
+                differences.append(Difference(field, value, "no such argument", stops=True))
+            elif not _is_same(value, parameters.defaults.get(name, _NOTHING)):
+                arguments[name] = value
+        return arguments
 
     def _find_task(self, workflow: Workflow) -> tuple[str, list[Difference]]:
         recorded, own = workflow.pipeline, type(self._pipeline)
@@ -126,11 +134,6 @@ class Planner:
         if (was and was.class_name, changed) != (here and here.class_name, here and here.config):
             yield Difference("workflow.guider", was, here, stops=True)
 
-    def _guidance(self, workflow: Workflow, parameters: Parameters) -> dict[str, Any]:
-        if not parameters.guided or workflow.guider is None:
-            return {}
-        return {"guidance_scale": workflow.guider.config.get("guidance_scale")}
-
     def _find_scheduler(self, workflow: Workflow) -> SchedulerChoice | None:
         base = getattr(self._pipeline, "scheduler", None)
         if base is None or workflow.scheduler is None:
@@ -139,29 +142,23 @@ class Planner:
         return None if found is None else SchedulerChoice(*found)
 
     def _find_adapters(
-        self,
-        workflow: Workflow,
-        field: str,
-        overrides: Mapping[str, Any],
-        differences: list[Difference],
-        strict: bool,
+        self, workflow: Workflow, field: str, differences: list[Difference], *, strict: bool
     ) -> list[dict[str, Any]]:
-        if field in overrides:
-            return []
-        wanted = [one for one in workflow.adapters if _FIELDS[one.kind] == field]
         items = []
-        for index, adapter in enumerate(wanted):
+        for index, adapter in enumerate(workflow.adapters):
+            if _FIELDS[adapter.kind] != field:
+                continue
             place = f"workflow.adapters[{index}]"
             try:
                 item, sha256 = self._find_adapter(adapter, field)
-            except DiffusersError as error:
-                if strict or not isinstance(error, AdapterNotFound):
+            except AdapterNotFound:
+                if strict:
                     raise
                 differences.append(Difference(place, adapter.name, None, stops=True))
                 continue
             if sha256 != adapter.sha256:
-                names = [f"{adapter.name} ({one})" for one in (adapter.sha256, sha256)]
-                differences.append(Difference(place, names[0], names[1], stops=True))
+                was, now = (f"{adapter.name} ({one})" for one in (adapter.sha256, sha256))
+                differences.append(Difference(place, was, now, stops=True))
             items.append(item)
         return items
 
@@ -193,12 +190,7 @@ def _class_of_task(pipeline: Any, task: str) -> str | None:
         return None
 
 
-def _unknown_argument(name: str, value: object) -> Difference:
-    return Difference(f"workflow.arguments.{name}", value, "no argument of this name", stops=True)
-
-
-def _is_default(value: object, default: object) -> bool:
-    """True for what need not be given: checks look at what a caller gave."""
+def _is_same(value: object, default: object) -> bool:
     return type(value) is type(default) and isinstance(value, _PLAIN) and value == default
 
 

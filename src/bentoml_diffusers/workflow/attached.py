@@ -10,7 +10,7 @@ import torch
 from bentoml_diffusers.workflow.schema import Attached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from pydantic import JsonValue
 
@@ -38,8 +38,10 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Returns one sha256 over names, dtypes, shapes and numbers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        if tensor.is_meta:  # offloaded, and nowhere to be seen
+            continue
         plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}\0{plain.dtype}\0{list(plain.shape)}\0".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -143,9 +145,10 @@ def _find_words(pipeline: Any, component: str, module: Any) -> Iterator[Attached
     tokenizer = getattr(pipeline, component.replace("text_encoder", "tokenizer"), None)
     if not component.startswith("text_encoder") or not hasattr(tokenizer, "added_tokens_decoder"):
         return
-    weight = module.get_input_embeddings().weight
-    for index, token in _added_words(tokenizer):
-        if index < len(weight):
+    words = _added_words(tokenizer)
+    weight = _embeddings(module) if words else None
+    for index, token in words:
+        if weight is not None and index < len(weight):
             yield Attached(
                 kind="textual_inversion",
                 component=component,
@@ -154,7 +157,15 @@ def _find_words(pipeline: Any, component: str, module: Any) -> Iterator[Attached
             )
 
 
-def _added_words(tokenizer: Any) -> Iterable[tuple[int, str]]:
+def _embeddings(module: Any) -> torch.Tensor | None:
+    try:
+        weight = module.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):  # a text encoder of a kind of its own
+        return None
+    return weight if isinstance(weight, torch.Tensor) else None
+
+
+def _added_words(tokenizer: Any) -> list[tuple[int, str]]:
     """Words that were added later; the vocabulary's own added ones are special."""
     return [
         (index, str(token.content))

@@ -82,13 +82,22 @@ def compare(workflow: Workflow, here: Pipeline, environment: Environment) -> Ite
     yield from _compare_components(recorded, here)
     for name in ("config", "options"):
         yield from _compare_all(f"pipeline.{name}", getattr(recorded, name), getattr(here, name))
-    for name in ("versions", "hardware", "numerics"):
-        were, are = getattr(workflow.environment, name), getattr(environment, name)
-        yield from _compare_all(f"environment.{name}", were, are)
+    yield from _compare_environments(workflow, environment)
     if workflow.batched:
         yield Difference("workflow.batched", "shared with other requests", "alone")
     for name, what in workflow.unsupported.items():
         yield Difference(f"workflow.arguments.{name}", f"{what}, which is not kept", "left out")
+
+
+def _compare_environments(workflow: Workflow, here: Environment) -> Iterator[Difference]:
+    device = here.hardware.get("device")
+    for index, generator in enumerate(workflow.generators):
+        if generator.device not in ("cpu", device):
+            field = f"workflow.generators[{index}].device"
+            yield Difference(field, generator.device, device, stops=True)
+    for name in ("versions", "hardware", "numerics"):
+        were, are = getattr(workflow.environment, name), getattr(here, name)
+        yield from _compare_all(f"environment.{name}", were, are)
 
 
 def _compare_models(recorded: Pipeline, here: Pipeline) -> Iterator[Difference]:
