@@ -357,3 +357,114 @@ def test_community_pipelines_need_trust_and_are_stored(ask, server, repository, 
     server.requests.clear()
     unknown = ask(repository, custom_pipeline="theirs", trust_remote_code=True)
     assert unknown["error"] == "InvalidOption"
+
+
+@pytest.fixture(scope="module")
+def modular_full(tmp_path_factory):
+    """A tiny modular SDXL as diffusers saves it, and junk beside it."""
+    from bentoml_diffusers import testing
+
+    folder = tmp_path_factory.mktemp("hub") / "modular"
+    testing.tiny_modular_stable_diffusion_xl().save_pretrained(
+        str(folder), overwrite_modular_index=True
+    )
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"junk")
+    (folder / "README.md").write_text("words")
+    return folder
+
+
+@pytest.fixture
+def scattered(server, modular_full, tmp_path):
+    """A modular repository whose VAE and tokenizer lie in others, and the ids of all three."""
+    ids = [f"us/{kind}{next(_numbers)}" for kind in ("main", "vae", "tokenizer")]
+    own = Path(shutil.copytree(modular_full, tmp_path / "main"))
+    vae, tokenizer = tmp_path / "vae", tmp_path / "tokenizer"
+    (own / "vae").rename(vae)
+    (tokenizer / "deep").mkdir(parents=True)
+    (own / "tokenizer").rename(tokenizer / "deep" / "down")
+    (vae / "README.md").write_text("words")
+    (vae / "other").mkdir()
+    (vae / "other" / "config.json").write_text("{}")
+    path = own / "modular_model_index.json"
+    index = json.loads(path.read_text())
+    index["vae"][2].update(pretrained_model_name_or_path=ids[1], subfolder="")
+    index["tokenizer"][2].update(
+        pretrained_model_name_or_path=ids[2], subfolder="deep/down", revision="v2"
+    )
+    path.write_text(json.dumps(index))
+    server.repositories.update(zip(ids, (own, vae, tokenizer), strict=True))
+    server.revisions[f"{ids[2]}@v2"] = tokenizer
+    server.fetched.clear()
+    return ids
+
+
+def test_what_a_modular_index_names_elsewhere_comes_along(ask, server, scattered):
+    own, vae, tokenizer = scattered
+    result = ask(own, name="scattered", load=True)
+    assert "tag" in result, result
+    folder = Path(result["path"], "diffusion_model")
+    text = (folder / "modular_model_index.json").read_text()
+    assert "us/" not in text
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+    assert (folder / "tokenizer" / "tokenizer.json").is_file()
+    assert not (folder / "vae" / "other").exists()
+    assert not any(name.endswith((".bin", ".md")) for name in server.fetched)
+    record = json.loads(Path(result["path"], "record.json").read_text())
+    assert record["details"]["parts"] == {
+        "vae": f"{vae} at {hub.COMMIT}",
+        "tokenizer": f"{tokenizer} at {hub.COMMIT}",
+    }
+    assert record["commit"] == hub.COMMIT
+    server.fetched.clear()
+    assert ask(own, name="scattered")["tag"] == result["tag"]
+    offline = ask(own, name="scattered", offline=True)
+    assert offline.get("tag") == result["tag"], offline
+    assert not weights(server)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "words"),
+    [
+        ("/home/somebody/model", "InvalidModel", "/home/somebody/model"),
+        ("us/never-there", "ModelNotFound", "us/never-there"),
+        ("../us/other", "InvalidModel", "vae"),
+    ],
+)
+def test_what_is_nowhere_is_said_before_anything_large_is_fetched(
+    ask, server, scattered, tmp_path, place, error, words
+):
+    path = tmp_path / "main" / "modular_model_index.json"
+    index = json.loads(path.read_text())
+    index["vae"][2]["pretrained_model_name_or_path"] = place
+    path.write_text(json.dumps(index))
+    result = ask(scattered[0])
+    assert result.get("error") == error, result
+    assert words in result["text"]
+    if error == "InvalidModel":
+        assert not weights(server)
+
+
+def test_code_of_blocks_comes_from_the_hub_and_waits_for_trust(ask, server, modular_full, tmp_path):
+    name = f"us/blocks{next(_numbers)}"
+    folder = Path(shutil.copytree(modular_full, tmp_path / "blocks"))
+    (folder / "block.py").write_text(
+        "from diffusers import StableDiffusionXLAutoBlocks\n\n\n"
+        "class Ours(StableDiffusionXLAutoBlocks):\n    pass\n"
+    )
+    auto_map = {"ModularPipelineBlocks": "block.Ours"}
+    (folder / "modular_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    server.repositories[name] = folder
+    refused = ask(name, name="hub-blocks", load=True)
+    assert refused["error"] == "UntrustedSource", refused
+    trusted = ask(name, name="hub-blocks", load=True, trust_remote_code=True)
+    assert Path(trusted["path"], "code", "block.py").is_file()
+
+
+def test_a_classic_repository_is_stored_as_a_modular_one(ask, server, modular_full, tmp_path):
+    from bentoml_diffusers import testing
+
+    name = f"us/classic{next(_numbers)}"
+    testing.tiny_stable_diffusion_xl().save_pretrained(tmp_path)
+    server.repositories[name] = tmp_path
+    result = ask(name, pipeline_class="ModularPipeline", load=True)
+    assert Path(result["path"], "diffusion_model", "modular_model_index.json").is_file(), result

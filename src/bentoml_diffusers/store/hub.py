@@ -83,7 +83,12 @@ def download_snapshot(
     with _hub_errors(repo_id, revision), _use_proxies(proxies):
         names = _list_files(repo_id, revision)
         if names is None:
-            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            # Only where it is: the hub's client would miss the files that nobody asked for.
+            folder = Path(
+                snapshot_download(
+                    repo_id, revision=revision, allow_patterns=[], local_files_only=True
+                )
+            )
             choose(list_names(folder))
         else:
             patterns = [_as_pattern(name) for name in choose(names)]
