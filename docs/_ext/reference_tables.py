@@ -18,13 +18,21 @@ from sphinx.util.docutils import SphinxDirective
 
 from bentoml_diffusers import errors, options
 from bentoml_diffusers.cli import diffusers_command
-from bentoml_diffusers.serving import schema
+from bentoml_diffusers.serving.replaying import make_replay_model
+from bentoml_diffusers.serving.schema import make_img2img_model, make_txt2img_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
     from sphinx.application import Sphinx
+
+
+_REQUESTS = {
+    "txt2img": make_txt2img_model,
+    "img2img": make_img2img_model,
+    "replay": make_replay_model,
+}
 
 
 class _Generated(SphinxDirective):
@@ -73,18 +81,18 @@ class ErrorsTable(_Generated):
 
 
 class RequestTable(_Generated):
-    """The fields of a request of a service: ``txt2img`` or ``img2img``."""
+    """The fields of a request of a service."""
 
     required_arguments = 1
 
     def lines(self) -> Iterable[str]:
-        make_model = getattr(schema, f"make_{self.arguments[0]}_model")
+        make_model = _REQUESTS[self.arguments[0]]
         fields: dict[str, FieldInfo] = make_model(options.RequestLimits()).model_fields
         rows = (
             (
                 f"`{name}`",
                 _code(_annotation_text(field.annotation)),
-                "required" if field.is_required() else _value_text(field.default),
+                "required" if field.is_required() else _value_text(_default_of(field)),
                 _bounds_text(field),
                 field.description or "",
             )
@@ -152,6 +160,10 @@ def _default_text(item: dataclasses.Field[Any]) -> str:
     return "" if item.default is dataclasses.MISSING else _value_text(item.default)
 
 
+def _default_of(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
 def _value_text(value: Any) -> str:
     return "" if value is None else _code(repr(value))
 
@@ -172,7 +184,7 @@ def _annotation_text(annotation: Any) -> str:
     return _KNOWN_TYPES.get(annotation.__name__, annotation.__name__)
 
 
-_KNOWN_TYPES = {"Image": "picture", "LoraChoice": "{name, scale}"}
+_KNOWN_TYPES = {"Image": "picture", "LoraChoice": "{name, scale}", "Workflow": "file"}
 
 _BOUNDS = {
     "ge": "from {}",
