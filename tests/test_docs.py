@@ -98,6 +98,7 @@ def test_a_block_has_a_language_and_an_excuse_has_a_reason(block):
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
 def test_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples" / "differential_diffusion")  # of guides/modular
     namespace = {"__name__": "__main__"}
     for block in PYTHON:
         if block.page == page:

@@ -59,8 +59,11 @@ def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type
         key=lambda item: not item.is_required,
     )
 
+    title = "".join(part.capitalize() for part in workflow.name.strip("_").split("_"))
+
     class Modular(RequestModel):
-        model_config = ConfigDict(protected_namespaces=())  # inputs may be named `model_...`
+        # Inputs may be named `model_...`.
+        model_config = ConfigDict(protected_namespaces=(), title=title)
 
         @model_validator(mode="after")
         def _check_pixels(self) -> Self:
@@ -72,8 +75,7 @@ def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type
     fields: dict[str, Any] = {item.name: _make_field(item, limits) for item in served}
     if workflow.is_guided and "guidance_scale" not in fields:
         fields["guidance_scale"] = (float | None, _GUIDANCE)
-    name = "".join(part.capitalize() for part in workflow.name.split("_"))
-    return add_choices(create_model(name, __base__=Modular, **fields))
+    return add_choices(create_model(title, __base__=Modular, **fields))
 
 
 def why_left_out(item: BlockInput) -> str | None:
