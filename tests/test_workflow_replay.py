@@ -16,8 +16,8 @@ import bentoml_diffusers
 from bentoml_diffusers import Engine, demo, errors, testing
 from bentoml_diffusers.engine import recording
 from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.workflow import (
-    Workflow,
+from bentoml_diffusers.workflow import Workflow
+from bentoml_diffusers.workflow.plain import (
     populate_workflow_from_pipeline,
     replay,
     run_with_workflow,
@@ -560,10 +560,15 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def demo_workflow(models):
+def demo_engine(models):
     with Engine.from_model("demo") as engine:
-        workflow = engine.run("txt2img", **SCENE, **ADAPTERS, return_workflow=True).workflow
-        assert engine.replay(workflow).replay.matches is True
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def demo_workflow(demo_engine):
+    workflow = demo_engine.run("txt2img", **SCENE, **ADAPTERS, return_workflow=True).workflow
+    assert demo_engine.replay(workflow).replay.matches is True
     return workflow
 
 
@@ -578,36 +583,33 @@ def test_a_stored_model_is_named_by_tag_tree_and_origin(demo_workflow, models):
     assert "/" not in demo_workflow.to_json().replace("</", "").replace("image/", "")
 
 
-def test_adapters_are_found_again(demo_workflow, models):
-    with Engine.from_model("demo") as engine:
-        assert engine.replay(travel(demo_workflow)).replay.matches is True
-        elsewhere = [one.model_dump() for one in demo_workflow.adapters]
-        for one in elsewhere:
-            one["tag"] = one["name"] + ":of_another_store"
-        assert engine.replay(change(demo_workflow, adapters=elsewhere)).replay.matches is True
+def test_adapters_are_found_again(demo_workflow, demo_engine):
+    assert demo_engine.replay(travel(demo_workflow)).replay.matches is True
+    elsewhere = [one.model_dump() for one in demo_workflow.adapters]
+    for one in elsewhere:
+        one["tag"] = one["name"] + ":of_another_store"
+    assert demo_engine.replay(change(demo_workflow, adapters=elsewhere)).replay.matches is True
 
 
-def test_another_adapter_under_the_name_is_refused(demo_workflow, models):
-    with Engine.from_model("demo") as engine:
-        other = [one.model_dump() for one in demo_workflow.adapters]
-        other[0]["sha256"] = "0" * 64
-        odd = change(demo_workflow, adapters=other)
-        with pytest.raises(errors.WorkflowMismatch, match="outline") as caught:
-            engine.replay(odd)
-        assert caught.value.field == "workflow.adapters[0]"
-        assert engine.replay(odd, strict=False).replay.differences
+def test_another_adapter_under_the_name_is_refused(demo_workflow, demo_engine):
+    other = [one.model_dump() for one in demo_workflow.adapters]
+    other[0]["sha256"] = "0" * 64
+    odd = change(demo_workflow, adapters=other)
+    with pytest.raises(errors.WorkflowMismatch, match="outline") as caught:
+        demo_engine.replay(odd)
+    assert caught.value.field == "workflow.adapters[0]"
+    assert demo_engine.replay(odd, strict=False).replay.differences
 
 
-def test_a_missing_adapter_is_named(demo_workflow, models):
-    with Engine.from_model("demo") as engine:
-        other = [one.model_dump() for one in demo_workflow.adapters]
-        other[0] |= {"name": "gone", "tag": None}
-        odd = change(demo_workflow, adapters=other)
-        with pytest.raises(errors.AdapterNotFound, match="gone"):
-            engine.replay(odd)
-        result = engine.replay(odd, strict=False)
-        assert [name.partition(":")[0] for name in result.adapters] == ["stripes", "teal"]
-        assert any("gone" in text for text in result.replay.differences)
+def test_a_missing_adapter_is_named(demo_workflow, demo_engine):
+    other = [one.model_dump() for one in demo_workflow.adapters]
+    other[0] |= {"name": "gone", "tag": None}
+    odd = change(demo_workflow, adapters=other)
+    with pytest.raises(errors.AdapterNotFound, match="gone"):
+        demo_engine.replay(odd)
+    result = demo_engine.replay(odd, strict=False)
+    assert [name.partition(":")[0] for name in result.adapters] == ["stripes", "teal"]
+    assert any("gone" in text for text in result.replay.differences)
 
 
 def test_another_model_is_refused(demo_workflow, model):
@@ -617,7 +619,7 @@ def test_another_model_is_refused(demo_workflow, model):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_static_adapters_are_compared(models, fused):
+def test_static_adapters_are_compared(demo_engine, fused):
     options = {"lora_weights": ADAPTERS["lora_weights"], "fuse_static_loras": fused}
     words = {"textual_inversions": ADAPTERS["textual_inversions"]}
     with Engine.from_model("demo", **options, **words) as engine:
@@ -626,13 +628,12 @@ def test_static_adapters_are_compared(models, fused):
     static = workflow.pipeline.static_adapters
     assert [one.kind for one in static] == ["lora", "lora", "textual_inversion"]
     assert static[0].is_fused == fused
-    with Engine.from_model("demo") as plain, pytest.raises(errors.WorkflowMismatch, match="stati"):
-        plain.replay(workflow)
+    with pytest.raises(errors.WorkflowMismatch, match="static_adapters"):
+        demo_engine.replay(workflow)
 
 
-def test_a_loaded_model_repeats_what_its_engine_did(models):
-    with Engine.from_model("demo") as engine:
-        workflow = engine.run("txt2img", **CALL, return_workflow=True).workflow
+def test_a_loaded_model_repeats_what_its_engine_did(demo_engine):
+    workflow = demo_engine.run("txt2img", **CALL, return_workflow=True).workflow
     assert_repeats(lambda: quiet(bentoml_diffusers.load_model("demo")), workflow)
 
 

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
         save_model,
     )
     from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
+    from bentoml_diffusers.workflow import ReplayReport, Workflow
     from bentoml_diffusers.workflow.pictures import save_picture
+    from bentoml_diffusers.workflow.plain import (
+        populate_workflow_from_pipeline,
+        replay,
+        run_with_workflow,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,8 +49,10 @@ _HOMES = {
     "MODULE_NAME": "store.layout",
     "ModelOptions": "options",
     "Progress": "engine",
+    "ReplayReport": "workflow",
     "RequestLimits": "options",
     "Result": "engine",
+    "Workflow": "workflow",
     "get": "store",
     "get_runnable": "serving.legacy",
     "import_demo_models": "demo",
@@ -52,6 +60,9 @@ _HOMES = {
     "import_model": "store",
     "import_textual_inversion": "store",
     "load_model": "serving.legacy",
+    "populate_workflow_from_pipeline": "workflow.plain",
+    "replay": "workflow.plain",
+    "run_with_workflow": "workflow.plain",
     "save_model": "store",
     "save_picture": "workflow.pictures",
     "service": "serving.service",
@@ -67,8 +78,10 @@ __all__ = [
     "MODULE_NAME",
     "ModelOptions",
     "Progress",
+    "ReplayReport",
     "RequestLimits",
     "Result",
+    "Workflow",
     "get",
     "get_runnable",
     "import_demo_models",
@@ -76,6 +89,9 @@ __all__ = [
     "import_model",
     "import_textual_inversion",
     "load_model",
+    "populate_workflow_from_pipeline",
+    "replay",
+    "run_with_workflow",
     "save_model",
     "save_picture",
     "service",

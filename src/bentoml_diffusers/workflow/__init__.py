@@ -1,17 +1,6 @@
-"""Records of calls that replay."""
+"""Records of calls that replay; importing it loads no torch, which :mod:`.plain` does."""
 
 from bentoml_diffusers.workflow.comparing import ReplayReport
-from bentoml_diffusers.workflow.plain import (
-    populate_workflow_from_pipeline,
-    replay,
-    run_with_workflow,
-)
 from bentoml_diffusers.workflow.schema import Workflow
 
-__all__ = [
-    "ReplayReport",
-    "Workflow",
-    "populate_workflow_from_pipeline",
-    "replay",
-    "run_with_workflow",
-]
+__all__ = ["ReplayReport", "Workflow"]
