@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from processes import ROOT
 
 import bentoml_diffusers
@@ -83,6 +84,25 @@ class TestPictures:
         assert server.paint("/differential", **CALL, **texts) == answer.content
         texts["diffdiff_map"] = as_text(encode("PNG", "L", colour=1))
         assert server.paint("/differential", **CALL, **texts) != answer.content
+
+    def test_a_workflow_of_a_modular_workflow_replays(self, server, blocks_model, open_picture):
+        inputs = {name: Image.new("RGB", (32, 32), "red") for name in ("image", "diffdiff_map")}
+        with bentoml_diffusers.Engine.from_model(blocks_model, trust_remote_code=True) as engine:
+            call = {**CALL, **inputs, "guidance_scale": 2.0}
+            result = engine.run("differential", **call, exclusive=True, return_workflow=True)
+            assert np.array_equal(engine.replay(result.workflow).images[0], result.images[0])
+        body = result.workflow.to_json().encode()
+        answer = server.client.post("/replay", files={"workflow": ("a.json", body)})
+        assert answer.status_code == 200, answer.text
+        painted = np.asarray(open_picture(answer.content)).astype(int)
+        assert np.abs(painted - np.asarray(result.images[0])).max() <= 1
+        refused = server.client.post(
+            "/replay",
+            files={"workflow": ("a.json", body)},
+            data={"overrides": json.dumps({"num_inference_steps": 100})},
+        )
+        assert refused.status_code == 400
+        assert "num_inference_steps" in refused.text
 
     @pytest.mark.parametrize(
         "changes",
@@ -185,6 +205,7 @@ class TestBadInput:
     def test_what_the_model_cannot_do_has_no_endpoint(self, server, path):
         assert server.client.post(path, json=CALL).status_code == 404
 
+    @pytest.mark.slow
     def test_code_without_trust_is_not_served(self, run_command, home):
         folder = ROOT / "tests" / "services"
         done = run_command("serve", "modular_service:svc", home=home, folder=folder)
