@@ -16,6 +16,7 @@ import itertools  # noqa: E402 - the environment comes first
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from modular_models import paint  # noqa: E402
 
 import bentoml_diffusers  # noqa: E402
 from bentoml_diffusers import testing  # noqa: E402
@@ -35,6 +36,26 @@ def pipeline_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     testing.tiny_stable_diffusion().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory):
+    """A tiny SDXL, saved by diffusers as a classic pipeline. Not to be written to."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    testing.tiny_stable_diffusion_xl().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_pixels():
+    """What the tiny SDXL paints at the guidance that its blocks have by default."""
+    return paint(testing.tiny_stable_diffusion_xl(), guidance_scale=7.5)
+
+
+@pytest.fixture(scope="session")
+def modular_model(sdxl_folder):
+    """The tiny SDXL in the model store, as a modular pipeline."""
+    return bentoml_diffusers.import_model("modular", sdxl_folder, pipeline_class="ModularPipeline")
 
 
 @pytest.fixture(scope="session")
