@@ -13,6 +13,10 @@ import pytest
 from PIL import Image
 from processes import ROOT
 
+import bentoml_diffusers
+from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
+from bentoml_diffusers.serving.endpoints import find_endpoints
+from bentoml_diffusers.serving.replaying import read_overrides
 from bentoml_diffusers.workflow import Workflow
 
 SECRET = "a big red circle on a blue background at the left"
@@ -338,3 +342,48 @@ class TestStrangers:
 def make_chunk(kind, content):
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+class TestModular:
+    """The workflow of a modular pipeline is checked by the request of its modular workflow."""
+
+    @pytest.fixture(scope="class")
+    def kitchen(self):
+        model = bentoml_diffusers.save_model(
+            "replayed-modular", testing.tiny_modular_stable_diffusion_xl()
+        )
+        endpoints = find_endpoints(str(model.tag), ModelOptions(), RequestLimits(max_steps=4))
+        requests = {endpoint.task: endpoint.request for endpoint in endpoints}
+        with Engine.from_model(model, device="cpu") as engine:
+            result = engine.run(
+                "text2image", prompt="a", num_inference_steps=2, guidance_scale=3.0, height=32,
+                width=32, seed=3, return_workflow=True,
+            )  # fmt: skip
+            yield engine, requests, Workflow.from_json(result.workflow.to_json())
+
+    def test_same_picture(self, kitchen):
+        engine, requests, workflow = kitchen
+        assert read_overrides(engine, requests, workflow, {}) == {}
+        assert engine.replay(workflow, limits=RequestLimits(max_steps=4)).replay.matches
+
+    def test_overrides(self, kitchen):
+        changes = {"guidance_scale": 5, "num_inference_steps": 4}
+        assert read_overrides(*kitchen, changes) == changes
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            (put("arguments.num_inference_steps", 5), "workflow.arguments.num_inference_steps"),
+            (put("arguments.num_images_per_prompt", 4), "workflow.arguments.num_images_per_prompt"),
+            (put("arguments.original_size", [10**6] * 2), "workflow.arguments.original_size"),
+            (put("guider.config.guidance_scale", 1e5), "workflow.arguments.guidance_scale"),
+            (put("task", "__call__"), "workflow.task"),
+        ],
+    )
+    def test_limits(self, kitchen, change, field):
+        engine, requests, workflow = kitchen
+        values = json.loads(workflow.to_json())
+        change(values)
+        with pytest.raises(errors.InvalidWorkflow) as caught:
+            read_overrides(engine, requests, Workflow.from_json(json.dumps(values)), {})
+        assert caught.value.field.startswith(field)
