@@ -78,6 +78,13 @@ class TestMap:
         expected = plain(**CALL, generator=generator, output="latents")
         assert torch.equal(paint(), expected)
 
+    def test_image2image_stays(self, paint, picture):
+        plain = testing.tiny_modular_stable_diffusion_xl()
+        generator = torch.Generator().manual_seed(3)
+        call = {"image": picture, "strength": 0.5}
+        expected = plain(**CALL, **call, generator=generator, output="latents")
+        assert torch.equal(paint(**call), expected)
+
 
 class TestCompanions:
     def test_with_a_controlnet(self, pipeline, picture):

@@ -1,13 +1,18 @@
 """Modular workflows by name in the engine, and the requests that services make of them."""
 
+import base64
 import collections
+import io
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers.modular_pipelines import ModularPipelineBlocks
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from starlette.testclient import TestClient
 
 from bentoml_diffusers import Engine, RequestLimits, save_model, service, testing
 from bentoml_diffusers.errors import InvalidOption, InvalidRequest
@@ -202,6 +207,62 @@ class TestStored:
     def test_a_modular_workflow_that_is_not_there(self, model):
         with pytest.raises(InvalidOption, match="image2image"):
             service(str(model.tag), modular_workflow="image2video")
+
+
+class TestService:
+    """Shipped blocks, in this process; other processes: tests/services/test_modular_service.py."""
+
+    @pytest.fixture(scope="class")
+    def client(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("loras")
+        save_lora(folder)
+        save_model("shipped", testing.tiny_modular_stable_diffusion_xl())
+        made = service("shipped", lora_dir=str(folder))
+        with TestClient(made.to_asgi()) as client:
+            yield client
+
+    @pytest.fixture
+    def post(self, client, picture):
+        def ask(path, **fields):
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            image = base64.b64encode(buffer.getvalue()).decode()
+            return client.post(path, json={**CALL, "image": image, **fields})
+
+        return ask
+
+    @pytest.mark.parametrize(
+        "changes", [{"num_inference_steps": 3}, {"strength": 0.2}, {"strength": 0}]
+    )
+    def test_strength_that_leaves_no_step_is_refused(self, post, changes):
+        answer = post("/image2image", **changes)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["detail"][0]["loc"] == ["strength"]
+
+    def test_strength_that_leaves_one(self, post):
+        plain, stronger = (post("/image2image", strength=value) for value in (0.25, 1))
+        assert (plain.status_code, stronger.status_code) == (200, 200), plain.text
+        assert plain.content != stronger.content
+
+    def test_a_lora_of_one_request(self, client):
+        plain, styled, again = (
+            client.post("/text2image", json={**CALL, **more})
+            for more in ({}, {"lora_weights": [{"name": "xl.safetensors", "scale": 1}]}, {})
+        )
+        assert styled.status_code == 200, styled.text
+        assert plain.content == again.content != styled.content
+
+
+def save_lora(folder):
+    pipeline = testing.tiny_stable_diffusion_xl()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    with torch.no_grad():
+        for key, parameter in pipeline.unet.named_parameters():
+            if "lora_" in key:
+                parameter.fill_(0.5)
+    diffusers.StableDiffusionXLPipeline.save_lora_weights(
+        folder, get_peft_model_state_dict(pipeline.unet), weight_name="xl.safetensors"
+    )
 
 
 _METHODS = ("__call__", "text2image", "image2image")

@@ -43,6 +43,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
     StableDiffusionXLAutoIPAdapterStep,
     StableDiffusionXLBeforeDenoiseStep,
+    StableDiffusionXLImg2ImgBeforeDenoiseStep,
 )
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
@@ -210,11 +211,15 @@ class DifferentialBeforeDenoiseStep(SequentialPipelineBlocks):
 
 
 class AutoBeforeDenoiseStep(AutoPipelineBlocks):
-    """With a map differential diffusion, else text2image."""
+    """With a map differential diffusion, else as before: image2image or text2image."""
 
-    block_classes = [DifferentialBeforeDenoiseStep, StableDiffusionXLBeforeDenoiseStep]
-    block_names = ["differential", "text2image"]
-    block_trigger_inputs = ["diffdiff_map", None]
+    block_classes = [
+        DifferentialBeforeDenoiseStep,
+        StableDiffusionXLImg2ImgBeforeDenoiseStep,
+        StableDiffusionXLBeforeDenoiseStep,
+    ]
+    block_names = ["differential", "image2image", "text2image"]
+    block_trigger_inputs = ["diffdiff_map", "image_latents", None]
 
 
 class AutoDenoiseStep(ConditionalPipelineBlocks):
@@ -237,24 +242,28 @@ class AutoDenoiseStep(ConditionalPipelineBlocks):
 
 
 def list_workflows():
-    """With and without a map, a ControlNet and an IP-Adapter: what triggers each combination."""
-    text = {"prompt": True}
-    differential = {"image": True, "diffdiff_map": True, "prompt": True}
+    """Each task alone, with a ControlNet, with an IP-Adapter, with both: what triggers it."""
+    tasks = {
+        "text2image": {"prompt": True},
+        "image2image": {"image": True, "prompt": True},
+        "differential": {"image": True, "diffdiff_map": True, "prompt": True},
+    }
     control, adapter = {"control_image": True}, {"ip_adapter_image": True}
+    companions = {
+        "": {},
+        "controlnet_": control,
+        "ip_adapter_": adapter,
+        "ip_adapter_controlnet_": {**adapter, **control},
+    }
     return {
         f"{prefix}{name}": {**more, **triggers}
-        for prefix, more in {
-            "": {},
-            "controlnet_": control,
-            "ip_adapter_": adapter,
-            "ip_adapter_controlnet_": {**adapter, **control},
-        }.items()
-        for name, triggers in {"text2image": text, "differential": differential}.items()
+        for prefix, more in companions.items()
+        for name, triggers in tasks.items()
     }
 
 
 class DifferentialDiffusionBlocks(SequentialPipelineBlocks):
-    """Text to image, and differential diffusion; each with ControlNet and IP-Adapter."""
+    """Text or image to image, and differential diffusion, with ControlNet and IP-Adapter."""
 
     block_classes = [
         StableDiffusionXLTextEncoderStep,
@@ -280,7 +289,7 @@ class DifferentialDiffusionBlocks(SequentialPipelineBlocks):
 
     @property
     def description(self):
-        return "Text to image and differential diffusion with Stable Diffusion XL."
+        return "Text or image to image, and differential diffusion, with Stable Diffusion XL."
 
     @property
     def outputs(self):

@@ -194,13 +194,20 @@ class TestBadInput:
         body = {**CALL, "image": as_text(picture), "diffdiff_map": as_text(encode(size=(80, 16)))}
         assert refused("/differential", json=body) == ["diffdiff_map"]
 
+    @pytest.mark.parametrize(
+        "changes", [{"num_inference_steps": 3}, {"strength": 0.2}, {"strength": 0}, {"strength": 2}]
+    )
+    def test_strength_that_leaves_no_step(self, refused, picture, changes):
+        body = {**CALL, "image": as_text(picture), **changes}
+        assert refused("/image2image", json=body) == ["strength"]
+
     @pytest.mark.parametrize("value", ["perhaps", 7, "picture"], ids=repr)
     def test_a_flag_that_is_none(self, refused, picture, value):
         body = {**CALL, "control_image": as_text(picture), "guess_mode": value}
         assert refused("/controlnet_text2image", json=body) == ["guess_mode"]
 
     @pytest.mark.parametrize(
-        "path", ["/txt2img", "/image2image", "/ip_adapter_text2image", "/__call__"]
+        "path", ["/txt2img", "/inpainting", "/ip_adapter_text2image", "/__call__"]
     )
     def test_what_the_model_cannot_do_has_no_endpoint(self, server, path):
         assert server.client.post(path, json=CALL).status_code == 404
