@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine import Engine, Result
     from bentoml_diffusers.serving.codecs import OutputFormat
 
-_POLL_S = 0.1
 NOTHING = EmbedOptions()
 
 
@@ -82,15 +81,20 @@ async def _wait_while_connected(
     painting: Coroutine[Any, Any, Result], ctx: bentoml.Context
 ) -> Result:
     running = asyncio.ensure_future(painting)
+    leaving = asyncio.ensure_future(_wait_for_disconnect(ctx))
     try:
-        while True:
-            done, _ = await asyncio.wait({running}, timeout=_POLL_S)
-            if done:
-                return running.result()
-            if await ctx.request.is_disconnected():
-                raise RequestCancelled("the client went away")
+        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            return running.result()
+        raise RequestCancelled("the client went away")
     finally:
         running.cancel()
+        leaving.cancel()
+
+
+async def _wait_for_disconnect(ctx: bentoml.Context) -> None:
+    while (await ctx.request.receive())["type"] != "http.disconnect":
+        pass  # the body, read before
 
 
 def _picture_response(
