@@ -460,6 +460,28 @@ def test_code_of_blocks_comes_from_the_hub_and_waits_for_trust(ask, server, modu
     assert Path(trusted["path"], "code", "block.py").is_file()
 
 
+def test_blocks_of_one_repository_run_on_the_pipeline_of_another(ask, server, tmp_path):
+    from bentoml_diffusers import testing
+
+    ids = [f"us/{kind}{next(_numbers)}" for kind in ("classic", "blocks")]
+    blocks = tmp_path / "blocks"
+    blocks.mkdir()
+    (blocks / "block.py").write_text(
+        "from diffusers import StableDiffusionXLAutoBlocks\n\n\n"
+        "class Other(StableDiffusionXLAutoBlocks):\n    pass\n"
+    )
+    auto_map = {"ModularPipelineBlocks": "block.Other"}
+    (blocks / "modular_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    testing.tiny_stable_diffusion_xl().save_pretrained(tmp_path / "classic")
+    server.repositories.update(zip(ids, (tmp_path / "classic", blocks), strict=True))
+    more = {"custom_pipeline": ids[1], "trust_remote_code": True}
+    assert ask(ids[0], **more)["error"] == "InvalidOption"
+    result = ask(ids[0], **more, pipeline_class="ModularPipeline", load=True)
+    record = json.loads(Path(result["path"], "record.json").read_text())
+    assert record["code"]["origin"] == ids[1]
+    assert ask(ids[1])["error"] == "InvalidModel"  # blocks alone are no pipeline
+
+
 def test_a_classic_repository_is_stored_as_a_modular_one(ask, server, modular_full, tmp_path):
     from bentoml_diffusers import testing
 

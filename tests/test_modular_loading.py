@@ -15,6 +15,9 @@ from diffusers import StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import ComponentsManager
 from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig
 from modular_models import CALL, PICTURE, paint, write_blocks
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, loading, testing
@@ -115,6 +118,12 @@ def flux():
     return bentoml_diffusers.save_model("modular-flux", pipeline)
 
 
+@pytest.fixture(scope="module")
+def without_options(modular_model, flux):
+    models = {"plain": modular_model, "flux": flux}
+    return {kind: bentoml_diffusers.load_model(model) for kind, model in models.items()}
+
+
 def has_hook(module):
     return any(hasattr(part, "_diffusers_hook") for part in module.modules())
 
@@ -175,9 +184,9 @@ ARRIVALS = [
 @pytest.mark.parametrize(
     ("kind", "options", "arrived"), ARRIVALS, ids=["-".join(map(str, o)) for _, o, _ in ARRIVALS]
 )
-def test_each_option_arrives(kind, options, arrived, modular_model, flux):
+def test_each_option_arrives(kind, options, arrived, modular_model, flux, without_options):
+    assert not arrived(without_options[kind])
     model = {"plain": modular_model, "flux": flux}[kind]
-    assert not arrived(bentoml_diffusers.load_model(model))
     assert arrived(bentoml_diffusers.load_model(model, **options))
 
 
@@ -268,32 +277,47 @@ def test_offload_is_left_to_diffusers_manager(modular_model, monkeypatch):
 # Adapters
 
 
-def test_a_lora_of_a_request_works_on_a_modular_pipeline(modular_model, tmp_path):
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
-    reference = testing.tiny_stable_diffusion_xl()
-    reference.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+@pytest.fixture(scope="module")
+def lora_xl(tmp_path_factory):
+    """File of a LoRA for the tiny SDXL."""
+    folder = tmp_path_factory.mktemp("lora-xl")
+    pipeline = testing.tiny_stable_diffusion_xl()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
     with torch.no_grad():
-        for key, value in reference.unet.named_parameters():
+        for key, value in pipeline.unet.named_parameters():
             if "lora_" in key:
                 value.fill_(0.3)
+    layers = get_peft_model_state_dict(pipeline.unet)
     diffusers.StableDiffusionXLPipeline.save_lora_weights(
-        tmp_path,
-        unet_lora_layers=get_peft_model_state_dict(reference.unet),
-        weight_name="style.safetensors",
+        folder, unet_lora_layers=layers, weight_name="style.safetensors"
+    )
+    return folder / "style.safetensors"
+
+
+def test_static_loras_and_textual_inversions_work(modular_model, lora_xl, tmp_path):
+    loaded = bentoml_diffusers.load_model(
+        modular_model, lora_dir=str(lora_xl.parent), lora_weights=lora_xl.name
     )
     reference = testing.tiny_modular_stable_diffusion_xl()
     without = paint(reference)
-    reference.load_lora_weights(str(tmp_path), weight_name="style.safetensors")
-    sdxl_pixels = paint(reference)
-    assert (sdxl_pixels != without).any()
-    with Engine.from_model(modular_model, lora_dir=str(tmp_path)) as engine:
-        for lora, pixels in (
-            ("style.safetensors", sdxl_pixels),
-            (None, without),
-            ("style.safetensors", sdxl_pixels),
-        ):
+    reference.load_lora_weights(str(lora_xl.parent), weight_name=lora_xl.name)
+    assert (paint(loaded) == paint(reference)).all()
+    assert (paint(loaded) != without).any()
+    save_file({"<word>": torch.ones(1, 16)}, tmp_path / "word.safetensors")
+    word = {"name": "word.safetensors", "token": "<word>"}
+    worded = bentoml_diffusers.load_model(
+        modular_model, lora_dir=str(tmp_path), textual_inversions=word
+    )
+    assert "<word>" in worded.tokenizer.get_vocab()
+
+
+def test_a_lora_of_a_request_works(modular_model, lora_xl):
+    reference = testing.tiny_modular_stable_diffusion_xl()
+    without = paint(reference)
+    reference.load_lora_weights(str(lora_xl.parent), weight_name=lora_xl.name)
+    with_it = paint(reference)
+    with Engine.from_model(modular_model, lora_dir=str(lora_xl.parent)) as engine:
+        for lora, pixels in ((lora_xl.name, with_it), (None, without), (lora_xl.name, with_it)):
             result = engine.run("text2image", **CALL, seed=0, lora_weights=lora)
             assert abs(np.asarray(result.images[0]).astype(int) - pixels).max() <= 1
 

@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from modular_models import BLOCK, INVERT, PICTURE, entry, paint, rewrite, write_blocks
+from safetensors.torch import load_file
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, store, testing
@@ -229,6 +230,29 @@ def test_variants_are_taken_and_loaded(copied, name):
     assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
     with pytest.raises(errors.InvalidModel, match="int4"):
         bentoml_diffusers.import_model(f"{name}-int4", copied, variant="int4")
+
+
+def test_pickles_become_safetensors(copied, name):
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(errors.UntrustedSource, match="unet"):
+        bentoml_diffusers.import_model(name, copied)
+    model = bentoml_diffusers.import_model(name, copied, allow_pickle=True)
+    assert Path(model.path_of("diffusion_model"), "unet", weights.name).is_file()
+    assert bentoml_diffusers.import_model(name, copied, allow_pickle=True).tag == model.tag
+    bentoml_diffusers.load_model(model)
+
+
+def test_values_of_the_config_are_kept(copied, name):
+    index = copied / "modular_model_index.json"
+    rewrite(index, force_zeros_for_empty_prompt=False, sample_sigmas=[1.0, 0.5, 0.25])
+    model = bentoml_diffusers.import_model(name, copied)
+    assert index_of(model)["sample_sigmas"] == [1.0, 0.5, 0.25]
+    loaded = bentoml_diffusers.load_model(model)
+    assert loaded.config.force_zeros_for_empty_prompt is False
+    again = bentoml_diffusers.save_model(f"{name}-again", loaded)
+    assert bentoml_diffusers.load_model(again).config.force_zeros_for_empty_prompt is False
 
 
 # Code of blocks

@@ -17,7 +17,7 @@ from bentoml_diffusers.store.record import Code
 from bentoml_diffusers.store.source import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from bentoml_diffusers.store.source import Source
 
@@ -35,12 +35,14 @@ class FoundCode:
         files: Its files by their names in ``code/``.
         entry: The one with the pipeline.
         class_name: Class in it, if something says which.
+        of_blocks: It is the code of a modular pipeline's blocks.
     """
 
     origin: str
     files: Mapping[str, Path]
     entry: str
     class_name: str | None = None
+    of_blocks: bool = False
 
     @property
     def sha256(self) -> str:
@@ -155,7 +157,8 @@ def _blocks_code(
         )
     files = {path.name: path.resolve() for path in sorted(folder.glob("*.py"))}
     if f"{module}.py" in files:
-        return FoundCode(origin, with_imports(f"{module}.py", files), f"{module}.py", name)
+        needed = with_imports(f"{module}.py", files)
+        return FoundCode(origin, needed, f"{module}.py", name, of_blocks=True)
     is_known = _names.resolve_blocks_class(name) is not None
     if is_known and index is not None and index.get("_blocks_class_name") == name:
         return None  # diffusers writes this also for blocks of its own
@@ -177,9 +180,14 @@ def _folder_code(folder: Path) -> FoundCode:
     return FoundCode(f"folder {folder.resolve().name}", files, ENTRY_FILE)
 
 
+def _code_names(names: Iterable[str]) -> list[str]:
+    """Returns those files of a repository that are code, or say which is."""
+    return [name for name in names if "/" not in name and name.endswith((".py", BLOCKS_CONFIG))]
+
+
 def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
     """Diffusers' community pipelines are a dataset on the hub, one folder per version."""
-    from bentoml_diffusers.store.hub import download_file
+    from bentoml_diffusers.store.hub import download_file, download_snapshot
 
     if (
         name.count("/") > 1
@@ -191,6 +199,10 @@ def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
             "custom_pipeline", name, "code from the hub needs trust_remote_code=True"
         )
     if "/" in name:
+        root = download_snapshot(name, _code_names, revision="main").folder
+        blocks = _blocks_code(root, name) if (root / BLOCKS_CONFIG).is_file() else None
+        if blocks is not None:
+            return blocks
         file = download_file(name, ENTRY_FILE)
         return FoundCode(name, {ENTRY_FILE: file}, ENTRY_FILE)
     import diffusers

@@ -271,6 +271,12 @@ def _import_source(
     goal: _Goal, record: Record, source: Source, wanted: _Wanted, link: LinkMode
 ) -> bentoml.Model:
     code = find_code(wanted.custom_pipeline, source, trust_remote_code=goal.trust)
+    if code is not None and code.of_blocks and MODULAR_INDEX not in source.written:
+        raise InvalidOption(
+            "custom_pipeline",
+            wanted.custom_pipeline,
+            "a pipeline; for blocks give pipeline_class='ModularPipeline' too",
+        )
     record = replace(
         record,
         class_name=class_name(source.index),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.layout import MODULAR_INDEX
-from bentoml_diffusers.store.selection import check_name
+from bentoml_diffusers.store.selection import check_name, read_components
 from bentoml_diffusers.store.source import read_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_modular_components(index: Mapping[str, Any], source: str) -> dict[str, 
     return {
         name: _read_component(name, value, source)
         for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, (list, tuple)) and len(value) == 3
+        if not name.startswith("_") and _is_component(value)
     }
 
 
@@ -101,11 +101,11 @@ def modular_index_from(index: Mapping[str, Any], source: str) -> dict[str, Any]:
         "_diffusers_version": index.get("_diffusers_version"),
         "_blocks_class_name": cls.default_blocks_name,
     }
+    components = read_components(index, source)
     for name, value in index.items():
-        if isinstance(value, (list, tuple)) and not name.startswith("_"):
-            if len(value) == 2 and all(isinstance(item, str) for item in value):
-                modular[name] = Component(*value).localized(name)
-        elif not name.startswith("_"):
+        if name in components:
+            modular[name] = Component(*components[name]).localized(name)
+        elif not name.startswith("_") and value != [None, None]:
             modular[name] = value
     return modular
 
@@ -113,6 +113,15 @@ def modular_index_from(index: Mapping[str, Any], source: str) -> dict[str, Any]:
 def write_index(index: Mapping[str, Any]) -> str:
     """Returns the text of an index."""
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def _is_component(value: object) -> bool:
+    """True for ``[library, class, details]``; a config value can be a list, too."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and (isinstance(value[0], str) or isinstance(value[2], dict))
+    )
 
 
 def _read_component(name: str, value: Sequence[Any], source: str) -> Component:

@@ -108,7 +108,7 @@ def write_modular(prepared: Prepared, pipeline: ModularPipeline, folder: Path) -
     index = {
         key: value
         for key, value in pipeline.config.items()
-        if not isinstance(value, (list, tuple)) and key != "_name_or_path"
+        if key not in pipeline.components and key != "_name_or_path"
     }
     index["_class_name"] = type(pipeline).__name__
     for name, component in prepared.components.items():
