@@ -66,7 +66,8 @@ class ModularTasks:
             raise InvalidRequest("task", task, f"one whose components the model has, not {names}")
         if self._has_ip_adapter:
             return _with_picture(found, task)
-        if _IP_ADAPTER_INPUT in found.inputs and found.name != "__call__":
+        item = found.inputs.get(_IP_ADAPTER_INPUT)
+        if item is not None and item.is_required:
             raise InvalidRequest("task", task, "one that needs no IP-Adapter: the model has none")
         return found
 

@@ -99,18 +99,19 @@ def classic_endpoints(limits: RequestLimits) -> tuple[Endpoint, ...]:
 def _modular_endpoints(
     model: bentoml.Model, options: ModelOptions, limits: RequestLimits
 ) -> tuple[Endpoint, ...]:
-    stored_blocks(model, options)  # refuses a `modular_workflow` that is not there
+    if options.modular_workflow is not None:
+        stored_blocks(model, options)  # refuses one that is not there
     blocks = stored_blocks(model, replace(options, modular_workflow=None))
     found = read_modular_workflows(blocks) or {_UNNAMED: read_whole(blocks)}
     if options.modular_workflow is not None:
         found = {options.modular_workflow: found[options.modular_workflow]}
     folder = Path(model.path_of(PIPELINE_FOLDER))
     present = _stored_components(folder, str(model.tag))
-    # One that is cut out of the blocks has the adapter only if it has an input for it.
     with_adapter = (folder / IP_ADAPTER_FOLDER).is_dir()
     reasons = {
-        name: _why_not_served(
-            workflow, present, with_adapter, may_lack=options.modular_workflow is not None
+        name: _why_not_served(workflow, present)
+        or _why_not_with_adapter(
+            workflow, with_adapter, is_cut=options.modular_workflow is not None
         )
         for name, workflow in found.items()
     }
@@ -134,23 +135,27 @@ def _stored_components(folder: Path, name: str) -> dict[str, str]:
     return {key: component.class_name for key, component in found.items()}
 
 
-def _why_not_served(
-    workflow: ModularWorkflow, present: Mapping[str, str], with_adapter: bool, *, may_lack: bool
-) -> str:
-    """Returns why a modular workflow has no endpoint; nothing if it has one."""
+def _why_not_served(workflow: ModularWorkflow, present: Mapping[str, str]) -> str:
+    """Returns why a modular workflow has no endpoint; nothing if it can have one."""
     missing = workflow.list_missing(present)
     if missing:
         return f"needs {', '.join(missing)}, which the model lacks"
     if workflow.output != "images":
         return f"makes {workflow.output}, and services answer with a picture"
-    if (_ADAPTER_INPUT in workflow.inputs) and not with_adapter:
-        return "needs an IP-Adapter, which the model lacks"
-    if with_adapter and not may_lack and _ADAPTER_INPUT not in workflow.inputs:
-        return f"has no {_ADAPTER_INPUT}, which a model with an IP-Adapter needs"
     lost = [
         item.name for item in workflow.inputs.values() if item.is_required and why_left_out(item)
     ]
     return f"needs {', '.join(lost)}, which no request can carry" if lost else ""
+
+
+def _why_not_with_adapter(workflow: ModularWorkflow, with_adapter: bool, *, is_cut: bool) -> str:
+    """The same for IP-Adapters. Blocks that are cut down to a part load it only if they use it."""
+    item = workflow.inputs.get(_ADAPTER_INPUT)
+    if item is not None and item.is_required and not with_adapter:
+        return "needs an IP-Adapter, which the model lacks"
+    if item is None and with_adapter and not is_cut:
+        return f"has no {_ADAPTER_INPUT}, which a model with an IP-Adapter needs"
+    return ""
 
 
 def _make_endpoint(name: str, workflow: ModularWorkflow, limits: RequestLimits) -> Endpoint:
