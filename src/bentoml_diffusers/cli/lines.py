@@ -26,7 +26,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Prints names and texts in two columns."""
+def print_facts(facts: Iterable[tuple[str, str]], width: int = 12) -> None:
+    """Prints names and texts in two columns, the first of ``width`` characters."""
     for name, text in facts:
-        click.echo(f"{name:12} {text}")
+        click.echo(f"{name:{width}} {text}")

@@ -39,7 +39,8 @@ def workflow_show(file: str) -> None:
     from bentoml_diffusers.workflow import Workflow
     from bentoml_diffusers.workflow.summary import summarize
 
-    print_facts(summarize(Workflow.load(file)))
+    facts = summarize(Workflow.load(file))
+    print_facts(facts, max(len(name) for name, _ in facts))
 
 
 def _read_change(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> Any:

@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.schema import Adapter, Workflow
 
 _HEX = 12  # characters of a hash that tell it from others
+_PLUMBING = ("output_type", "return_dict", "callback_on_step_end_tensor_inputs")
 
 
 def summarize(workflow: Workflow) -> list[tuple[str, str]]:
-    """Returns what a workflow says, as names and texts; arguments that are ``None`` are left out.
+    """Returns what a workflow says, as names and texts, without arguments that say nothing.
 
     Control characters come escaped: the text may be a stranger's, and go to a terminal.
     """
     pipeline, output = workflow.pipeline, workflow.output
-    arguments = {name: value for name, value in workflow.arguments.items() if value is not None}
+    arguments = {
+        name: value
+        for name, value in workflow.arguments.items()
+        if value is not None and name not in _PLUMBING
+    }
     rows = [
         ("task", workflow.task or pipeline.method),
         ("pipeline", f"{pipeline.class_name}, {pipeline.kind}"),
