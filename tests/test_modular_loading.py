@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, loading, testing
+from bentoml_diffusers.engine.solitude import reason_to_run_alone
 
 # IP-Adapters
 
@@ -272,6 +273,9 @@ def test_offload_is_left_to_diffusers_manager(modular_model, monkeypatch):
     pipeline = bentoml_diffusers.load_model(modular_model, "meta", offload="model")
     assert asked == {"device": "meta"}
     assert pipeline.unet.device.type == "cpu"
+    assert reason_to_run_alone(pipeline) is None
+    pipeline._components_manager._auto_offload_enabled = True
+    assert not reason_to_run_alone(pipeline).calls_can_be_collected
 
 
 # Adapters

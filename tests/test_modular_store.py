@@ -232,6 +232,23 @@ def test_variants_are_taken_and_loaded(copied, name):
         bentoml_diffusers.import_model(f"{name}-int4", copied, variant="int4")
 
 
+def test_a_classic_class_for_a_modular_source_is_refused(copied, name):
+    with pytest.raises(errors.InvalidOption, match="pipeline_class"):
+        bentoml_diffusers.import_model(name, copied, pipeline_class="StableDiffusionXLPipeline")
+
+
+def test_an_index_that_was_changed_in_the_store_reaches_no_hub(copied, name):
+    model = bentoml_diffusers.import_model(name, copied)
+    index = Path(model.path_of("diffusion_model"), "modular_model_index.json")
+    vae = entry("diffusers", "AutoencoderKL", "owner/name", "vae")
+    rewrite(index, vae=vae, controlnet=entry("diffusers", "ControlNetModel", "owner/name", "x"))
+    assert store.verify(model).changed == ("modular_model_index.json",)
+    with pytest.raises(errors.InvalidModel, match="lacks the folder of 'controlnet'"):
+        bentoml_diffusers.load_model(model)
+    rewrite(index, controlnet=None)
+    assert bentoml_diffusers.load_model(model).vae is not None  # what is in the entry
+
+
 def test_pickles_become_safetensors(copied, name):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))

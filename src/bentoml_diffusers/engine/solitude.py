@@ -33,7 +33,9 @@ def reason_to_run_alone(pipeline: DiffusionPipeline) -> Solitude | None:
     for name, part in pipeline.components.items():
         if getattr(part, "is_cache_enabled", False):
             return Solitude(f"{name} has a step cache")
-    if getattr(pipeline, "_all_hooks", None):  # set by diffusers' enable_model_cpu_offload
+    manager = getattr(pipeline, "_components_manager", None)  # of a modular pipeline
+    # The first is set by diffusers' enable_model_cpu_offload.
+    if getattr(pipeline, "_all_hooks", None) or getattr(manager, "_auto_offload_enabled", False):
         return Solitude("modules are offloaded", calls_can_be_collected=False)
     guider = getattr(pipeline, "guider", None)
     if guider is not None and _hooks_layers(guider):

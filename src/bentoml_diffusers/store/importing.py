@@ -271,6 +271,9 @@ def _import_source(
     goal: _Goal, record: Record, source: Source, wanted: _Wanted, link: LinkMode
 ) -> bentoml.Model:
     code = find_code(wanted.custom_pipeline, source, trust_remote_code=goal.trust)
+    given = goal.options.pipeline_class
+    if MODULAR_INDEX in source.written and given and not _names.is_modular_class(given):
+        raise InvalidOption("pipeline_class", given, "a modular class: the source is modular")
     if code is not None and code.of_blocks and MODULAR_INDEX not in source.written:
         raise InvalidOption(
             "custom_pipeline",
