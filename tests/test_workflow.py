@@ -115,6 +115,19 @@ def test_arguments_of_every_class_come_back(cls):
     assert is_same(decode(travel(workflow)), bound)
 
 
+def test_inputs_of_modular_pipelines_come_back():
+    names = [name for name in dir(diffusers) if name.endswith("ModularPipeline")]
+    assert len(names) > 15
+    for name in names:
+        cls = getattr(diffusers, name)
+        if cls.default_blocks_name is None:
+            continue
+        bound = complete_arguments(cls(), "__call__", (), {"prompt": "text"})
+        workflow = make(**bound)
+        assert not workflow.unsupported, name
+        assert is_same(decode(travel(workflow)), bound), name
+
+
 def used_generator():
     generator = torch.Generator().manual_seed(3)
     torch.randn(5, generator=generator)

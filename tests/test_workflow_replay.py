@@ -416,6 +416,12 @@ def test_overrides_of_an_engine(engine):
         assert caught.value.field == name
 
 
+def test_a_path_is_no_workflow(engine):
+    for call in (engine.replay, lambda value: replay(sd(), value)):
+        with pytest.raises(errors.InvalidRequest, match=r"Workflow\.load"):
+            call("diffusion_workflow.json")
+
+
 def test_steps_times_strength_below_one_is_refused(engine):
     workflow = engine.run("img2img", **CALL, image=PICTURE, return_workflow=True).workflow
     with pytest.raises(errors.InvalidRequest, match="strength"):
@@ -464,7 +470,7 @@ def test_other_versions_are_told_not_refused(engine):
     report = engine.replay(change(workflow, environment__versions=versions)).replay
     assert report.matches is True
     (text,) = report.differences
-    assert text.startswith("workflow.environment.versions.torch was 1.0, here it is 2")
+    assert text.startswith("workflow.environment.versions.torch was '1.0', here it is '2")
 
 
 def test_an_output_that_differs_is_told(engine):

@@ -11,7 +11,7 @@ from bentoml_diffusers.engine.request import Plan
 from bentoml_diffusers.engine.schedulers import SchedulerChoice
 from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest
 from bentoml_diffusers.workflow.bounds import LOCAL, Bounds
-from bentoml_diffusers.workflow.calls import check_method
+from bentoml_diffusers.workflow.calls import check_method, check_workflow
 from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
 from bentoml_diffusers.workflow.describing import describe_guider, is_modular
 from bentoml_diffusers.workflow.environment import device_of, read_environment
@@ -70,6 +70,7 @@ class Planner:
             InvalidWorkflow: 400, something in it cannot be.
             AdapterNotFound: 404, no such adapter, and it is strict.
         """
+        check_workflow(workflow)
         if limits is not None:
             check_limits(workflow, limits, overrides)
         task, differences = self._find_task(workflow)

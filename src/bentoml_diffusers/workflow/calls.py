@@ -1,11 +1,22 @@
-"""Which methods of a pipeline a workflow may name, which may be a stranger's."""
+"""What can be repeated: workflows, and methods of a pipeline that paint."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-from bentoml_diffusers.errors import InvalidWorkflow
+from bentoml_diffusers.errors import InvalidRequest, InvalidWorkflow
+from bentoml_diffusers.workflow.schema import Workflow
+
+
+def check_workflow(value: object) -> None:
+    """Refuses what is no workflow, such as the path of one.
+
+    Raises:
+        InvalidRequest: 400, something else.
+    """
+    if not isinstance(value, Workflow):
+        raise InvalidRequest("workflow", value, "a Workflow, as Workflow.load returns it")
 
 
 def check_method(cls: type[Any], name: str) -> None:

@@ -159,6 +159,4 @@ def _kind(part: Any) -> str | None:
 
 
 def _word(value: object) -> str:
-    if value is None or value == []:
-        return "none"
-    return value if isinstance(value, str) else shorten(value, 300)
+    return "none" if value is None or value == [] else shorten(value, 300)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bentoml_diffusers.errors import InvalidRequest, suggest
-from bentoml_diffusers.workflow.calls import check_method
+from bentoml_diffusers.workflow.calls import check_method, check_workflow
 from bentoml_diffusers.workflow.capturing import capture, complete_arguments
 from bentoml_diffusers.workflow.comparing import (
     Difference,
@@ -96,6 +96,7 @@ def replay(
         InvalidWorkflow: 400, something in it cannot be.
         InvalidRequest: 400, an override that the pipeline does not take.
     """
+    check_workflow(workflow)
     method = workflow.pipeline.method
     check_method(type(pipeline), method)
     here = describe_pipeline(pipeline)
