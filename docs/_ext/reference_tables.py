@@ -184,7 +184,12 @@ def _annotation_text(annotation: Any) -> str:
     return _KNOWN_TYPES.get(annotation.__name__, annotation.__name__)
 
 
-_KNOWN_TYPES = {"Image": "picture", "LoraChoice": "{name, scale}", "Workflow": "file"}
+_KNOWN_TYPES = {
+    "Image": "picture",
+    "LoraChoice": "{name, scale}",
+    "Workflow": "file",
+    "Any": "base64",
+}
 
 _BOUNDS = {
     "ge": "from {}",

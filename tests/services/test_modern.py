@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import safetensors.torch
+import torch
 from processes import ROOT, SLOW
 
 MANY_BRACKETS = b"[" * 100_000
@@ -263,7 +265,7 @@ class TestBadInput:
     def test_body_that_is_no_object(self, refused, content):
         assert refused(content=content, headers={"content-type": "application/json"})[0] == 400
 
-    @pytest.mark.parametrize(("path", "mebibytes"), [("/txt2img", 4), ("/img2img", 60)])
+    @pytest.mark.parametrize(("path", "mebibytes"), [("/txt2img", 9), ("/img2img", 60)])
     def test_body_without_end(self, server, path, mebibytes):
         """Sent in chunks, so that no header says how much there will be."""
         head = b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -341,6 +343,38 @@ def png_header(side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def latents_file(*shape, fill=None):
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    return safetensors.torch.save({"latents": latents if fill is None else latents + fill})
+
+
+def test_given_latents_decide_the_picture(server):
+    size = {"height": 32, "width": 32}
+    file = latents_file(1, 4, 4, 4)
+    pictures = [
+        server.paint(**size, seed=seed, latents=base64.b64encode(file).decode()) for seed in (1, 2)
+    ]
+    assert pictures[0] == pictures[1] != server.paint(**size, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("latents", "size", "said"),
+    [
+        (latents_file(1, 4, 4, 4), {}, "needs height and width beside it"),
+        (latents_file(1, 4, 8, 8), {"height": 32, "width": 32}, "shape (1, 4, 4, 4)"),
+        (latents_file(2, 4, 4, 4), {"height": 32, "width": 32}, "shape (1, 4, 4, 4)"),
+        (latents_file(1, 4, 4, 4, fill=torch.nan), {"height": 32, "width": 32}, "finite"),
+        (b"no safetensors", {"height": 32, "width": 32}, "no safetensors file"),
+    ],
+    ids=["no-size", "other-size", "two", "nan", "junk"],
+)
+def test_wrong_latents_are_refused(refused, latents, size, said):
+    body = {"prompt": "x", **size, "latents": base64.b64encode(latents).decode()}
+    status, text = refused(field="latents", json=body)
+    assert status == 400
+    assert said in text
 
 
 def test_client_that_goes_away_frees_the_server(server, plain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine.arguments import count_images
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 def check_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
     """Checks ``latents``: finite floats; one per image, the autoencoder's channels, the size asked.
 
-    Shape is checked for pictures in the layout ``(images, channels, height, width)`` only: how
-    others pack theirs is known to their pipelines alone.
+    Checked are ``(images, channels, height, width)`` and, by their count of numbers, the packed
+    ``(images, tokens, channels)`` of Flux and its like. Other layouts are their pipelines' own.
 
     Raises:
         InvalidRequest: 400, not such a tensor.
@@ -32,12 +33,17 @@ def check_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> 
     if not torch.isfinite(latents).all():
         raise InvalidRequest("latents", "NaN or infinity", "finite numbers")
     expected = _expected_shape(pipeline, arguments)
-    if latents.ndim != 4 or expected is None:
+    if expected is None or latents.ndim not in (3, 4):
         return
-    pairs = zip(latents.shape, expected, strict=True)
-    if any(side is not None and size != side for size, side in pairs):
+    if latents.ndim == 4:
+        pairs = zip(latents.shape, expected, strict=True)
+        fits = all(side is None or size == side for size, side in pairs)
+    else:
+        fits = None in expected or latents.numel() == math.prod(filter(None, expected))
+    if not fits:
         text = ", ".join("any" if side is None else str(side) for side in expected)
-        raise InvalidRequest("latents", f"shape {tuple(latents.shape)}", f"shape ({text})")
+        packed = ", packed" if latents.ndim == 3 else ""
+        raise InvalidRequest("latents", tuple(latents.shape), f"shape ({text}){packed}")
 
 
 def _expected_shape(

@@ -16,6 +16,8 @@ from bentoml_diffusers.workflow.containers import PictureFormat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+
     from bentoml_diffusers.options import RequestLimits
 
 OutputFormat = PictureFormat
@@ -63,6 +65,24 @@ def check_size(size: tuple[int, int], limits: RequestLimits) -> None:
             f"{width} x {height} pixels, expected at most {limits.max_side} per side "
             f"and {limits.max_pixels} in all"
         )
+
+
+def decode_latents(text: object) -> torch.Tensor:
+    """Decodes a safetensors file with one tensor, in base64.
+
+    Raises:
+        ValueError: No such file, or more or fewer tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(decode_base64(text if isinstance(text, str) else ""))
+    except SafetensorError as err:
+        raise ValueError(f"no safetensors file: {err}") from err
+    if len(tensors) != 1:
+        raise ValueError(f"{len(tensors)} tensors, expected one")
+    return next(iter(tensors.values()))
 
 
 def decode_base64(text: str) -> bytes:

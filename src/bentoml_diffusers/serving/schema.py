@@ -7,7 +7,7 @@ image, turns the prompt ``"12"`` of a form into a number, and ignores unknown fi
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import bentoml
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -24,7 +25,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
 from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.serving.codecs import SIZE_STEP, OutputFormat, decode_base64, decode_image
+from bentoml_diffusers.serving.codecs import (
+    SIZE_STEP,
+    OutputFormat,
+    decode_base64,
+    decode_image,
+    decode_latents,
+)
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
@@ -197,11 +204,32 @@ def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
     class TextToImage(_make_base(limits)):  # type: ignore[misc]
         height: int | None = side
         width: int | None = side
+        latents: Latents = Field(
+            None,
+            description="Noise to start from, of shape (1, channels, height / 8, width / 8): a "
+            "safetensors file with one tensor, in base64. Give height and width beside it.",
+        )
 
         @model_validator(mode="after")
         def _check_pixels(self) -> Self:
             check_pixels(self.height, self.width, limits)
             return self
+
+        @field_validator("latents")
+        @classmethod
+        def _decode_latents(cls, text: Any, info: ValidationInfo) -> Any:
+            if text is not None and not (info.data.get("height") and info.data.get("width")):
+                raise PydanticCustomError("no_size", "needs height and width beside it")
+            try:
+                return None if text is None else decode_latents(text)
+            except ValueError as err:
+                raise PydanticCustomError("latents", "{text}", {"text": str(err)}) from err
+
+        @classmethod
+        def _max_body_bytes(cls) -> int:
+            """Latents of 16 channels have a byte for each pixel; base64 adds a third."""
+            without: int = super()._max_body_bytes()
+            return without + limits.max_pixels * 4 // 3
 
     return TextToImage
 
@@ -222,6 +250,7 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
     return ImageToImage
 
 
+Latents = Annotated[Any, WithJsonSchema({"type": "file", "format": "binary", "title": "Latents"})]
 _SIZE = "Pixels, a multiple of 8; by default the size that the model was trained for."
 
 
