@@ -331,6 +331,28 @@ BAD = {
     "document type in a JPEG": (jpeg(XAP + LAUGHS), "document type"),
     "no XML": (webp(b"<x"), "no XML"),
     "no text": (webp(b"\xff\xfe<\0x\0>\0"), "no XML"),
+    "deep XML": (webp(b"<a>" * 100_000), "deeper than 32"),
+    "many tags": (webp(b"<a>" + b"<b/>" * 400_000 + b"</a>"), "of other programs"),
+    "many attributes": (
+        webp(b"<a " + b" ".join(b'x%d=""' % number for number in range(200_000)) + b"/>"),
+        "of other programs",
+    ),
+    "many texts": (
+        webp(
+            b'<a xmlns="urn:bentoml-diffusers:workflow/">'
+            + b"".join(b"<x%d/>" % number for number in range(9000))
+            + b"</a>"
+        ),
+        "more than 5000 texts",
+    ),
+    "many chunks": (
+        png(*((b"tEXt", b"diffusers_%d\0" % number) for number in range(9000))),
+        "more than 5000 texts",
+    ),
+    "many lists": (
+        png((b"iTXt", KEY + b"\0\1\0\0\0" + zlib.compress(b"[" + b"[]," * 10**7))),
+        "at",
+    ),
     "gap": (with_extension((9, 0, b"<a>"), (9, 5, b"</a>")), "gap"),
     "overlap": (with_extension((9, 0, b"<a>12"), (9, 3, b"</a>")), "gap"),
     "end missing": (with_extension((99, 0, b"<a></a>")), "ends at byte 7 of 99"),

@@ -21,6 +21,7 @@ PREFIX = "diffusers_"
 KEY = f"{PREFIX}workflow"  # the JSON
 BLOB_KEY = f"{PREFIX}blob_"  # and a sha256: 79 characters, the most that a PNG allows
 MAX_TEXT_BYTES = 48 * 1024 * 1024  # of all texts; Pillow opens no PNG with more than 64 MiB
+_MAX_CHUNKS = 5000  # of a PNG with texts of ours
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _PIECE = 256 * 1024  # characters; Pillow opens no PNG with a compressed text above 1 MiB
@@ -103,12 +104,16 @@ def _make_exif(text: str) -> bytes:
 
 def _read_png(data: bytes, room: int) -> dict[str, str]:
     pieces: dict[str, list[str]] = {}
+    count = 0
     for kind, content in _png_chunks(data):
         keyword = content.partition(b"\0")[0].decode("latin-1")
         if kind not in _PNG_TEXTS or not keyword.startswith(PREFIX):
             continue
         text = _PNG_TEXTS[kind](content[len(keyword) + 1 :], room)
         room -= len(text)
+        count += 1
+        if count > _MAX_CHUNKS:
+            raise BrokenContainer(f"a picture with more than {_MAX_CHUNKS} texts")
         pieces.setdefault(keyword, []).append(text)
     return {keyword: "".join(texts) for keyword, texts in pieces.items()}
 

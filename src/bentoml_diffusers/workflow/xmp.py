@@ -13,7 +13,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _NAMESPACE = "urn:bentoml-diffusers:workflow/"
 _EXTENSION_OF = "http://ns.adobe.com/xmp/note/"
@@ -22,6 +22,10 @@ _HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"
 _MAX_SEGMENT = 65533  # bytes after the two of the length
 _PART = 65400
+_CHUNK = 64 * 1024  # characters that are parsed at once
+_MAX_OTHER = 1024 * 1024  # characters beside our texts: XML takes many times its size in memory
+_MAX_DEPTH = 32
+_MAX_TEXTS = 5000
 _FIELDS = struct.Struct(">32sII")  # MD5 in hex, length of the whole, offset of this part
 
 
@@ -73,7 +77,7 @@ def read_packet(packet: bytes) -> dict[str, str]:
     """Returns our texts out of a packet, by name.
 
     Raises:
-        XmpError: No XML, or XML with a document type, which XMP never has.
+        XmpError: No XML, or more of it than a packet has; a document type, which XMP never has.
     """
     texts: dict[str, list[str]] = {}
     open_names: list[str | None] = []
@@ -85,6 +89,8 @@ def read_packet(packet: bytes) -> dict[str, str]:
                 texts[name] = [value]
         if name := open_names[-1]:
             texts[name] = []
+        if len(open_names) > _MAX_DEPTH or len(texts) > _MAX_TEXTS:
+            raise XmpError(f"XMP deeper than {_MAX_DEPTH}, or with more than {_MAX_TEXTS} texts")
 
     def read(data: str) -> None:
         if open_names and (name := open_names[-1]):
@@ -98,10 +104,21 @@ def read_packet(packet: bytes) -> dict[str, str]:
     parser.EndElementHandler = lambda _: open_names.pop()
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(packet.decode().rstrip("\0"), True)
+        _feed(parser, packet.decode().rstrip("\0"), lambda: bool(open_names and open_names[-1]))
     except (expat.ExpatError, UnicodeDecodeError) as err:
         raise XmpError(f"XMP that is no XML: {err}") from err
     return {name: "".join(parts) for name, parts in texts.items()}
+
+
+def _feed(parser: expat.XMLParserType, text: str, is_own: Callable[[], bool]) -> None:
+    others = 0
+    for start in range(0, len(text), _CHUNK):
+        chunk = text[start : start + _CHUNK]
+        parser.Parse(chunk, False)
+        others += 0 if is_own() else len(chunk)
+        if others > _MAX_OTHER:
+            raise XmpError(f"XMP with more than {_MAX_OTHER} characters of other programs")
+    parser.Parse("", True)
 
 
 def _own_name(name: str) -> str | None:
