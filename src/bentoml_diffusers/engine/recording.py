@@ -102,10 +102,15 @@ class Recorder:
         return found.model_copy(update=changes)
 
     def begin(self, request: Request) -> Captured | None:
-        """Reads what a request is about to run with; ``None`` if nothing is to be recorded."""
+        """Reads what a request is about to run with; ``None`` if nothing is to be recorded.
+
+        Raises:
+            InvalidModel: 400, the files of the model are not what was stored.
+        """
         recording = request.recording
         if recording is None or not recording.returns_workflow:
             return None
+        self.pipeline  # noqa: B018 - what can fail fails before the picture is painted
         return capture(recording.arguments)
 
     def finish(self, request: Request, captured: Captured | None, result: Result) -> Result:
