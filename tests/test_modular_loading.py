@@ -349,6 +349,7 @@ def test_what_two_pipelines_share_is_loaded_once(modular_model, sdxl_folder, tmp
     assert two.vae is one.vae
     assert two.text_encoder_2 is one.text_encoder_2
     assert two.tokenizer is one.tokenizer
+    assert two.tokenizer_2 is one.tokenizer_2  # not the first, which has the same files
     assert two.unet.conv_in.weight.data_ptr() != one.unet.conv_in.weight.data_ptr()
     assert two.vae.decoder.conv_in.weight.data_ptr() == one.vae.decoder.conv_in.weight.data_ptr()
     assert two.scheduler is not one.scheduler  # it counts the steps of a call

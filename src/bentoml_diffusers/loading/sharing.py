@@ -104,11 +104,7 @@ class Shared:
 
     def _key(self, name: str, *, with_adapter: bool) -> tuple[str, ...]:
         folders = (name, IP_ADAPTER_FOLDER) if with_adapter and name == "unet" else (name,)
-        files = {
-            "/".join(("part", *path.split("/")[1:])) if path.startswith(f"{name}/") else path: sha
-            for path, sha in self._files.items()
-            if path.split("/")[0] in folders
-        }
+        files = {path: sha for path, sha in self._files.items() if path.split("/")[0] in folders}
         return (hash_tree(files), self._classes.get(name, ""), *self._how)
 
 
