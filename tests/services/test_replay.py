@@ -10,14 +10,22 @@ import sys
 import zlib
 
 import pytest
+import torch
 from PIL import Image
 from processes import ROOT
+from safetensors.torch import save
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
 from bentoml_diffusers.serving.endpoints import find_endpoints
 from bentoml_diffusers.serving.replaying import read_overrides
 from bentoml_diffusers.workflow import Workflow
+
+
+def make_latents(side):
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(3))
+    return base64.b64encode(save({"latents": noise})).decode()
+
 
 SECRET = "a big red circle on a blue background at the left"
 CALLS = {
@@ -33,6 +41,7 @@ CALLS = {
         "textual_inversions": [{"name": "teal", "token": "<teal>"}],
     },
     "drawn seed": {},
+    "latents": {"height": 64, "width": 64, "seed": 1, "latents": make_latents(16)},
 }
 
 
@@ -167,9 +176,13 @@ def huge_picture(values):
 
 
 def use_blob(values, data):
+    values["arguments"]["image"]["blob"] = add_blob(values, data)
+
+
+def add_blob(values, data):
     name = hashlib.sha256(data).hexdigest()
-    values["arguments"]["image"] |= {"blob": name}
-    values["blobs"] = {name: base64.b64encode(data).decode()}
+    values["blobs"][name] = base64.b64encode(data).decode()
+    return name
 
 
 def change_blob(values):
@@ -178,6 +191,10 @@ def change_blob(values):
 
 def drop_blob(values):
     values["blobs"] = {}
+
+
+def huge_latents(values):
+    values["arguments"]["latents"]["blob"] = add_blob(values, base64.b64decode(make_latents(64)))
 
 
 def many_loras(values):
@@ -211,6 +228,8 @@ BAD = [
     (put("arguments.output_type", "latent"), "plain", 400, "workflow.arguments.output_type"),
     (put("arguments.timesteps", [1] * 1000), "plain", 400, "workflow.arguments.timesteps"),
     (put("arguments.latents", TENSOR), "plain", 400, "workflow.arguments.latents"),
+    (huge_latents, "latents", 400, "latents"),
+    (put("arguments.height", None), "latents", 400, "workflow.arguments.latents"),
     (put("arguments.eta", 0.5), "plain", 400, "workflow.arguments.eta"),
     (put("arguments.nonsense", 1), "plain", 400, "workflow.arguments.nonsense"),
     (put("arguments.__class__", 1), "plain", 400, "workflow.arguments.__class__"),

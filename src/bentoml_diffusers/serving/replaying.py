@@ -18,7 +18,7 @@ from bentoml_diffusers.serving.answering import answer_with, read_arguments
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.schema import RequestModel
 from bentoml_diffusers.workflow import Workflow
-from bentoml_diffusers.workflow.blobs import KIND
+from bentoml_diffusers.workflow.blobs import KIND, encode_base64
 from bentoml_diffusers.workflow.bounds import Bounds
 from bentoml_diffusers.workflow.describing import describe_scheduler
 from bentoml_diffusers.workflow.schema import FORMAT
@@ -226,8 +226,13 @@ def _read_scheduler(engine: Engine, workflow: Workflow) -> Iterator[tuple[str, A
 
 
 def _decode(field: str, value: Any, workflow: Workflow, limits: RequestLimits) -> Any:
-    """Decodes pictures and pairs; what else is no plain value the request model refuses."""
+    """Decodes pictures and pairs; a tensor is sent as the file that its blob is.
+
+    What else is no plain value the request model refuses.
+    """
     kind = value.get(KIND) if isinstance(value, dict) else None
+    if kind == "tensor":
+        return encode_base64(workflow.blobs.get(str(value.get("blob")), b""))
     if kind not in ("image", "tuple"):
         return value
     decoded = Decoder(workflow.blobs, bounds=Bounds.of(limits)).decode(value, field)

@@ -39,8 +39,11 @@ def check_limits(workflow: Workflow, limits: RequestLimits, overrides: Mapping[s
     _check_number("num_inference_steps", arguments.get("num_inference_steps"), limits.max_steps)
     _check_number("height", arguments.get("height"), limits.max_side)
     _check_number("width", arguments.get("width"), limits.max_side)
+    checked = {"num_inference_steps", "height", "width", "seed"}
+    if arguments.get("height") and arguments.get("width"):
+        checked.add("latents")  # the engine refuses those of another size
     for name, value in arguments.items():
-        if name not in ("num_inference_steps", "height", "width", "seed"):
+        if name not in checked:
             _check_value(name, value, limits)
     _check_pixels(arguments, limits)
     for index, generator in enumerate(workflow.generators):
