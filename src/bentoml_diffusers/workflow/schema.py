@@ -218,7 +218,7 @@ class Workflow(Part):
 
     @classmethod
     def from_bytes(cls, data: bytes, limits: RequestLimits | None = None) -> Workflow:
-        """Reads a workflow from the bytes of a file: JSON as of :meth:`to_json`, or a zip.
+        """Reads a workflow from the bytes of a file: a picture, a zip, or JSON of :meth:`to_json`.
 
         Args:
             data: What is in the file.
