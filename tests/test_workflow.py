@@ -399,6 +399,11 @@ def test_a_zip_holds_one_workflow(files, match):
     refused(zip_of(files), match, limits=LIMITS)
 
 
+def test_a_zip_of_many_files_is_refused_before_it_is_listed():
+    files = {"a.json": "{}", **{f"blobs/{number}": "" for number in range(200)}}
+    refused(zip_of(files), "a zip of more files", limits=LIMITS)
+
+
 def test_a_broken_zip_is_refused():
     refused(zip_of({"a.json": "{}"})[:-10], "broken zip")
 

@@ -265,6 +265,13 @@ class TestBadInput:
     def test_body_that_is_no_object(self, refused, content):
         assert refused(content=content, headers={"content-type": "application/json"})[0] == 400
 
+    def test_json_that_would_grow_when_it_is_parsed(self, refused):
+        content = b'{"prompt": [' + b"[]," * 2**20 + b"[]]}"
+        headers = {"content-type": "application/json"}
+        status, text = refused(field="body", content=content, headers=headers)
+        assert status == 400
+        assert "too many lists" in text
+
     @pytest.mark.parametrize(("path", "mebibytes"), [("/txt2img", 9), ("/img2img", 60)])
     def test_body_without_end(self, server, path, mebibytes):
         """Sent in chunks, so that no header says how much there will be."""

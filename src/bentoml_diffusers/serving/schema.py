@@ -32,11 +32,15 @@ from bentoml_diffusers.serving.codecs import (
     decode_image,
     decode_latents,
 )
+from bentoml_diffusers.workflow.bounds import count_marks
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
     from starlette.requests import Request
     from starlette.types import Message
+
+
+_MAX_MARKS = 2**20  # commas and brackets of a JSON body, those in its texts not counted
 
 
 class LoraChoice(BaseModel):
@@ -121,6 +125,8 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     @classmethod
     def _read_json(cls, body: bytes) -> dict[str, Any]:
+        if count_marks(body) > _MAX_MARKS + len(cls.model_fields) * cls.limits.max_prompt_chars:
+            raise cls._fault("body", "too many lists and objects")
         try:
             values = json.loads(body or b"{}")
         except (ValueError, RecursionError) as err:

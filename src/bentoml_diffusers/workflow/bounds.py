@@ -64,7 +64,9 @@ def read_json(data: bytes | str, bounds: Bounds) -> dict[str, Any]:
     """
     if len(data) > bounds.max_file_bytes:
         raise InvalidWorkflow("workflow", f"{len(data)} bytes", f"{bounds.max_file_bytes} at most")
-    _check_parts(data.encode() if isinstance(data, str) else data, bounds)
+    most = bounds.max_values + bounds.max_json_bytes  # the marks may stand in texts, too
+    if count_marks(data.encode() if isinstance(data, str) else data) > most:
+        raise InvalidWorkflow("workflow", "too many lists and objects", f"at most {most}")
     try:
         values = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as err:
@@ -75,11 +77,9 @@ def read_json(data: bytes | str, bounds: Bounds) -> dict[str, Any]:
     return values
 
 
-def _check_parts(data: bytes, bounds: Bounds) -> None:
-    """Before it is parsed: ``[[],[],...`` takes twenty times its size in memory."""
-    most = bounds.max_values + bounds.max_json_bytes  # the marks may stand in texts, too
-    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > most:
-        raise InvalidWorkflow("workflow", "too many lists and objects", f"at most {most}")
+def count_marks(data: bytes) -> int:
+    """Counts what parsed JSON is large by: ``[[],[],...`` takes twenty times its size."""
+    return sum(data.count(mark) for mark in (b",", b"[", b"{"))
 
 
 def _refuse(text: str) -> Any:

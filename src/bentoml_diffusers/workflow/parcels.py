@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FILENAME = "diffusion_workflow.json"
 _ZIP = b"PK\x03\x04"
+_ZIP_ENTRY = b"PK\x01\x02"
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError)
 
 
@@ -110,6 +111,8 @@ def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
         return _read_picture(data, bounds)
     if not data.startswith(_ZIP):
         return Parcel(data)
+    if data.count(_ZIP_ENTRY) > 2 * (bounds.max_blobs + 1):  # before they become objects
+        raise InvalidWorkflow("workflow", "a zip of more files", f"at most {bounds.max_blobs}")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = {item.filename: item for item in archive.infolist()}
