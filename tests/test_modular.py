@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from bentoml._internal.configuration.containers import BentoMLContainer
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -218,8 +219,12 @@ class TestService:
         save_lora(folder)
         save_model("shipped", testing.tiny_modular_stable_diffusion_xl())
         made = service("shipped", lora_dir=str(folder))
-        with TestClient(made.to_asgi()) as client:
-            yield client
+        before = BentoMLContainer.config.get()  # `to_asgi` puts that of the service in its place
+        try:
+            with TestClient(made.to_asgi()) as client:
+                yield client
+        finally:
+            BentoMLContainer.config.set(before)
 
     @pytest.fixture
     def post(self, client, picture):

@@ -104,8 +104,9 @@ try:
 except PermissionError:
     print("refused", store.verify(model).is_whole)
 """
-    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.name.startswith(("test_", "popen-", "pytest-")):  # those that pytest made
+            path.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "BENTOML_HOME": str(tmp_path / "home")},
