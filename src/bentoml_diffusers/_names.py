@@ -113,6 +113,19 @@ def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[Scheduler
     return found
 
 
+# For distilled models. They run on the config of any scheduler for noise, but none lists them.
+# FlowMatchLCMScheduler is not here: pipelines give it no generator, so no seed repeats a picture.
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+
+
+def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
+    """Returns the classes, by name, that run on the config of a model's scheduler."""
+    fitting = {cls.__name__: cls for cls in (*getattr(base, "compatibles", ()), type(base))}
+    if "EulerDiscreteScheduler" in fitting:
+        fitting |= {name: resolve_scheduler_class(name) for name in _DISTILLED}
+    return fitting
+
+
 def find_sampler(name: str) -> tuple[str, dict[str, Any]] | None:
     """Returns the scheduler of a sampler, whose case does not matter: class name and config."""
     found = {sampler.lower(): choice for sampler, choice in SAMPLERS.items()}

@@ -53,9 +53,9 @@ def choose_scheduler(
     choice = _find_sampler(name) if isinstance(name, str) else None
     if choice is None:
         choice = SchedulerChoice(_find_class(name))
-    fitting = {*base.compatibles, type(base)}
-    if choice.cls not in fitting:
-        names = ", ".join(sorted(one.__name__ for one in fitting))
+    fitting = _names.fitting_schedulers(base)
+    if choice.cls not in fitting.values():
+        names = ", ".join(sorted(fitting))
         raise InvalidRequest("scheduler", name, f"one that fits this model: {names}")
     try:
         choice.build(base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidWorkflow
 from bentoml_diffusers.workflow.describing import plain_config
 from bentoml_diffusers.workflow.values import Decoder
@@ -29,7 +30,7 @@ def find_scheduler(recorded: Scheduler, base: Any) -> tuple[type[Any], dict[str,
         InvalidWorkflow: 400, a class that does not fit the pipeline, or a config that cannot be.
     """
     field = "workflow.scheduler"
-    known = {cls.__name__: cls for cls in (*getattr(base, "compatibles", ()), type(base))}
+    known = _names.fitting_schedulers(base)
     cls = known.get(recorded.class_name)
     if cls is None:
         raise InvalidWorkflow(
