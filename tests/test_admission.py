@@ -1,7 +1,6 @@
 """The queue: who runs, who waits, who is refused, what it costs to be late."""
 
 import asyncio
-import importlib.util
 import threading
 
 import pytest
@@ -166,29 +165,17 @@ def test_schedulers_by_the_names_that_people_use(name, cls, changes):
 
 
 def test_schedulers_have_the_name_that_chooses_them():
-    from diffusers import SchedulerMixin
-
     from bentoml_diffusers.engine.schedulers import choose_scheduler
 
     base = testing.tiny_stable_diffusion().scheduler
-    usable = [cls for cls in base.compatibles if issubclass(cls, SchedulerMixin)]
-    fitting = {cls.__name__ for cls in usable}  # LMS needs scipy
-    samplers = [name for name, (cls, _) in _names.SAMPLERS.items() if cls in fitting]
-    samplers += ["DPM++ 2M Karras", "Euler Exponential"]
+    samplers = [*_names.SAMPLERS, "DPM++ 2M Karras", "Euler Exponential", "UniPC Beta"]
     schedulers = [choose_scheduler(name, base).build(base) for name in samplers]
     named = [_names.name_sampler(type(one).__name__, one.config) for one in schedulers]
     assert named == samplers
-    assert len(named) >= 10
 
 
 def test_a_scheduler_without_such_a_name_has_that_of_its_class():
     assert _names.name_sampler("PNDMScheduler", {"skip_prk_steps": False}) == "PNDMScheduler"
-
-
-@pytest.mark.skipif(importlib.util.find_spec("scipy") is not None, reason="scipy is there")
-def test_a_scheduler_that_needs_more_packages_says_so_at_once():
-    with engine_with() as engine, pytest.raises(errors.InvalidRequest, match="scipy"):
-        engine.submit("txt2img", **CALL, scheduler="Euler Beta")
 
 
 @pytest.mark.parametrize("name", ["Euler b", "DDIM Karras", "os.system", "FlowMatchEuler", 3])

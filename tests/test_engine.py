@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bentoml_diffusers import Engine, errors, testing
+from bentoml_diffusers import Engine, _names, errors, testing
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 3}
 PICTURE = Image.new("RGB", (32, 32), "green")
@@ -318,6 +318,12 @@ def test_unconditional_pipelines_run():
         generator=torch.Generator().manual_seed(3), num_inference_steps=2
     )
     assert (np.asarray(result.images[0]) == np.asarray(reference.images[0])).all()
+
+
+def test_every_sampler_paints(engine):
+    sigmas = ["DPM++ 2M Karras", "Euler Exponential", "UniPC Beta"]
+    for name in [*_names.SAMPLERS, *sigmas]:
+        assert engine.run("txt2img", **CALL, scheduler=name).images
 
 
 def test_given_latents_reproduce(engine, pixels):

@@ -59,7 +59,7 @@ def choose_scheduler(
         raise InvalidRequest("scheduler", name, f"one that fits this model: {names}")
     try:
         choice.build(base)
-    except (ImportError, ValueError) as err:  # some need scipy
+    except (ImportError, ValueError) as err:  # DPMSolverSDEScheduler needs torchsde
         raise InvalidRequest("scheduler", name, f"another one: {err}") from err
     return choice
 
