@@ -320,6 +320,21 @@ def test_unconditional_pipelines_run():
     assert (np.asarray(result.images[0]) == np.asarray(reference.images[0])).all()
 
 
+def test_latents_are_cast_to_the_dtype_of_the_denoiser(engine, pixels):
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    one, two = (
+        pixels(engine.run("txt2img", **CALL, latents=given).images[0])
+        for given in (latents, latents.double())
+    )
+    assert (one == two).all()
+
+
+@pytest.mark.parametrize("clip_skip", [99, -1, 1.5])
+def test_clip_skip_is_within_the_text_encoder(engine, clip_skip):
+    with pytest.raises(errors.InvalidRequest, match="clip_skip"):
+        engine.submit("txt2img", **CALL, clip_skip=clip_skip)
+
+
 def test_every_sampler_paints(engine):
     sigmas = ["DPM++ 2M Karras", "Euler Exponential", "UniPC Beta"]
     for name in [*_names.SAMPLERS, *sigmas]:
@@ -342,9 +357,10 @@ def test_given_latents_reproduce(engine, pixels):
         (torch.zeros(1, 4, 4, 8), r"shape \(1, 4, 4, 4\)"),
         (torch.full((1, 4, 4, 4), float("nan")), "finite numbers"),
         (torch.zeros(1, 4, 4, 4, dtype=torch.int64), "a tensor of floats"),
+        (torch.zeros(1, 4, 4, 4).to(torch.float8_e4m3fn), "a tensor of floats"),
         ([[0.0]], "a tensor of floats"),
     ],
-    ids=["count", "channels", "size", "nan", "integers", "list"],
+    ids=["count", "channels", "size", "nan", "integers", "float8", "list"],
 )
 def test_wrong_latents_are_refused_at_once(engine, latents, said):
     with pytest.raises(errors.InvalidRequest, match=rf"latents.*{said}"):

@@ -403,6 +403,22 @@ def test_blocks_put_together_from_parts_come_back_as_they_are(module, name, sdxl
     assert (paint(loaded) == 255 - sdxl_pixels).all()
 
 
+@pytest.mark.parametrize("file", ["../diffusion_model/evil.py", "/tmp/evil.py", 3])
+def test_blocks_name_no_file_outside_of_the_trusted_code(module, name, file):
+    """`blocks.json` is no part of the code that was trusted."""
+    blocks = SequentialPipelineBlocks.from_blocks_dict({"invert": module(INVERT).Invert()})
+    pipeline = testing.tiny_modular_stable_diffusion_xl(blocks=blocks)
+    model = bentoml_diffusers.save_model(name, pipeline)
+    (found,) = Path(model.path).rglob("blocks.json")
+    Path(found.parent, "evil.py").write_text("raise SystemExit('ran')")
+    text = found.read_text()
+    found.chmod(0o644)
+    found.write_text(text.replace('"block.py"', json.dumps(file)))
+    assert found.read_text() != text
+    with pytest.raises(errors.InvalidModel):
+        bentoml_diffusers.load_model(name)
+
+
 def test_parts_of_a_larger_pipeline_come_back_as_they_are(name, sdxl_pixels):
     blocks = StableDiffusionXLAutoBlocks().get_workflow("text2image")
     pipeline = testing.tiny_modular_stable_diffusion_xl(blocks=blocks)

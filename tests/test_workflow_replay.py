@@ -5,6 +5,8 @@ import copy
 import importlib.util
 import pickle
 import sys
+import threading
+import time
 
 import diffusers
 import pytest
@@ -652,3 +654,42 @@ def test_the_runner_returns_workflows(models, run_local):
     with Engine.from_model("demo", custom_pipeline="stable_diffusion_mega") as engine:
         assert engine.replay(workflow).replay.matches is True
     assert isinstance(run(**CALL, seed=1), tuple)
+
+
+def test_a_replay_can_be_replayed():
+    with Engine.from_model(testing.tiny_stable_diffusion()) as engine:
+        call = {**CALL, "scheduler": "Euler a", "return_workflow": True}
+        first = engine.run("txt2img", **call).workflow
+        second = engine.replay(first, return_workflow=True).workflow
+        assert second.task == first.task == "txt2img"
+        assert second.scheduler == first.scheduler
+        assert engine.replay(second).replay.matches
+
+
+def test_a_replay_that_nobody_waits_for_is_cancelled(monkeypatch):
+    with Engine.from_model(testing.tiny_stable_diffusion()) as engine:
+        workflow = engine.run("txt2img", **CALL, return_workflow=True).workflow
+        planning, go_on = threading.Event(), threading.Event()
+        plan = engine._planner.plan
+
+        def slow_plan(*args, **options):
+            planning.set()
+            assert go_on.wait(30)
+            return plan(*args, **options)
+
+        monkeypatch.setattr(engine._planner, "plan", slow_plan)
+
+        async def leave():
+            waiting = asyncio.ensure_future(engine.areplay(workflow))
+            await asyncio.to_thread(planning.wait, 30)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            go_on.set()
+            while engine.report().counts["submitted"] < 2:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(leave())
+        while engine.report().running or engine.report().waiting:
+            time.sleep(0.01)
+        assert engine.report().counts["cancelled"] == 1

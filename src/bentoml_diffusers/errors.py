@@ -121,6 +121,14 @@ class ModelNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[misc
     def __init__(self, name: object, problem: str, next_step: str = "") -> None:
         super().__init__(_sentence(f"model {str(name)!r} {problem}", next_step))
 
+    @classmethod
+    def no_workflow(cls, name: str) -> ModelNotFound:
+        """For a workflow that is neither a file, nor a folder, nor on the hub."""
+        error = cls(name, "")
+        text = _sentence(f"{name!r}: no such file, folder or hub repository", "check the path")
+        error.args, error.message = (text,), text
+        return error
+
 
 class AdapterNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[misc]
     """There is no LoRA or textual inversion of that name (404)."""
@@ -163,7 +171,7 @@ class WorkflowMismatch(DiffusersError, ValueError):
         self.differences = tuple(differences)
         super().__init__(
             f"the workflow cannot be repeated here: {'; '.join(differences)}; "
-            "take what it was made with, or replay with strict=False to run it all the same"
+            "take what it was made with, or do not be strict, to run it all the same"
         )
 
 

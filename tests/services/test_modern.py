@@ -265,6 +265,14 @@ class TestBadInput:
     def test_body_that_is_no_object(self, refused, content):
         assert refused(content=content, headers={"content-type": "application/json"})[0] == 400
 
+    def test_deep_brackets_in_a_form(self, refused):
+        deep = "[" * 200_000
+        assert refused(data={"prompt": deep, "lora_weights": deep})[0] == 400
+
+    def test_a_name_that_is_nearly_one(self, refused):
+        text = refused(field="guidance_scal", json={"prompt": "x", "guidance_scal": 3})[1]
+        assert "did you mean 'guidance_scale'" in text
+
     def test_json_that_would_grow_when_it_is_parsed(self, refused):
         content = b'{"prompt": [' + b"[]," * 2**20 + b"[]]}"
         headers = {"content-type": "application/json"}

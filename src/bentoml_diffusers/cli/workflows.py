@@ -67,6 +67,17 @@ def _read_value(text: str) -> Any:
         return text
 
 
+def _check_output(
+    _context: click.Context, _option: click.Parameter, name: str | None
+) -> str | None:
+    """Before anything is loaded or painted."""
+    if name is not None and Path(name).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise click.BadParameter(f"{name!r} ends in neither .png, .jpg nor .webp")
+    if name is not None and not Path(name).expanduser().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {str(Path(name).parent)!r}")
+    return name
+
+
 @click.command()
 @click.argument("file")
 @click.option(
@@ -77,7 +88,12 @@ def _read_value(text: str) -> Any:
     callback=_read_change,
     help="Change an argument, such as steps=30 or seed=7; @FILE is a picture. Repeatable.",
 )
-@click.option("-o", "--output", help="Where the picture goes: *.png, *.jpg or *.webp.")
+@click.option(
+    "-o",
+    "--output",
+    callback=_check_output,
+    help="Where the picture goes: *.png, *.jpg or *.webp.",
+)
 @click.option("--model", "tag", help="Model in the store, instead of the one in the workflow.")
 @click.option("--lora-dir", help="Folder with the LoRA files that the workflow names.")
 @click.option("--device", help="Where to run, such as cpu; by default the GPU if there is one.")

@@ -156,6 +156,27 @@ def check_arguments(
     _check_steps(named, arguments, scheduler)
 
 
+def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
+    """Checks that the text encoders have a layer that many before their last.
+
+    Raises:
+        InvalidRequest: 400, they have not.
+    """
+    clip_skip = arguments.get("clip_skip")
+    if clip_skip is None:
+        return
+    encoders: list[Any] = [
+        getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")
+    ]
+    configs = [getattr(encoder, "config", None) for encoder in encoders]
+    layers = [getattr(config, "num_hidden_layers", None) for config in configs]
+    most = min((count for count in layers if count is not None), default=None)
+    is_count = isinstance(clip_skip, int) and not isinstance(clip_skip, bool) and clip_skip >= 0
+    if not is_count or (most is not None and clip_skip >= most):
+        expected = "a whole number from 0" if most is None else f"from 0 to {most - 1}"
+        raise InvalidRequest("clip_skip", clip_skip, expected)
+
+
 def complete_size(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments with both sides if one was given.
 

@@ -16,6 +16,7 @@ from bentoml_diffusers.engine.arguments import (
     Parameters,
     bind_arguments,
     check_arguments,
+    check_clip_skip,
     check_number,
     complete_size,
     count_pixel_steps,
@@ -24,8 +25,9 @@ from bentoml_diffusers.engine.arguments import (
     read_parameters,
     with_rgb_images,
 )
+from bentoml_diffusers.engine.awaiting import submit_beside, wait_for
 from bentoml_diffusers.engine.devices import default_device
-from bentoml_diffusers.engine.latents import check_latents
+from bentoml_diffusers.engine.latents import fit_latents
 from bentoml_diffusers.engine.modular import ModularTasks
 from bentoml_diffusers.engine.recording import Recorder, make_recording
 from bentoml_diffusers.engine.replaying import Planner
@@ -127,7 +129,7 @@ class Engine:
 
     async def arun(self, task: str, /, *args: Any, **arguments: Any) -> Result:
         """Runs a request; cancelling the awaiting task cancels it. See :meth:`submit`."""
-        return await _wait(self.submit(task, *args, **arguments))
+        return await wait_for(self.submit(task, *args, **arguments))
 
     async def stream(
         self, task: str, /, *args: Any, preview_every: int = 0, **arguments: Any
@@ -224,7 +226,7 @@ class Engine:
         Files are read and pictures decoded in a thread beside the event loop.
         """
         submit = functools.partial(self.submit_replay, workflow, **arguments)
-        return await _wait(await asyncio.to_thread(submit))
+        return await wait_for(await submit_beside(submit))
 
     def submit_replay(
         self,
@@ -337,7 +339,8 @@ class Engine:
             bound = parameters.modular.complete(bound)
         base = getattr(self.pipeline, "scheduler", None)
         check_arguments(parameters, bound, base)
-        check_latents(self.pipeline, bound)
+        check_clip_skip(self.pipeline, bound)
+        bound = fit_latents(self.pipeline, bound)
         return Request(
             pipeline_class=cls,
             method=method,
@@ -381,14 +384,6 @@ _OWN_ARGUMENTS = (
     "preview_every",
     "return_workflow",
 )
-
-
-async def _wait(handle: Handle) -> Result:
-    try:
-        return await asyncio.wrap_future(handle.future)
-    except asyncio.CancelledError:
-        handle.cancel()
-        raise
 
 
 def _check_timeout(timeout_s: float | None) -> None:

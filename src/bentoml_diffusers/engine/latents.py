@@ -11,12 +11,14 @@ from bentoml_diffusers.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from diffusers import DiffusionPipeline
 
 
-def check_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
-    """Checks ``latents``: finite floats; one per image, the autoencoder's channels, the size asked.
+def fit_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks ``latents``, and casts them to the dtype of the denoiser, which pipelines do not.
 
+    They are finite floats, one per image, with the autoencoder's channels, of the size asked.
     Checked are ``(images, channels, height, width)`` and, by their count of numbers, the packed
     ``(images, tokens, channels)`` of Flux and its like. Other layouts are their pipelines' own.
 
@@ -27,23 +29,35 @@ def check_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> 
 
     latents = arguments.get("latents")
     if latents is None:
-        return
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        return dict(arguments)
+    if not isinstance(latents, torch.Tensor):
         raise InvalidRequest("latents", type(latents).__name__, "a tensor of floats")
+    expected = _expected_shape(pipeline, arguments)
+    if expected is None:  # tokens, sound ...
+        return dict(arguments)
+    if latents.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InvalidRequest("latents", str(latents.dtype), "a tensor of floats")
     if not torch.isfinite(latents).all():
         raise InvalidRequest("latents", "NaN or infinity", "finite numbers")
-    expected = _expected_shape(pipeline, arguments)
-    if expected is None or latents.ndim not in (3, 4):
-        return
+    _check_shape(latents, expected)
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    return {**arguments, "latents": latents.to(getattr(denoiser, "dtype", latents.dtype))}
+
+
+def _check_shape(latents: torch.Tensor, expected: tuple[int | None, ...]) -> None:
     if latents.ndim == 4:
         pairs = zip(latents.shape, expected, strict=True)
         fits = all(side is None or size == side for size, side in pairs)
+    elif latents.ndim == 3 and None not in expected:
+        count, channels, *sides = (side or 0 for side in expected)
+        packed = [side // 2 * 2 for side in sides]  # two by two
+        fits = latents.numel() == math.prod([count, channels, *packed])
     else:
-        fits = None in expected or latents.numel() == math.prod(filter(None, expected))
+        return
     if not fits:
         text = ", ".join("any" if side is None else str(side) for side in expected)
-        packed = ", packed" if latents.ndim == 3 else ""
-        raise InvalidRequest("latents", tuple(latents.shape), f"shape ({text}){packed}")
+        how = ", packed" if latents.ndim == 3 else ""
+        raise InvalidRequest("latents", tuple(latents.shape), f"shape ({text}){how}")
 
 
 def _expected_shape(

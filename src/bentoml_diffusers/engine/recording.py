@@ -56,11 +56,13 @@ def make_recording(
     """
     if plan is None and not own["return_workflow"]:
         return None
-    scheduler = own["scheduler"]
+    scheduler = own["scheduler"] if isinstance(own["scheduler"], (str, type)) else None
+    if scheduler is None and plan is not None and plan.workflow.scheduler is not None:
+        scheduler = plan.workflow.scheduler.requested  # so that a replay can be replayed
     return Recording(
         task=task,
         arguments=arguments,
-        scheduler=scheduler if isinstance(scheduler, (str, type)) else None,
+        scheduler=scheduler,
         returns_workflow=bool(own["return_workflow"]),
         plan=plan,
     )

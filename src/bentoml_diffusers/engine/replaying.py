@@ -115,12 +115,16 @@ class Planner:
         recorded, own = workflow.pipeline, type(self._pipeline)
         if recorded.class_name == own.__name__ and is_modular(self._pipeline):
             return workflow.task or "__call__", []
-        if recorded.class_name == own.__name__:
+        is_own = recorded.class_name == own.__name__
+        if is_own:
             check_method(own, recorded.method)
+        if is_own and recorded.method != "__call__":
             return recorded.method, []
-        for task in _names.TASKS:
+        for task in (workflow.task, *_names.TASKS):
             if _class_of_task(self._pipeline, task) == recorded.class_name:
-                return task, []
+                return str(task), []
+        if is_own:
+            return recorded.method, []
         other = Difference(
             "workflow.pipeline.class_name", recorded.class_name, own.__name__, stops=True
         )
@@ -184,9 +188,11 @@ class Planner:
         raise InvalidRequest(f"{field}.scale", 0, "another number")
 
 
-def _class_of_task(pipeline: Any, task: str) -> str | None:
+def _class_of_task(pipeline: Any, task: str | None) -> str | None:
+    if task not in _names.TASKS or is_modular(pipeline):
+        return None
     try:
-        return None if is_modular(pipeline) else _names.task_class(pipeline, task).__name__
+        return _names.task_class(pipeline, task).__name__
     except InvalidRequest:
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import re
 import sys
 import threading
 from pathlib import Path
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _lock = threading.RLock()
+_FILE = re.compile(r"[A-Za-z_]\w*\.py")
 
 
 class RunningCode:
@@ -156,6 +158,8 @@ def _import_code(path: Path, digest: str) -> ModuleType:
 
 def _import_beside(package: ModuleType, file: str) -> ModuleType:
     """Imports another file of a private package, once, as its own imports would."""
+    if not isinstance(file, str) or not _FILE.fullmatch(file):  # the name is no part of the hash
+        raise InvalidModel(str(file), "is no file in the code of the model")
     path = Path(package.__file__ or "").parent / file
     name = f"{package.__name__}.{path.stem}"
     with _lock:

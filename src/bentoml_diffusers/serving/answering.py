@@ -118,7 +118,7 @@ def error_response(ctx: bentoml.Context, error: DiffusersError) -> Response:
     status = int(error.error_code)
     ctx.response.status_code = status  # else BentoML puts its own 200 on the answer
     field = getattr(error, "field", None)
-    detail = [{"loc": [field], "msg": str(error)}] if field else []
+    detail = [{"loc": [_encodable(field)], "msg": _encodable(str(error))}] if field else []
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
     body = {"error": _public_text(error), "detail": detail}
     return JSONResponse(body, status_code=status, headers=headers)
@@ -128,4 +128,9 @@ def _public_text(error: DiffusersError) -> str:
     """What a client may read: a failure of the pipeline can quote paths of the server."""
     if error.error_code == 500:
         return "the picture could not be painted; the server's log says why"
-    return str(error)
+    return _encodable(str(error))
+
+
+def _encodable(text: str) -> str:
+    """A request may name fields with half characters, which no answer can carry."""
+    return text.encode(errors="backslashreplace").decode()

@@ -7,11 +7,13 @@ workflow are read by the request model of its task, and all others must have the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, WithJsonSchema
 
+from bentoml_diffusers import _names
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest, InvalidWorkflow, suggest
 from bentoml_diffusers.serving.answering import answer_with, read_arguments
@@ -102,16 +104,16 @@ async def answer_replay(
         fields: Of the request.
         embed: What is written into the picture.
     """
-    workflow = fields["workflow"]
 
     async def paint() -> Result:
+        workflow = _with_task(engine, requests, fields["workflow"])
         overrides = await asyncio.to_thread(
             read_overrides, engine, requests, workflow, fields["overrides"]
         )
         return await engine.areplay(
             workflow,
             strict=fields["strict"],
-            limits=requests[workflow.task].limits,
+            limits=requests[str(workflow.task)].limits,
             return_workflow=embed.workflow or embed.infotext,
             **read_arguments(overrides),
         )
@@ -140,7 +142,8 @@ def read_overrides(
         InvalidWorkflow: 400, a task or argument that the service has not, or beyond its limits.
         InvalidRequest: 400, an override that it has not, or beyond its limits.
     """
-    model = _find_model(engine, requests, workflow)
+    workflow = _with_task(engine, requests, workflow)
+    model = requests[str(workflow.task)]
     names = sorted(set(model.model_fields) - {"output_format"})
     for name, value in overrides.items():
         if name not in names:
@@ -156,18 +159,39 @@ def read_overrides(
     return {name: getattr(request, name) for name in overrides}
 
 
-def _find_model(
+def _with_task(
     engine: Engine, requests: Mapping[str, type[RequestModel]], workflow: Workflow
-) -> type[RequestModel]:
-    task, recorded = str(workflow.task), workflow.pipeline
-    if task not in requests:
+) -> Workflow:
+    """Returns the workflow with the name that its task has here.
+
+    Raises:
+        InvalidWorkflow: 400, none of those that are served.
+    """
+    recorded = workflow.pipeline
+    calls = {name: engine.find_call(name)[:2] for name in requests}
+    same = [
+        name
+        for name, (cls, method) in calls.items()
+        if (cls.__name__, method) == (recorded.class_name, recorded.method)
+    ]
+    task = workflow.task
+    if task in (None, "__call__") and len(same) == 1:
+        task = same[0]
+    if task is None or task not in requests:
         raise InvalidWorkflow("workflow.task", task, f"one of {', '.join(requests)}")
-    if recorded.method != "__call__":
-        raise InvalidWorkflow("workflow.pipeline.method", recorded.method, "'__call__'")
-    served = {name: engine.find_call(name)[0].__name__ for name in requests}
-    if recorded.class_name in served.values() and recorded.class_name != served[task]:
-        raise InvalidWorkflow("workflow.pipeline.class_name", recorded.class_name, served[task])
-    return requests[task]
+    cls, method = calls[task]
+    if recorded.method != method:
+        raise InvalidWorkflow("workflow.pipeline.method", recorded.method, repr(method))
+    if task not in same and recorded.class_name in _class_names(engine):
+        raise InvalidWorkflow("workflow.pipeline.class_name", recorded.class_name, cls.__name__)
+    return workflow.model_copy(update={"task": task})
+
+
+def _class_names(engine: Engine) -> Iterator[str]:
+    """Names of the classes that this pipeline has for any task, served or not."""
+    for task in _names.TASKS:
+        with contextlib.suppress(InvalidRequest):
+            yield engine.find_call(task)[0].__name__
 
 
 def _read_fields(
@@ -178,7 +202,11 @@ def _read_fields(
     for name, value in workflow.arguments.items():
         field = f"workflow.arguments.{name}"
         if name in model.model_fields:
-            if value is not None:
+            is_left_out = value is None and None in (
+                model.model_fields[name].default,
+                defaults.get(name),
+            )
+            if not is_left_out:
                 yield name, _decode(field, value, workflow, model.limits)
         elif not _is_default(name, value, defaults):
             fields = ", ".join(model.model_fields)

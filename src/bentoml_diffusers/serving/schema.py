@@ -6,6 +6,7 @@ image, turns the prompt ``"12"`` of a form into a number, and ignores unknown fi
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -24,6 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
+from bentoml_diffusers.errors import suggest
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.serving.codecs import (
     SIZE_STEP,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 
 _MAX_MARKS = 2**20  # commas and brackets of a JSON body, those in its texts not counted
+_MAX_FORM_MARKS = 2**16  # of a field of a form
 
 
 class LoraChoice(BaseModel):
@@ -90,9 +93,12 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             values = await cls._read_form(request)
         else:
             values = cls._read_json(await request.body())
+        for name in values:
+            cls._check_name(name)
         for name in cls.multipart_fields:
             if name in values:
-                values[name] = cls._decode_file(name, values[name])
+                # Beside the event loop: large files take a while.
+                values[name] = await asyncio.to_thread(cls._decode_file, name, values[name])
         return cls.model_validate(values)
 
     @classmethod
@@ -111,6 +117,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
         values: dict[str, Any] = {}
         for name, value in form.multi_items():
+            cls._check_name(name)
             if name in values:
                 raise cls._fault(name, "given more than once")
             if isinstance(value, UploadFile):
@@ -122,6 +129,11 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             elif value != "":
                 values[name] = _read_structure(value)
         return values
+
+    @classmethod
+    def _check_name(cls, name: str) -> None:
+        if name not in cls.model_fields:
+            raise cls._fault(name, f"an unknown field{suggest(name, cls.model_fields)}")
 
     @classmethod
     def _read_json(cls, body: bytes) -> dict[str, Any]:
@@ -188,10 +200,10 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
 def _read_structure(text: str) -> Any:
     """Forms carry lists and objects as JSON; all else stays text for pydantic to read."""
-    if text[:1] in ("[", "{"):
+    if text[:1] in ("[", "{") and count_marks(text.encode()) <= _MAX_FORM_MARKS:
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 
