@@ -100,7 +100,7 @@ class TestShow:
     def test_no_file(self, run, tmp_path):
         done = run("workflow", "show", tmp_path / "a.png")
         assert done.exit_code == 1
-        assert "Error: model 'a.png' is no workflow: no such file or folder" in done.output
+        assert "Error: 'a.png': no such file, folder or hub repository" in done.output
 
     def test_newer_version(self, run, tmp_path):
         values = {"format": "bentoml_diffusers.workflow", "version": 99}

@@ -9,8 +9,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -23,12 +25,13 @@ from PIL import Image
 
 from bentoml_diffusers import errors
 from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.workflow import Workflow
+from bentoml_diffusers.workflow import Workflow, parcels
 from bentoml_diffusers.workflow.bounds import Bounds
 from bentoml_diffusers.workflow.calls import check_method
 from bentoml_diffusers.workflow.capturing import capture, complete_arguments
 from bentoml_diffusers.workflow.limits import check_limits
-from bentoml_diffusers.workflow.schema import FORMAT, Pipeline
+from bentoml_diffusers.workflow.schema import FORMAT, Output, OutputPart, Pipeline
+from bentoml_diffusers.workflow.summary import summarize
 from bentoml_diffusers.workflow.values import Decoder
 
 FORMATS = Path(__file__).parent / "formats" / "workflows"
@@ -113,6 +116,14 @@ def test_arguments_of_every_class_come_back(cls):
     workflow = make(**bound)
     assert not workflow.unsupported
     assert is_same(decode(travel(workflow)), bound)
+
+
+@pytest.mark.parametrize(("args", "more"), [(("state",), {}), ((), {"state": "state"})])
+def test_a_modular_pipeline_takes_no_state(args, more):
+    pipeline = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    with pytest.raises(errors.InvalidRequest, match="by name") as caught:
+        complete_arguments(pipeline, "__call__", args, {"prompt": "a cat", **more})
+    assert caught.value.field == "state"
 
 
 def test_inputs_of_modular_pipelines_come_back():
@@ -298,6 +309,90 @@ def test_other_texts_are_refused(text):
     refused(text, "workflow")
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"more": 1}, r"^workflow.more: got 1, expected nothing here: an unknown field$"),
+        ({"exclusive": 1}, r"^workflow.exclusive: got 1, expected a valid boolean$"),
+        ({"pipeline": {}}, r"^workflow.pipeline.class_name: got None, expected a value: .* needed"),
+        ({"seeds": [-1]}, r"^workflow.seeds.0: got -1, expected greater than or equal to 0$"),
+        (
+            {"pipeline": {"class_name": "X", "code_sha256": "no"}},
+            r"^workflow.pipeline.code_sha256: got 'no', expected a sha256: 64 ",
+        ),
+    ],
+)
+def test_a_wrong_field_reads_well(workflow, change, match):
+    refused(values_of(workflow) | change, match)
+
+
+def test_where_a_text_stops_being_json():
+    refused(b'{"a":}', r"""got '{"a":}', expected JSON, which it is not: .*line 1 column 6""")
+
+
+HALF = "\ud83d"  # of a surrogate pair
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": HALF},
+        {"arguments": {"prompt": [f"a {HALF}"]}},
+        {"arguments": {HALF: 1}},
+        {HALF: 1},
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(workflow, change):
+    values = values_of(workflow) | change
+    refused(values, "half of a surrogate pair")
+    with pytest.raises(errors.InvalidWorkflow, match="half of a surrogate pair") as caught:
+        Workflow.from_json(json.dumps(values, ensure_ascii=False))
+    str(caught.value).encode()
+
+
+def test_whole_characters_come_back():
+    text = "\U0001f600"
+    assert Workflow.from_json(json.dumps(values_of(make(prompt=text)))) == make(prompt=text)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"])
+def test_a_blob_is_named_by_a_sha256(tmp_path, name):
+    (tmp_path / "secret.bin").write_bytes(b"secret")
+    (tmp_path / "a" / "b" / "blobs").mkdir(parents=True)
+    values = values_of(make()) | {"arguments": {"x": {"$kind": "other", "blob": name}}}
+    file = tmp_path / "a" / "b" / "flow.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(errors.InvalidWorkflow, match="expected a sha256") as caught:
+        Workflow.load(file)
+    assert caught.value.field == "workflow.arguments.x"
+
+
+def test_saving_without_a_blob_says_which(workflow, tmp_path):
+    bare = Workflow.model_validate(workflow.model_dump())
+    with pytest.raises(errors.InvalidWorkflow, match="missing") as caught:
+        bare.save_workflow(tmp_path / "wf")
+    assert caught.value.field == "workflow.arguments.image"
+    assert not (tmp_path / "wf").exists()
+
+
+def test_the_path_of_a_saved_file_is_whole(workflow, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = workflow.save_workflow("~/wf")
+    assert path == tmp_path / "wf" / "diffusion_workflow.json"
+    assert path.is_file()
+
+
+def test_summary_of_a_strange_shape():
+    odd = Workflow(
+        pipeline=Pipeline(class_name="X"),
+        arguments={"x": {"$kind": "tensor", "shape": 5}},
+        output=Output(sha256="0" * 64, parts=[OutputPart(kind="i", shape=[1], sha256="0" * 64)]),
+    )
+    rows = dict(summarize(odd))
+    assert rows["x"] == "tensor"
+    assert rows["output"].startswith("1 part, ")
+
+
 def test_a_changed_blob_names_its_field(workflow, tmp_path):
     workflow.save_workflow(tmp_path)
     for file in (tmp_path / "blobs").glob("*.png"):
@@ -319,6 +414,37 @@ def test_a_changed_blob_names_its_field(workflow, tmp_path):
 def test_a_missing_file_is_not_found(source):
     with pytest.raises(errors.ModelNotFound):
         Workflow.load(source)
+
+
+def test_a_missing_file_is_not_called_a_model():
+    with pytest.raises(errors.ModelNotFound) as caught:
+        Workflow.load("nope.json")
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert str(error).startswith("'nope.json': no such file, folder or hub repository")
+
+
+@pytest.mark.parametrize(
+    ("source", "is_asked"),
+    [
+        ("stabilityai/stable-diffusion-2.1", True),
+        ("me/flow", True),
+        *(
+            (f"folder/file{suffix}", False)
+            for suffix in (".json", ".zip", ".PNG", ".jpeg", ".webp")
+        ),
+    ],
+)
+def test_what_is_looked_up_on_the_hub(source, is_asked, monkeypatch):
+    asked = []
+
+    def download_file(repo_id, name, **_):
+        asked.append(repo_id)
+        raise errors.ModelNotFound(repo_id, "is not there")
+
+    monkeypatch.setattr(parcels, "download_file", download_file)
+    with pytest.raises(errors.ModelNotFound):
+        Workflow.load(source)
+    assert asked == [source] * is_asked
 
 
 @pytest.mark.parametrize("filename", ["../x.json", "/x.json", "x.txt", "", "a/b.json"])
@@ -402,6 +528,26 @@ def test_a_zip_holds_one_workflow(files, match):
 def test_a_zip_of_many_files_is_refused_before_it_is_listed():
     files = {"a.json": "{}", **{f"blobs/{number}": "" for number in range(200)}}
     refused(zip_of(files), "a zip of more files", limits=LIMITS)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_only_stored_and_deflated_files_are_read(method):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.json", "{}")
+    refused(buffer.getvalue(), "stored or deflated")
+
+
+@pytest.mark.parametrize("name", ["a.json", f"blobs/{'0' * 64}.png"])
+def test_a_zip_whose_header_lies_inflates_no_further(name, workflow):
+    size = 64 << 20
+    data = values_of(workflow) | {"arguments": {"x": {"$kind": "image", "blob": "0" * 64}}}
+    files = {"a.json": json.dumps(data), name: bytes(size)}
+    lying = zip_of(files).replace(struct.pack("<I", size), struct.pack("<I", 100))
+    tracemalloc.start()
+    refused(lying, "broken zip", limits=LIMITS)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def test_a_broken_zip_is_refused():

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import sys
 import zlib
 from xml.etree import ElementTree
 
@@ -291,6 +292,7 @@ BOMB = zlib.compress(bytes(100 * MIB))
 LAUGHS = (
     b"""<!DOCTYPE x [<!ENTITY a "haha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]><x>&b;</x>"""
 )
+OWN = b'<a xmlns:d="urn:bentoml-diffusers:workflow/"><d:a>'
 EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
 XAP = b"http://ns.adobe.com/xap/1.0/\0"
 LONG = xmp.make_segments(xmp.make_packet({KEY.decode(): "a" * 100_000}))
@@ -332,7 +334,20 @@ BAD = {
     "no XML": (webp(b"<x"), "no XML"),
     "no text": (webp(b"\xff\xfe<\0x\0>\0"), "no XML"),
     "deep XML": (webp(b"<a>" * 100_000), "deeper than 32"),
-    "many tags": (webp(b"<a>" + b"<b/>" * 400_000 + b"</a>"), "of other programs"),
+    "many tags": (webp(b"<a>" + b"<b/>" * 11_000 + b"</a>"), "more than 10000 elements"),
+    "many tags in a text": (
+        webp(OWN + b"<b/>" * 11_000 + b"</d:a></a>"),
+        "more than 10000 elements",
+    ),
+    "many attributes in a text": (
+        webp(OWN + b"<b " + b" ".join(b'x%d=""' % number for number in range(200_000)) + b"/>"),
+        "of other programs",
+    ),
+    "many packets": (jpeg(*[XAP + b"<a/>"] * 17), "more than 16 XMP packets"),
+    "many segments": (jpeg(*[b""] * 10_000), "more than 10000 segments"),
+    "many markers": (b"\xff\xd8\xff\x01" + b"\xff\x01" * 10_000, "more than 10000 segments"),
+    "many empty chunks": (png(*[(b"juNk", b"")] * 10_000), "more than 10000 chunks"),
+    "many chunks of a WebP": (webp(b"")[:12] + b"junk\0\0\0\0" * 10_001, "more than 10000 chunks"),
     "many attributes": (
         webp(b"<a " + b" ".join(b'x%d=""' % number for number in range(200_000)) + b"/>"),
         "of other programs",
@@ -369,7 +384,39 @@ def read_or_none(data):
         return None
 
 
+def count_lines(function, *args):
+    """How many lines of the readers run, whatever the machine."""
+    n_lines = 0
+
+    def trace(frame, event, _):
+        nonlocal n_lines
+        n_lines += event == "line"
+        return trace if frame.f_code.co_filename in (containers.__file__, xmp.__file__) else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function(*args)
+    finally:
+        sys.settrace(before)
+    return n_lines
+
+
 class TestBadFiles:
+    def test_filling_is_skipped_at_once(self):
+        """Bytes of 0xFF before a marker, and a text of many small pieces."""
+        own = encode(make_workflow(), "jpeg")
+        filled = own[:2] + b"\xff" * MIB + own[2:]
+        assert Workflow.from_bytes(filled) == make_workflow()
+        assert count_lines(read_or_none, filled) < 1000
+        assert count_lines(read_or_none, own[:2] + b"\xff" * MIB) < 1000
+
+    def test_a_text_of_many_pieces_is_read_at_once(self):
+        prompt = "&\n" * 100_000
+        own = encode(make_workflow(prompt=prompt), "webp")
+        assert Workflow.from_bytes(own).arguments["prompt"] == prompt
+        assert count_lines(read_or_none, own) < 2000
+
     @pytest.mark.parametrize("case", BAD)
     def test_refused_with_the_reason(self, case):
         data, reason = BAD[case]

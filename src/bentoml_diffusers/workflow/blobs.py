@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidWorkflow
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 KIND = "$kind"
 FOLDER = "blobs"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _EXTENSIONS = {"image": "png", "tensor": "safetensors", "array": "safetensors"}
 
 
@@ -57,6 +59,8 @@ def collect(
     for field, sha256, extension in find_blobs(dict(values)):
         if sha256 in found:
             continue
+        if not _SHA256.fullmatch(sha256):  # it becomes part of a path
+            raise InvalidWorkflow(field, sha256, "a sha256: 64 digits of 0-9 and a-f")
         data = read(f"{sha256}.{extension}")
         if data is None:
             raise InvalidWorkflow(field, None, f"the blob {sha256}.{extension}, which is missing")

@@ -54,6 +54,7 @@ class Bounds:
 
 
 LOCAL = Bounds()  # of files of the caller's own machine
+_SHOWN = 40  # characters of a text that is refused
 
 
 def read_json(data: bytes | str, bounds: Bounds) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def read_json(data: bytes | str, bounds: Bounds) -> dict[str, Any]:
     try:
         values = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as err:
-        raise InvalidWorkflow("workflow", str(err), "JSON") from err
+        start = data[:_SHOWN] if isinstance(data, str) else data[:_SHOWN].decode(errors="replace")
+        raise InvalidWorkflow("workflow", start, f"JSON, which it is not: {err}") from err
     if not isinstance(values, dict):
         raise InvalidWorkflow("workflow", values, "an object with the fields of a workflow")
     _check_size(values, bounds)
@@ -96,20 +98,31 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_size(values: dict[str, Any], bounds: Bounds) -> None:
     """Counts depth, values and characters; blobs are counted where they are decoded."""
     texts = n_values = 0
-    level: list[Any] = [value for key, value in values.items() if key != "blobs"]
+    level: list[Any] = [*values, *(value for key, value in values.items() if key != "blobs")]
     for _ in range(bounds.max_depth):
         n_values += len(level)
-        texts += sum(len(item) for item in level if isinstance(item, str))
+        strings = [item for item in level if isinstance(item, str)]
+        texts += sum(map(len, strings))
         if n_values > bounds.max_values or texts > bounds.max_json_bytes:
             raise InvalidWorkflow(
                 "workflow",
                 f"{n_values} values with {texts} characters",
                 f"at most {bounds.max_values} values and {bounds.max_json_bytes} characters",
             )
+        _check_characters("".join(strings))
         level = [child for item in level for child in _children(item)]
         if not level:
             return
     raise InvalidWorkflow("workflow", "deeper ones", f"at most {bounds.max_depth} levels")
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        got = text[max(err.start - _SHOWN, 0) : err.start + 1]
+        expected = "whole characters: it ends in half of a surrogate pair"
+        raise InvalidWorkflow("workflow", got, expected) from err
 
 
 def _children(item: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.workflow.describing import is_modular
 from bentoml_diffusers.workflow.schema import Workflow
 from bentoml_diffusers.workflow.values import Encoder
@@ -25,8 +26,12 @@ def complete_arguments(
 
     Raises:
         TypeError: The method does not take them.
+        InvalidRequest: 400, a state for a modular pipeline: it cannot be kept.
     """
     if is_modular(pipeline) and method == "__call__":
+        state = args[0] if args else kwargs.get("state")
+        if args or state is not None:
+            raise InvalidRequest("state", state, "none, but all inputs by name: they are recorded")
         inputs = {item.name: item.default for item in pipeline.blocks.inputs if item.name}
         return {**inputs, "output": None, **kwargs}
     signature = inspect.signature(getattr(type(pipeline), method))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,13 +22,15 @@ PREFIX = "diffusers_"
 KEY = f"{PREFIX}workflow"  # the JSON
 BLOB_KEY = f"{PREFIX}blob_"  # and a sha256: 79 characters, the most that a PNG allows
 MAX_TEXT_BYTES = 48 * 1024 * 1024  # of all texts; Pillow opens no PNG with more than 64 MiB
-_MAX_CHUNKS = 5000  # of a PNG with texts of ours
+_MAX_TEXTS = 5000  # chunks of a PNG with texts of ours
+_MAX_CHUNKS = 10_000  # of any kind, and segments of a JPEG
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _PIECE = 256 * 1024  # characters; Pillow opens no PNG with a compressed text above 1 MiB
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _MAX_EXIF = 65533
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
+_FILLING = re.compile(rb"\xff+")
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 
 
@@ -112,15 +115,17 @@ def _read_png(data: bytes, room: int) -> dict[str, str]:
         text = _PNG_TEXTS[kind](content[len(keyword) + 1 :], room)
         room -= len(text)
         count += 1
-        if count > _MAX_CHUNKS:
-            raise BrokenContainer(f"a picture with more than {_MAX_CHUNKS} texts")
+        if count > _MAX_TEXTS:
+            raise BrokenContainer(f"a picture with more than {_MAX_TEXTS} texts")
         pieces.setdefault(keyword, []).append(text)
     return {keyword: "".join(texts) for keyword, texts in pieces.items()}
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = len(_PNG)
-    while position + 12 <= len(data):
+    for _ in _at_most("chunks"):
+        if position + 12 > len(data):
+            return
         (length,) = struct.unpack_from(">I", data, position)
         end = position + 12 + length
         if end > len(data):
@@ -181,25 +186,27 @@ def _inflate(data: bytes, room: int) -> bytes:
 def _jpeg_segments(data: bytes) -> Iterator[bytes]:
     """Yields the content of the APP1 segments before the pixels."""
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # filling
-            position += 1
-        elif marker in _STANDALONE:
-            position += 2
-        elif marker in (_START_OF_SCAN, _END_OF_IMAGE):
+    for _ in _at_most("segments"):
+        filling = _FILLING.match(data, position)
+        if not filling or filling.end() + 3 > len(data):
             return
-        else:
-            (length,) = struct.unpack_from(">H", data, position + 2)
-            if marker == _APP1 and position + 2 + length <= len(data):
-                yield data[position + 4 : position + 2 + length]
-            position += 2 + length
+        marker, position = data[filling.end()], filling.end() + 1
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return
+        if marker not in _STANDALONE:
+            (length,) = struct.unpack_from(">H", data, position)
+            if marker == _APP1 and position + length <= len(data):
+                yield data[position + 2 : position + length]
+            position += length
 
 
 def _read_webp(data: bytes, max_bytes: int) -> dict[str, str]:
     stream = io.BytesIO(data)
     stream.seek(12)
-    while len(header := stream.read(8)) == 8:
+    for _ in _at_most("chunks"):
+        header = stream.read(8)
+        if len(header) < 8:
+            return {}
         kind, length = struct.unpack("<4sI", header)
         if kind == b"XMP ":
             packet = stream.read(length)
@@ -208,3 +215,8 @@ def _read_webp(data: bytes, max_bytes: int) -> dict[str, str]:
             return xmp.read_packet(_bounded(packet, max_bytes))
         stream.seek(length + length % 2, io.SEEK_CUR)
     return {}
+
+
+def _at_most(what: str) -> Iterator[int]:
+    yield from range(_MAX_CHUNKS)
+    raise BrokenContainer(f"a picture with more than {_MAX_CHUNKS} {what}")

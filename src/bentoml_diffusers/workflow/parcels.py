@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.bounds import Bounds
 
 FILENAME = "diffusion_workflow.json"
+_SUFFIXES = (".json", ".zip", ".png", ".jpg", ".jpeg", ".webp")
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others all inflates at once
 _ZIP = b"PK\x03\x04"
 _ZIP_ENTRY = b"PK\x01\x02"
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError)
@@ -57,11 +59,13 @@ def open_parcel(
         HubUnavailable: 503, the hub did not answer as it should.
     """
     path = Path(source).expanduser()
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
+    is_file_name = path.suffix.lower() in _SUFFIXES
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not is_file_name
+    if is_repository and not path.exists():
         return _open_repository(str(source), _checked(filename), revision, token)
     path = path / _checked(filename) if path.is_dir() else path
     if not path.is_file():
-        raise ModelNotFound(path.name, "is no workflow: no such file or folder", "check the path")
+        raise ModelNotFound.no_workflow(path.name)
 
     def read(name: str) -> bytes | None:
         blob = path.parent / FOLDER / name
@@ -121,13 +125,21 @@ def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
     _check_members(members, bounds)
 
     def read(name: str) -> bytes | None:
-        try:
-            return archive.read(name) if name in members else None
-        except _BROKEN_ZIP as err:
-            raise _broken_zip(err) from err
+        return _read_member(archive, members[name]) if name in members else None
 
     text = read(next(name for name in members if "/" not in name))
     return Parcel(text or b"", lambda name: read(f"{FOLDER}/{name}"))
+
+
+def _read_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(item) as stream:
+            data = stream.read(item.file_size + 1)  # without a number it inflates all
+    except _BROKEN_ZIP as err:
+        raise _broken_zip(err) from err
+    if len(data) != item.file_size:
+        raise _broken_zip(EOFError(f"{item.filename} has another size than it says"))
+    return data
 
 
 def _read_picture(data: bytes, bounds: Bounds) -> Parcel:
@@ -196,6 +208,8 @@ def _check_members(members: Mapping[str, zipfile.ZipInfo], bounds: Bounds) -> No
     others = [name for name in members if "/" in name and Path(name).parts[0] != FOLDER]
     if len(names) != 1 or others:
         raise InvalidWorkflow("workflow", list(members), f"one JSON file, and {FOLDER}/ beside it")
+    if any(item.compress_type not in _COMPRESSIONS for item in members.values()):
+        raise InvalidWorkflow("workflow", "a zip compressed otherwise", "files stored or deflated")
     size = sum(item.file_size for item in members.values())
     limit = bounds.max_json_bytes + bounds.max_blob_bytes
     if size > limit or len(members) > bounds.max_blobs + 1:

@@ -56,6 +56,9 @@ def run_with_workflow(
 
     Returns:
         What the pipeline returned, and the workflow.
+
+    Raises:
+        InvalidRequest: 400, a state for a modular pipeline, which takes its inputs by name here.
     """
     bound = _with_generator(complete_arguments(pipeline, method, args, arguments))
     workflow = _capture(pipeline, method, bound)

@@ -213,7 +213,7 @@ class Workflow(Part):
         Raises:
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
         """
-        text = data.encode() if isinstance(data, str) else data
+        text = data.encode(errors="surrogatepass") if isinstance(data, str) else data
         return cls._from_parcel(Parcel(text), LOCAL if limits is None else Bounds.of(limits))
 
     @classmethod
@@ -305,22 +305,26 @@ class Workflow(Part):
             The file.
 
         Raises:
-            InvalidWorkflow: 400, a file name that cannot be.
+            InvalidWorkflow: 400, a file name that cannot be, or a blob is missing.
             ModelNotFound: 404, no such repository, or the token may not write to it.
             HubUnavailable: 503, the hub did not answer as it should.
             StorageFull: 507, no space left.
         """
+        root = Path(folder).expanduser()
         text = self.to_json(indent=2, inline_blobs=False)
-        names = {
-            sha256: f"{sha256}.{extension}"
-            for _, sha256, extension in find_blobs(self.model_dump(mode="json"))
-        }
-        contents = {name: self._blobs[sha256] for sha256, name in names.items()}
-        written = write_parcel(folder, filename, text, contents)
+        written = write_parcel(root, filename, text, self._blobs_by_file())
         if push_to_hub:
-            name = repo_id or Path(folder).resolve().name
+            name = repo_id or root.resolve().name
             push_parcel(written, name, token=token, private=private, message=commit_message)
-        return Path(folder) / filename
+        return root / filename
+
+    def _blobs_by_file(self) -> dict[str, bytes]:
+        found = {}
+        for field, sha256, extension in find_blobs(self.model_dump(mode="json")):
+            if sha256 not in self._blobs:
+                raise InvalidWorkflow(field, None, f"the blob {sha256}, which is missing")
+            found[f"{sha256}.{extension}"] = self._blobs[sha256]
+        return found
 
     @classmethod
     def _from_parcel(cls, parcel: Parcel, bounds: Bounds) -> Workflow:
@@ -361,7 +365,17 @@ def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
+_EXPECTED = {
+    "extra_forbidden": "nothing here: an unknown field",
+    "missing": "a value: the field is needed",
+    "string_pattern_mismatch": "a sha256: 64 digits of 0-9 and a-f",  # the only pattern
+}
+
+
 def _first_fault(error: ValidationError) -> InvalidWorkflow:
     fault = error.errors(include_url=False, include_input=True)[0]
     field = ".".join(["workflow", *(str(part) for part in fault["loc"])])
-    return InvalidWorkflow(field, fault["input"], f"something else: {fault['msg']}")
+    got = None if fault["type"] == "missing" else fault["input"]
+    message = fault["msg"].removeprefix("Input should be ")
+    expected = _EXPECTED.get(fault["type"], message[:1].lower() + message[1:])
+    return InvalidWorkflow(field, got, expected)

@@ -10,7 +10,7 @@ from bentoml_diffusers.workflow.blobs import KIND
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bentoml_diffusers.workflow.schema import Adapter, Workflow
+    from bentoml_diffusers.workflow.schema import Adapter, Output, Workflow
 
 _HEX = 12  # characters of a hash that tell it from others
 _PLUMBING = ("output_type", "return_dict", "callback_on_step_end_tensor_inputs")
@@ -40,7 +40,7 @@ def summarize(workflow: Workflow) -> list[tuple[str, str]]:
         *(("left out", f"{name}: {what}") for name, what in workflow.unsupported.items()),
         ("ran", _describe_run(workflow)),
         ("made with", ", ".join(f"{a} {b}" for a, b in workflow.environment.versions.items())),
-        ("output", f"{len(output.parts)} parts, sha256 {output.sha256}" if output else ""),
+        ("output", _describe_output(output) if output else ""),
     ]
     return [(_printable(name), _printable(text)) for name, text in rows if text]
 
@@ -58,7 +58,7 @@ def _describe_value(value: Any, blobs: Mapping[str, bytes]) -> str:
     if not isinstance(value, dict) or KIND not in value:
         return value if isinstance(value, str) else str(value)
     about = [str(value[KIND]), *(f"{value[key]}" for key in ("mode", "dtype") if key in value)]
-    if shape := value.get("size") or value.get("shape"):
+    if isinstance(shape := value.get("size") or value.get("shape"), list):
         about.append(" x ".join(map(str, shape)))
     name = value.get("blob")
     if isinstance(name, str) and name in blobs:
@@ -89,6 +89,11 @@ def _describe_run(workflow: Workflow) -> str:
     device = workflow.environment.hardware.get("gpu") or workflow.environment.hardware.get("device")
     how = "alone by demand" if workflow.exclusive else "in a batch" if workflow.batched else "alone"
     return f"{how}, on {device}" if device else how
+
+
+def _describe_output(output: Output) -> str:
+    n_parts = len(output.parts)
+    return f"{n_parts} {'part' if n_parts == 1 else 'parts'}, sha256 {output.sha256}"
 
 
 def _printable(text: str) -> str:

@@ -26,6 +26,9 @@ _CHUNK = 64 * 1024  # characters that are parsed at once
 _MAX_OTHER = 1024 * 1024  # characters beside our texts: XML takes many times its size in memory
 _MAX_DEPTH = 32
 _MAX_TEXTS = 5000
+_MAX_ELEMENTS = 10_000  # and attributes
+_MAX_ENTITY = 16  # characters of one that a chunk may cut
+_MAX_PACKETS = 16  # of a JPEG; usual is one
 _FIELDS = struct.Struct(">32sII")  # MD5 in hex, length of the whole, offset of this part
 
 
@@ -62,10 +65,12 @@ def read_segments(segments: Iterable[bytes], max_bytes: int) -> dict[str, str]:
         XmpError: Broken, incomplete, or more than ``max_bytes``.
     """
     found = list(segments)
+    packets = [segment[len(_HEADER) :] for segment in found if segment.startswith(_HEADER)]
+    if len(packets) > _MAX_PACKETS:
+        raise XmpError(f"a picture with more than {_MAX_PACKETS} XMP packets")
     texts: dict[str, str] = {}
-    for segment in found:
-        if segment.startswith(_HEADER):
-            texts |= read_packet(segment[len(_HEADER) :])
+    for packet in packets:
+        texts |= read_packet(packet)
     digest = texts.pop(_HAS_EXTENSION, None)
     if digest is not None:
         texts |= read_packet(_join_extension(found, digest, max_bytes))
@@ -81,8 +86,13 @@ def read_packet(packet: bytes) -> dict[str, str]:
     """
     texts: dict[str, list[str]] = {}
     open_names: list[str | None] = []
+    n_elements = 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal n_elements
+        n_elements += 1 + len(attributes)
+        if n_elements > _MAX_ELEMENTS:
+            raise XmpError(f"XMP with more than {_MAX_ELEMENTS} elements")
         open_names.append(_own_name(tag))
         for key, value in attributes.items():
             if name := _own_name(key):
@@ -100,6 +110,7 @@ def read_packet(packet: bytes) -> dict[str, str]:
         raise XmpError("XMP with a document type")
 
     parser = expat.ParserCreate(namespace_separator="}")
+    parser.buffer_text = True  # not one call per line and entity
     parser.StartElementHandler, parser.CharacterDataHandler = start, read
     parser.EndElementHandler = lambda _: open_names.pop()
     parser.StartDoctypeDeclHandler = refuse
@@ -111,11 +122,13 @@ def read_packet(packet: bytes) -> dict[str, str]:
 
 
 def _feed(parser: expat.XMLParserType, text: str, is_own: Callable[[], bool]) -> None:
-    others = 0
+    others = fed = 0
     for start in range(0, len(text), _CHUNK):
         chunk = text[start : start + _CHUNK]
         parser.Parse(chunk, False)
-        others += 0 if is_own() else len(chunk)
+        fed += len(chunk.encode())
+        is_in_tag = fed - parser.CurrentByteIndex > _MAX_ENTITY
+        others += len(chunk) if is_in_tag or not is_own() else 0
         if others > _MAX_OTHER:
             raise XmpError(f"XMP with more than {_MAX_OTHER} characters of other programs")
     parser.Parse("", True)
