@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 # Of blocks that name no modular workflow.
 _UNNAMED = "paint"
 _ADAPTER_INPUT = "ip_adapter_image"
+# Other paths and attributes of a service.
+_RESERVED = ("replay", "adapters", "engine", "close_engine", "check_model", "bento_model")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,9 @@ def _modular_endpoints(
     for name, reason in reasons.items():
         if reason:
             logger.info("%s: no endpoint for %s: %s", model.tag, name, reason)
+    for name in found:
+        if name in _RESERVED or not name.isidentifier():
+            raise InvalidModel(model.tag, f"has a modular workflow {name!r}: no name for a path")
     served = [name for name, reason in reasons.items() if not reason]
     if not served:
         listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
