@@ -257,7 +257,11 @@ class TestReplay:
         assert done.exit_code == 0, done.output
         assert "differs: workflow.pipeline.options.custom_pipeline was" in done.output
 
-    def test_output_that_cannot_be(self, run, painted, tmp_path):
-        done = run("replay", painted[0] / "plain.png", "-o", tmp_path / "a.gif")
-        assert done.exit_code == 1
-        assert "path: got 'a.gif', expected a name that ends in" in done.output
+    @pytest.mark.parametrize(
+        ("output", "said"), [("a.gif", "neither .png"), ("nowhere/a.png", "there is no folder")]
+    )
+    def test_output_that_cannot_be(self, run, painted, tmp_path, output, said):
+        """Said before anything is painted."""
+        done = run("replay", painted[0] / "plain.png", "-o", tmp_path / output)
+        assert done.exit_code == 2
+        assert said in " ".join(done.output.split())
