@@ -411,7 +411,8 @@ def test_a_changed_blob_names_its_field(workflow, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["no_such", "/no/such.json", "../x", "owner/name/more"])
-def test_a_missing_file_is_not_found(source):
+def test_a_missing_file_is_not_found(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.ModelNotFound):
         Workflow.load(source)
 
