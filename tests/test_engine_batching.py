@@ -271,11 +271,46 @@ def test_a_late_and_short_request_overtakes_a_long_one(sd_engine):
     assert order == ["short", "long"]
 
 
+def rows_of_unet(pipeline):
+    """A list that fills with the rows of each forward of the UNet."""
+    rows = []
+    pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    return rows
+
+
+def test_all_encode_their_prompts_before_the_first_step():
+    """A request without guidance encodes one prompt, the others two."""
+    pipeline = testing.tiny_stable_diffusion()
+    rows = rows_of_unet(pipeline)
+    calls = [{**call, "num_inference_steps": 2} for call in text_calls()]
+    with Engine.from_model(pipeline) as engine:
+        run_at_once(engine, calls, "txt2img")
+    assert rows == [5, 5]
+
+
+def test_a_late_request_joins_the_next_step():
+    pipeline = testing.tiny_stable_diffusion()
+    rows = rows_of_unet(pipeline)
+    with Engine.from_model(pipeline) as engine:
+        late = []
+
+        def invite(pipeline, index, timestep, tensors):
+            if index == 1:
+                late.append(engine.submit("txt2img", **RED, num_inference_steps=2))
+                give_up = time.monotonic() + 30
+                while not engine._worker.conductor._ready and time.monotonic() < give_up:
+                    time.sleep(0.001)
+            return tensors
+
+        engine.run("txt2img", **RED, num_inference_steps=6, callback_on_step_end=invite)
+        late[0].result(60)
+    assert rows == [2, 2, 4, 4, 2, 2]
+
+
 def test_a_compiled_denoiser_gets_batches_of_few_sizes():
     pipeline = testing.tiny_stable_diffusion()
     pipeline.unet.mid_block.compile(backend="eager")
-    rows = []
-    pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    rows = rows_of_unet(pipeline)
     calls = [{**RED, "num_inference_steps": 3} for _ in range(3)]
     expected = [call_diffusers(testing.tiny_stable_diffusion(), calls[0], seed) for seed in (0, 1)]
     with Engine.from_model(pipeline) as engine:

@@ -2,7 +2,7 @@
 
 Every request runs the ordinary code of its pipeline in a thread of its own, but only the thread
 that holds the baton runs. It gives the baton away at a forward of a shared module, and nowhere
-else. When all threads wait at a forward, the oldest ones of equal kind are joined, run once by
+else. When all threads wait at a forward, the oldest is joined with those of equal kind, run once by
 one of their threads, and split.
 """
 
@@ -57,6 +57,7 @@ class SharedModule:
         name: Name of the component, with the method if it is not ``forward``.
         run: The real function.
         device: Where it computes.
+        denoises: It is called at every step.
         max_rows: Largest batch.
         ignored: Arguments that the function takes but does not use.
         in_buckets: Batches are padded to powers of two: it is compiled for each size.
@@ -65,6 +66,7 @@ class SharedModule:
     name: str
     run: Callable[..., Any]
     device: torch.device
+    denoises: bool
     max_rows: int
     defaults: Mapping[str, Any]
     ignored: frozenset[str] = frozenset()
@@ -211,7 +213,7 @@ class Conductor:
             self._ready.append(member)
 
     def _pass_on(self) -> None:
-        """Gives the baton to who can go on; if nobody can, to one who runs the oldest group."""
+        """Gives the baton to who can go on; if nobody can, to one who runs a group."""
         self._drop_stopped()
         if not self._ready and self._waiting:
             try:
@@ -246,7 +248,14 @@ class Conductor:
             self._ready.append(job.member)
 
     def _choose_group(self) -> list[_Job]:
-        oldest = self._waiting[0]
+        """Takes the oldest forward and those that can be joined with it.
+
+        What comes before and after the steps goes first: so a new request shares the next step of
+        the others, and a finished one does not wait for it. A request has few such forwards, and
+        running requests are bounded: the steps' turn comes.
+        """
+        aside = (job for job in self._waiting if not job.module.denoises)
+        oldest = next(aside, self._waiting[0])
         group = [job for job in self._waiting if job.key == oldest.key]
         waiting = sum(job.rows for job in group)
         limit = min(self.profile.choose_rows(oldest.kind, waiting), oldest.module.max_rows)

@@ -12,6 +12,7 @@ import torch
 
 from bentoml_diffusers.engine.conductor import SharedModule, parameter_defaults
 from bentoml_diffusers.engine.preview import paint_preview
+from bentoml_diffusers.loading import denoiser_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,9 +110,10 @@ def _list_shared_modules(
     base: DiffusionPipeline, limits: EngineLimits
 ) -> dict[str, dict[str, SharedModule]]:
     """Returns, for each component, its functions whose calls can be joined."""
+    denoisers = denoiser_names(base)
     return {
         name: {
-            method: _describe(name, method, module, limits)
+            method: _describe(name, method, module, limits, denoises=name in denoisers)
             for method in ("forward", "decode")
             if method == "forward" or (hasattr(module, "decode") and _is_decoder(module))
         }
@@ -124,7 +126,9 @@ def _is_decoder(module: Any) -> bool:
     return first in ("z", "x", "latents", "latent", "h")
 
 
-def _describe(name: str, method: str, module: Any, limits: EngineLimits) -> SharedModule:
+def _describe(
+    name: str, method: str, module: Any, limits: EngineLimits, *, denoises: bool
+) -> SharedModule:
     is_decode = method == "decode"
     unused = is_decode and type(module).__name__ in _DETERMINISTIC_DECODERS
     parameter = next(module.parameters(), None)
@@ -132,6 +136,7 @@ def _describe(name: str, method: str, module: Any, limits: EngineLimits) -> Shar
         name=f"{name}.{method}" if is_decode else name,
         run=module.decode if is_decode else module,
         device=parameter.device if parameter is not None else torch.device("cpu"),
+        denoises=denoises and not is_decode,
         max_rows=limits.max_decode_rows if is_decode else limits.max_batch_rows,
         defaults=parameter_defaults(getattr(module, method)),
         ignored=frozenset({"generator"} if unused else ()),

@@ -7,11 +7,11 @@ from bentoml_diffusers.loading.pipeline import (
     load_pipeline,
     stored_options,
 )
-from bentoml_diffusers.loading.tuning import denoiser_name, running_pipeline
+from bentoml_diffusers.loading.tuning import denoiser_names, running_pipeline
 
 __all__ = [
     "bundled_pipeline_class",
-    "denoiser_name",
+    "denoiser_names",
     "load_pipeline",
     "mellon_config",
     "running_pipeline",

@@ -23,9 +23,19 @@ _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder", "prior
 running_pipeline: ContextVar[Any] = ContextVar("running_pipeline")
 
 
-def denoiser_name(pipeline: DiffusionPipeline) -> str | None:
-    """Returns the name of the component that denoises, whatever it is called."""
-    return next(iter(_denoiser_names(pipeline)), None)
+def denoiser_names(pipeline: DiffusionPipeline) -> list[str]:
+    """Returns the names of the components that denoise, whatever they are called."""
+    found = [name for name in _DENOISERS if getattr(pipeline, name, None) is not None]
+    if found:
+        return found
+    # Else what comes last before the VAE in the order in which parts go to the device.
+    order = getattr(type(pipeline), "model_cpu_offload_seq", None) or ""
+    others = [
+        name
+        for name in order.split("->")
+        if name and not name.startswith(("vae", "vqvae", "text_", "image_", "vocoder"))
+    ]
+    return [name for name in others[-1:] if getattr(pipeline, name, None) is not None]
 
 
 def set_attention(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
@@ -75,7 +85,7 @@ def set_memory_format(pipeline: DiffusionPipeline, options: ModelOptions) -> Non
     import torch
 
     if options.channels_last:
-        for name in (*_denoiser_names(pipeline), "vae", "vqvae", "controlnet"):
+        for name in (*denoiser_names(pipeline), "vae", "vqvae", "controlnet"):
             module = getattr(pipeline, name, None)
             if isinstance(module, torch.nn.Module):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -160,22 +170,8 @@ def _whole_or_denoisers(pipeline: DiffusionPipeline, option: str) -> list[Any]:
     return _denoisers(pipeline, option) if is_made_of_blocks(pipeline) else [pipeline]
 
 
-def _denoiser_names(pipeline: DiffusionPipeline) -> list[str]:
-    found = [name for name in _DENOISERS if getattr(pipeline, name, None) is not None]
-    if found:
-        return found
-    # Else what comes last before the VAE in the order in which parts go to the device.
-    order = getattr(type(pipeline), "model_cpu_offload_seq", None) or ""
-    others = [
-        name
-        for name in order.split("->")
-        if name and not name.startswith(("vae", "vqvae", "text_", "image_", "vocoder"))
-    ]
-    return [name for name in others[-1:] if getattr(pipeline, name, None) is not None]
-
-
 def _denoisers(pipeline: DiffusionPipeline, option: str) -> list[Any]:
-    found = [getattr(pipeline, name) for name in _denoiser_names(pipeline)]
+    found = [getattr(pipeline, name) for name in denoiser_names(pipeline)]
     if not found:
         raise UnsupportedByPipeline(type(pipeline).__name__, option)
     return found
