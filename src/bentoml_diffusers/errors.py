@@ -6,6 +6,7 @@
     └── DiffusersError                      500
         ├── InvalidRequest    (ValueError)  400   a field of a request is wrong
         │   └── InvalidWorkflow             400   a workflow is broken, changed or too large
+        ├── UnreadableRequest (ValueError)  400   the body of a request, or fields of it, are wrong
         ├── InvalidOption     (ValueError)  400   an option of a model or service is wrong
         ├── InvalidModel      (ValueError)  400   a source is no pipeline, LoRA or embedding
         ├── UntrustedSource   (ValueError)  400   a name reaches outside what is allowed
@@ -28,12 +29,17 @@ from __future__ import annotations
 
 import difflib
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+# Where each fault is, and what it is.
+Faults: TypeAlias = "Sequence[tuple[Sequence[str | int], str]]"
+_FAULTS_SAID = 3  # wrong fields in the text of an error
 
 
 class DiffusersError(BentoMLException):  # type: ignore[misc]
@@ -64,6 +70,23 @@ class InvalidRequest(DiffusersError, InvalidArgument, ValueError):  # type: igno
 
 class InvalidWorkflow(InvalidRequest):
     """A workflow is broken, was changed, is of a newer version, or beyond the limits (400)."""
+
+
+class UnreadableRequest(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]
+    """The body of a request to a service cannot be read, or some of its fields (400).
+
+    Attributes:
+        faults: Where it is wrong, and how: the path to the field, a sentence.
+    """
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        texts = [f"{'.'.join(map(str, place))}: {text}" for place, text in faults[:_FAULTS_SAID]]
+        if len(faults) > _FAULTS_SAID:
+            texts.append(f"and {len(faults) - _FAULTS_SAID} more")
+        super().__init__("; ".join(texts))
 
 
 class InvalidOption(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]

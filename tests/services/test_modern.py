@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import re
 import select
 import socket
 import struct
@@ -43,6 +44,7 @@ def refused(server, tiny_home):
         assert answer.elapsed.total_seconds() < 1
         if field is not None:
             assert field in str(answer.json()["detail"][0]["loc"])
+            assert field in answer.json()["error"]
         for inside in (str(ROOT), sys.prefix, str(tiny_home), "Traceback", 'File "'):
             assert inside not in answer.text
         return answer.status_code, answer.text
@@ -299,6 +301,28 @@ class TestBadInput:
         refused(json={"prompt": "my secret dream", "height": 63})
         refused("/img2img", json={"prompt": "my secret dream"})
         assert "secret dream" not in server.log
+
+    def test_it_is_counted_and_logs_no_traceback(self, server, refused):
+        def count():
+            found = re.findall(
+                r'requests_total{outcome="invalid",task="txt2img"} (.*)',
+                server.client.get("/metrics").text,
+            )
+            return float(found[0]) if found else 0.0
+
+        before = count()
+        refused(json={"prompt": "a red circle", "height": 63})
+        refused(json={"prompt": "a red circle", "lora_weights": [{"name": "tiny-lara"}]})
+        assert count() == before + 2
+        assert "Traceback" not in server.log
+
+    def test_many_wrong_fields(self, refused):
+        body = {"prompt": 5, "seed": -1, "height": 63, "width": 63, "scheduler": 1}
+        status, text = refused(json=body)
+        assert status == 400
+        answer = json.loads(text)
+        assert {one["loc"][0] for one in answer["detail"]} == set(body)
+        assert answer["error"].endswith("; and 2 more")
 
 
 class TestBadPictures:

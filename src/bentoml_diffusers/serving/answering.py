@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
-from bentoml_diffusers.errors import DiffusersError, QueueFull, RequestCancelled
+from bentoml_diffusers.errors import (
+    DiffusersError,
+    QueueFull,
+    RequestCancelled,
+    UnreadableRequest,
+)
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.metrics import process_metrics
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     import bentoml
 
     from bentoml_diffusers.engine import Engine, Result
+    from bentoml_diffusers.errors import Faults
     from bentoml_diffusers.serving.codecs import OutputFormat
 
 NOTHING = EmbedOptions()
@@ -32,6 +38,8 @@ async def answer(
     embed: EmbedOptions = NOTHING,
 ) -> Response:
     """Runs a request of a service and answers it. See :func:`answer_with`."""
+    if "refusal" in fields:
+        return refuse(ctx, task, fields["refusal"])
     arguments = read_arguments(fields)
     output_format = arguments.pop("output_format")
     if embed.workflow or embed.infotext:
@@ -67,13 +75,11 @@ async def answer_with(
         output_format: Of the picture.
         embed: What is written into it.
     """
-    metrics = process_metrics()
     try:
         result = await _wait_while_connected(painting, ctx)
     except DiffusersError as error:
-        metrics.note_error(task, error)
-        return error_response(ctx, error)
-    metrics.note_result(task, result)
+        return refuse(ctx, task, error)
+    process_metrics().note_result(task, result)
     return await asyncio.to_thread(_picture_response, result, output_format, embed)
 
 
@@ -113,15 +119,32 @@ def _picture_response(
     return Response(body, media_type=f"image/{output_format}", headers=headers)
 
 
+def refuse(ctx: bentoml.Context, task: str, error: DiffusersError) -> Response:
+    """Counts an error and answers with it."""
+    process_metrics().note_error(task, error)
+    return error_response(ctx, error)
+
+
 def error_response(ctx: bentoml.Context, error: DiffusersError) -> Response:
     """Returns an error as JSON, with its status and the name of the field."""
     status = int(error.error_code)
     ctx.response.status_code = status  # else BentoML puts its own 200 on the answer
-    field = getattr(error, "field", None)
-    detail = [{"loc": [_encodable(field)], "msg": _encodable(str(error))}] if field else []
+    detail = [{"loc": place, "msg": text} for place, text in _list_faults(error)]
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
     body = {"error": _public_text(error), "detail": detail}
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _list_faults(error: DiffusersError) -> list[tuple[list[str | int], str]]:
+    """Returns the path of each wrong field, and what is wrong."""
+    field = getattr(error, "field", None)
+    faults: Faults = [([field], str(error))] if field else []
+    if isinstance(error, UnreadableRequest):
+        faults = error.faults
+    return [
+        ([_encodable(part) if isinstance(part, str) else part for part in place], _encodable(text))
+        for place, text in faults
+    ]
 
 
 def _public_text(error: DiffusersError) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, WithJsonSchema
 from bentoml_diffusers import _names
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest, InvalidWorkflow, suggest
-from bentoml_diffusers.serving.answering import answer_with, read_arguments
+from bentoml_diffusers.serving.answering import answer_with, read_arguments, refuse
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.schema import RequestModel
 from bentoml_diffusers.workflow import Workflow
@@ -104,6 +104,8 @@ async def answer_replay(
         fields: Of the request.
         embed: What is written into the picture.
     """
+    if "refusal" in fields:
+        return refuse(ctx, "replay", fields["refusal"])
 
     async def paint() -> Result:
         workflow = _with_task(engine, requests, fields["workflow"])

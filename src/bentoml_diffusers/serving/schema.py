@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import bentoml
@@ -25,7 +26,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
-from bentoml_diffusers.errors import suggest
+from bentoml_diffusers.errors import UnreadableRequest, suggest
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.serving.codecs import (
     SIZE_STEP,
@@ -66,10 +67,20 @@ class InversionChoice(BaseModel):
     )
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Comes to an API in place of its fields, so that each error is answered at one place.
+
+    BentoML itself would log a traceback for each bad request, and name no field in its text.
+    """
+
+    refusal: UnreadableRequest
+    model_fields: ClassVar = ("refusal",)
+
+
 class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
     """A request body, read strictly: JSON, or a form with files."""
 
-    # A validation error is logged by BentoML: no prompts and no pictures in it.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     limits: ClassVar[RequestLimits] = RequestLimits()
@@ -85,8 +96,15 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        """Reads a request; whatever is wrong with it is a ``ValidationError``, answered by 400."""
+        """Reads a request; returns a :class:`Refusal` if something is wrong with it."""
         del serde
+        try:
+            return await cls._read(request)
+        except ValidationError as err:
+            return Refusal(UnreadableRequest([(one["loc"], one["msg"]) for one in err.errors()]))
+
+    @classmethod
+    async def _read(cls, request: Request) -> Self:
         request = cls._bound_body(request)
         media_type = request.headers.get("content-type", "").split(";")[0].strip()
         if media_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -99,7 +117,8 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             if name in values:
                 # Beside the event loop: large files take a while.
                 values[name] = await asyncio.to_thread(cls._decode_file, name, values[name])
-        return cls.model_validate(values)
+        model: Self = cls.model_validate(values)
+        return model
 
     @classmethod
     async def _read_form(cls, request: Request) -> dict[str, Any]:
