@@ -22,30 +22,18 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from measuring import RANK, difference, milliseconds, ratio_of, save_lora, timed
+from measuring import RANK, difference, make_pipeline, milliseconds, ratio_of, save_lora, timed
 
-from bentoml_diffusers import ModelOptions, testing
+from bentoml_diffusers import ModelOptions
 from bentoml_diffusers.adapters import AdapterBank, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 
-def make_pipeline(width: int) -> Any:
-    """Returns a Stable Diffusion whose UNet has the topology of SD1.5 at another width."""
-    from diffusers import UNet2DConditionModel
-
-    pipeline = testing.tiny_stable_diffusion()
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-        cross_attention_dim=16,
-        attention_head_dim=8,
-    )
-    pipeline.unet = unet.eval()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def _widths(width: int) -> tuple[int, ...]:
+    """The levels of SD1.5, narrower."""
+    return width, 2 * width, 4 * width, 4 * width
 
 
 def forward(pipeline: Any, batch: int, side: int = 16) -> Callable[[], torch.Tensor]:
@@ -67,7 +55,7 @@ class Bench:
 
     def __init__(self, width: int, folder: Path, files: int, slots: int) -> None:
         self.folder = folder
-        self.ours, self.peft = make_pipeline(width), make_pipeline(width)
+        self.ours, self.peft = (make_pipeline(_widths(width)) for _ in range(2))
         self.peft.unet.load_state_dict(self.ours.unet.state_dict())
         self.names = [f"l{index}.safetensors" for index in range(files)]
         for index, name in enumerate(self.names):
@@ -222,7 +210,7 @@ class Bench:
 
 def measure_memory(width: int, folder: Path, files: int, requests: int) -> dict[str, Any]:
     """Resident memory while requests name one of many files."""
-    pipeline = make_pipeline(width)
+    pipeline = make_pipeline(_widths(width))
     template = folder / "template.safetensors"
     save_lora(pipeline, template, 0)
     names = [f"n{index}.safetensors" for index in range(files)]

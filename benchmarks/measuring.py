@@ -20,6 +20,30 @@ RANK = 16
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
+def make_pipeline(widths: tuple[int, ...]) -> Any:
+    """Returns a Stable Diffusion with random weights and a UNet of four levels; all else is tiny.
+
+    Args:
+        widths: Channels of the levels. SD1.5 has (320, 640, 1280, 1280).
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from bentoml_diffusers import testing
+
+    pipeline = testing.tiny_stable_diffusion()
+    torch.manual_seed(0)
+    pipeline.unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=widths,
+        layers_per_block=2 if widths[0] > 32 else 1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    ).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def save_lora(pipeline: Any, path: Path, seed: int) -> None:
     """Writes a LoRA of rank 16 on all attention projections, in the layout of diffusers."""
     import torch

@@ -1,13 +1,17 @@
 """From the store to a pipeline that is ready: seconds and memory, ours beside two others.
 
-    python benchmarks/store_load.py --megabytes 400 --rounds 9
+    python benchmarks/store_load.py --megabytes 540 --rounds 7
 
 The others are diffusers' own `from_pretrained` on the same files, those in our store, and
-BentoML's own module. All run in processes of their own, in turn, with the files in the page cache.
-Loading maps the weights; `first` adds reading them and a picture of one step.
+BentoML's own module, with the files in the page cache. Until the first picture of one step each has
+processes of its own, in turn. Loading alone, which maps the weights, is alternated with
+`from_pretrained` within one process.
 """
 
+from __future__ import annotations
+
 import argparse
+import gc
 import hashlib
 import json
 import shutil
@@ -15,63 +19,95 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from measuring import read_status, reset_peak, run_child
+from measuring import make_pipeline, read_status, reset_peak, run_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
 
 KINDS = ("ours", "diffusers", "bentoml")
 
 
 def make_folder(folder: Path, megabytes: int) -> int:
-    """Saves a pipeline of about that size; returns the bytes of its weights."""
-    import torch
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    """Saves a Stable Diffusion of about that size; returns the bytes of its weights."""
+    width = 32 * max(1, round((megabytes / 540) ** 0.5 * 4))
+    pipeline = make_pipeline((width, 2 * width, 4 * width, 4 * width))
+    pipeline.save_pretrained(folder)
+    return sum(item.numel() * item.element_size() for item in _weights(pipeline))
 
-    width = 32 * max(1, round((megabytes / 60) ** 0.5 * 4))
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        layers_per_block=2,
-        block_out_channels=(width, 2 * width),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder)
-    return sum(item.numel() * item.element_size() for item in unet.parameters())
+
+def _weights(pipeline: Any) -> list[torch.Tensor]:
+    parts = (pipeline.unet, pipeline.text_encoder, pipeline.vae)
+    return [item for part in parts for item in part.state_dict().values()]
 
 
 def measure(kind: str, folder: Path) -> None:
-    """In a process of its own: loads twice, first something small; prints what it cost."""
-    import diffusers
+    """In a process of its own: prints the cost of a load up to the first picture."""
     import torch
 
-    if kind == "ours":
-        import bentoml_diffusers
-
-        load = bentoml_diffusers.load_model
-    elif kind == "bentoml":
-        from bentoml._internal.frameworks import diffusers as theirs
-
-        load = theirs.load_model
-    else:
-        load = lambda name: diffusers.DiffusionPipeline.from_pretrained(str(folder / name))  # noqa: E731
+    load = _find_loader(kind, folder)
     load("warm")
+    gc.collect()  # else it falls on some loads, and takes as long as they do
     reset_peak()
     before = read_status("VmHWM")
     started = time.perf_counter()
     pipeline = load("model")
-    seconds = time.perf_counter() - started
-    for value in pipeline.unet.parameters():
+    for value in _weights(pipeline):
         value.sum()  # weights are mapped, and read when they are used
     peak = read_status("VmHWM") - before
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    picture = pipeline(num_inference_steps=1, generator=generator).images[0]
+    picture = pipeline(
+        "a red circle", num_inference_steps=1, height=64, width=64, generator=generator
+    ).images[0]
     first = time.perf_counter() - started
     digest = hashlib.sha256(picture.tobytes())
-    for _, value in sorted(pipeline.unet.state_dict().items()):
+    for value in _weights(pipeline):
         digest.update(value.numpy().tobytes())
-    result = {"seconds": seconds, "first": first, "peak": peak, "digest": digest.hexdigest()}
+    print(json.dumps({"first": first, "peak": peak, "digest": digest.hexdigest()}), flush=True)
+
+
+def measure_pairs(folder: Path, pairs: int) -> None:
+    """Alternates our load with that of diffusers; prints medians."""
+    ours, diffusers = (_find_loader(kind, folder) for kind in KINDS[:2])
+    ours("model"), diffusers("model")
+    times = []
+    for number in range(pairs):
+        if number % 2:
+            theirs, own = _time_of(diffusers), _time_of(ours)
+        else:
+            own, theirs = _time_of(ours), _time_of(diffusers)
+        times.append((own, theirs))
+    result = {
+        "ratio": statistics.median(own / theirs for own, theirs in times),
+        "excess_ms": statistics.median(1000 * (own - theirs) for own, theirs in times),
+        "best_ms": [1000 * min(side) for side in zip(*times, strict=True)],
+    }
     print(json.dumps(result), flush=True)
+
+
+def _find_loader(kind: str, folder: Path) -> Callable[[str], Any]:
+    if kind == "ours":
+        import bentoml_diffusers
+
+        return bentoml_diffusers.load_model
+    if kind == "bentoml":
+        from bentoml._internal.frameworks import diffusers as theirs
+
+        return theirs.load_model  # type: ignore[no-any-return]
+    import diffusers
+
+    return lambda name: diffusers.DiffusionPipeline.from_pretrained(str(folder / name))
+
+
+def _time_of(load: Callable[[str], Any]) -> float:
+    gc.collect()
+    started = time.perf_counter()
+    load("model")
+    return time.perf_counter() - started
 
 
 def link_stored(home: Path, folder: Path) -> Path:
@@ -95,13 +131,17 @@ print("{}")
 
 
 def main() -> None:
-    """Prints one line for each load, and the medians of paired ratios."""
+    """Prints one line for each process, and the medians of paired ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--megabytes", type=int, default=540)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=(*KINDS, "pairs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.child == "pairs":
+        measure_pairs(options.root, options.pairs)
+        return
     if options.child:
         measure(options.child, options.root)
         return
@@ -126,21 +166,24 @@ def compare(root: Path, options: argparse.Namespace) -> None:
             if number:  # the first round fills the page cache
                 results[kind].append(result)
                 print(
-                    f"{kind:10} loaded {result['seconds']:7.3f} s, first picture "
-                    f"{result['first']:7.3f} s, memory {result['peak'] / weights:.2f} x weights",
+                    f"{kind:10} first picture {result['first']:7.3f} s, "
+                    f"memory {result['peak'] / weights:.2f} x weights",
                     flush=True,
                 )
     digests = {item["digest"] for items in results.values() for item in items}
     print(f"\n{weights / 1e6:.0f} MB of weights; the same weights and picture: {len(digests) == 1}")
     for other in KINDS[1:]:
-        for field in ("seconds", "first"):
-            pairs = [
-                (a[field], b[field]) for a, b in zip(results["ours"], results[other], strict=True)
-            ]
-            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-            excess = statistics.median(1000 * (ours - theirs) for ours, theirs in pairs)
-            print(f"{field}, ours / {other}: {ratio:.2f}, {excess:+.1f} ms (medians of pairs)")
+        pairs = zip(results["ours"], results[other], strict=True)
+        ratio = statistics.median(ours["first"] / theirs["first"] for ours, theirs in pairs)
+        print(f"until the first picture, ours / {other}: {ratio:.2f} (median of pairs)")
     peaks = {kind: max(item["peak"] for item in items) / weights for kind, items in results.items()}
+    loads = ["--child", "pairs", "--root", str(stored), "--pairs", str(options.pairs)]
+    paired = run_child([__file__, *loads], root / "ours")
+    best = " and ".join(f"{one:.0f}" for one in paired["best_ms"])
+    print(
+        f"loading, ours / diffusers: {paired['ratio']:.3f}, {paired['excess_ms']:+.1f} ms "
+        f"(medians of {options.pairs} pairs; best times {best} ms)"
+    )
     print("highest memory / weights: " + ", ".join(f"{k} {v:.2f}" for k, v in peaks.items()))
 
 
