@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from bentoml_diffusers import Engine, RequestLimits, save_model, service, testing
-from bentoml_diffusers.errors import InvalidOption, InvalidRequest
+from bentoml_diffusers.errors import InvalidModel, InvalidOption, InvalidRequest
 from bentoml_diffusers.loading.blocks import read_kind, read_modular_workflows, read_whole
 from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
 
@@ -204,6 +204,14 @@ class TestStored:
         assert _paths_of(service(name)) == {"txt2img", "img2img"}
         modular = service(name, pipeline_class="StableDiffusionXLModularPipeline")
         assert _paths_of(modular) == {"text2image", "image2image", "inpainting"}
+
+    @pytest.mark.parametrize("taken", ["replay", "adapters", "engine", "text-2-image"])
+    def test_a_modular_workflow_whose_path_cannot_be(self, name, monkeypatch, taken):
+        save_model(name, testing.tiny_modular_stable_diffusion_xl())
+        workflows = {taken: {"prompt": True}}
+        monkeypatch.setattr(diffusers.StableDiffusionXLAutoBlocks, "_workflow_map", workflows)
+        with pytest.raises(InvalidModel, match=taken):
+            service(name)
 
     def test_a_modular_workflow_that_is_not_there(self, model):
         with pytest.raises(InvalidOption, match="image2image"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -28,7 +29,7 @@ from bentoml_diffusers.store.single_file import (
     open_checkpoint,
 )
 from bentoml_diffusers.store.source import Place, Source, class_name, open_folder
-from bentoml_diffusers.store.trust import trust_code
+from bentoml_diffusers.store.trust import is_trusted, trust_code
 from bentoml_diffusers.store.writing import make_tag, write_entry
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     import bentoml
     from diffusers import DiffusionPipeline
+
+logger = logging.getLogger(__name__)
 
 _NEVER_STORED = (
     "pipeline_class",
@@ -303,9 +306,21 @@ def _import_source(
         linker.undo()
         raise
     linker.log(model.tag)
-    if code is not None and goal.trust:
-        trust_code(code.sha256)
+    if code is not None:
+        _settle_trust(model.tag, code.sha256, trust=goal.trust)
     return model
+
+
+def _settle_trust(tag: Tag, sha256: str, *, trust: bool) -> None:
+    if trust:
+        trust_code(sha256)
+    elif not is_trusted(sha256):
+        logger.warning(
+            "%s brings code that will not run (%s): read it in its folder code/, then import it "
+            "again with trust_remote_code=True",
+            tag,
+            sha256,
+        )
 
 
 def _describe_modular(source: Source, code: FoundCode | None) -> dict[str, Any]:
