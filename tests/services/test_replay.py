@@ -290,7 +290,9 @@ def refused(demo_server):
         assert 400 <= answer.status_code < 500, answer.text
         for inside in (str(ROOT), sys.prefix, "Traceback", 'File "'):
             assert inside not in answer.text
-        return answer.status_code, str(answer.json()["detail"][0]["loc"][0])
+        field = str(answer.json()["detail"][0]["loc"][0])
+        assert answer.json()["error"].count(f"{field}: ") <= 1
+        return answer.status_code, field
 
     return check
 

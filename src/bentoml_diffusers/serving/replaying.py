@@ -81,7 +81,7 @@ def make_replay_model(limits: RequestLimits) -> type[RequestModel]:
             try:
                 return Workflow.from_bytes(data, cls.limits)
             except InvalidWorkflow as err:
-                raise cls._fault(err.field, str(err)) from err
+                raise cls._fault(err.field, str(err).removeprefix(f"{err.field}: ")) from err
 
     Replay.limits = limits
     Replay.multipart_fields = ["workflow"]  # BentoML knows pictures and paths only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from bentoml.models import BentoModel
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 
 from bentoml_diffusers.engine import Engine
-from bentoml_diffusers.errors import InvalidModel
+from bentoml_diffusers.errors import InvalidModel, InvalidRequest
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
 from bentoml_diffusers.serving.answering import NOTHING, answer
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
@@ -20,7 +21,7 @@ from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
 from bentoml_diffusers.store import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 def service(
@@ -69,6 +70,7 @@ def service(
             self.engine = Engine.from_model(
                 _find_model(DiffusersService, model), limits=engine_limits, **given.given()
             )
+            _find_tasks(self.engine, requests)
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:
@@ -120,6 +122,13 @@ def _find_model(service: Any, tag: str) -> bentoml.Model:
     models = service.bento.info.all_models if service.bento else ()
     pinned = next((info.tag for info in models if info.tag.name == name), tag)
     return BentoModel(pinned).resolve()
+
+
+def _find_tasks(engine: Engine, tasks: Iterable[str]) -> None:
+    """Imports now what the first request of each task would wait a second for."""
+    for task in tasks:
+        with contextlib.suppress(InvalidRequest):
+            engine.find_call(task)
 
 
 def _check_is_pipeline(model: bentoml.Model) -> None:
