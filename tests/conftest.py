@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models run fastest on one thread
 
 import itertools  # noqa: E402 - the environment comes first
+import logging  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -22,6 +23,14 @@ import bentoml_diffusers  # noqa: E402
 from bentoml_diffusers import testing  # noqa: E402
 
 _names = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _loggers_speak():
+    """BentoML's command line, run in this process, disables every logger of that time."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("bentoml_diffusers") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture

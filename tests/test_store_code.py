@@ -13,7 +13,6 @@ from PIL import Image
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, store
-from bentoml_diffusers.store import importing
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mega"
 CALL = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1}
@@ -102,9 +101,7 @@ def test_files_of_one_folder_import_each_other(trusting, write, tmp_path):
     assert sorted(os.listdir(Path(model.path, "code"))) == ["helper.py", "pipeline.py"]
 
 
-def test_without_trust_it_is_refused_with_file_and_hash(trusting, write, caplog, monkeypatch):
-    # BentoML's command line, if it ran in this process, has disabled all loggers of that time.
-    monkeypatch.setattr(importing.logger, "disabled", False)
+def test_without_trust_it_is_refused_with_file_and_hash(trusting, write, caplog):
     model = trusting(write("untrusted"), trust_remote_code=False)
     assert "brings code that will not run" in caplog.text
     digest = store.read_record(Path(model.path)).code.sha256

@@ -143,8 +143,8 @@ class Admission:
 
     def _finish(self, entry: Entry, outcome: Result | BaseException) -> None:
         with self._lock:
-            self._running.discard(entry)
             self.counts[_name_outcome(outcome)] += 1
+            self._running.discard(entry)
             if not isinstance(outcome, BaseException):
                 self._rate.add(entry.request.pixel_steps)
             self._start_next()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,17 +14,26 @@ if TYPE_CHECKING:
 
 async def submit_beside(submit: Callable[[], Handle]) -> Handle:
     """Submits in a thread; a request that is submitted after a cancel is cancelled, too."""
-    submitting = asyncio.ensure_future(asyncio.to_thread(submit))
+    submitted: Future[Handle] = Future()
+    submitted.set_running_or_notify_cancel()  # a cancel leaves it alone: the loop may end before it
     try:
-        return await asyncio.shield(submitting)
+        await asyncio.to_thread(_submit_into, submitted, submit)
+        return submitted.result()
     except asyncio.CancelledError:
-        submitting.add_done_callback(_cancel_submitted)
+        submitted.add_done_callback(_cancel_submitted)
         raise
 
 
-def _cancel_submitted(submitting: asyncio.Future[Handle]) -> None:
-    if not submitting.cancelled() and submitting.exception() is None:
-        submitting.result().cancel()
+def _submit_into(submitted: Future[Handle], submit: Callable[[], Handle]) -> None:
+    try:
+        submitted.set_result(submit())
+    except BaseException as err:  # noqa: BLE001 - handed to the caller by the future
+        submitted.set_exception(err)
+
+
+def _cancel_submitted(submitted: Future[Handle]) -> None:
+    if submitted.exception() is None:
+        submitted.result().cancel()
 
 
 async def wait_for(handle: Handle) -> Result:
