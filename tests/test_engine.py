@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.hooks import group_offloading
 from PIL import Image
 
 from bentoml_diffusers import Engine, _names, errors, testing
@@ -309,6 +310,20 @@ def test_closing_drains_or_cancels(pipeline):
     engine.close(cancel=True)
     assert handle.future.done()
     assert not [one for one in threading.enumerate() if one.name.startswith("diffusers-engine")]
+
+
+def test_the_device_is_looked_for_once(engine, monkeypatch):
+    """Diffusers does that by a walk over all modules, once per request and once per block."""
+    looked = []
+    look = group_offloading._get_group_onload_device
+    monkeypatch.setattr(
+        group_offloading, "_get_group_onload_device", lambda part: looked.append(part) or look(part)
+    )
+    engine.run("txt2img", **CALL)
+    assert looked
+    looked.clear()
+    engine.run("txt2img", **CALL)
+    assert not looked
 
 
 def test_unconditional_pipelines_run():

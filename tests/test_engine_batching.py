@@ -239,6 +239,20 @@ def test_loras_do_not_bleed_within_a_batch(sd_engine):
         assert abs(alone[index] - alone[0]).max() > 2
 
 
+def test_equal_loras_are_neighbours_in_a_batch(lora_dir):
+    """Each then costs two products per layer, however many requests have it."""
+    pipeline = testing.tiny_stable_diffusion()
+    wishes = ["one.safetensors", None, "two.safetensors"] * 2
+    owners = []
+    with Engine.from_model(pipeline, lora_dir=str(lora_dir)) as engine:
+        pipeline.unet.conv_in.register_forward_pre_hook(
+            lambda *_: owners.append(engine._bank._runs_on("unet").run.spans)
+        )
+        calls = [{**RED, "num_inference_steps": 2, "lora_weights": wish} for wish in wishes]
+        run_at_once(engine, calls, "txt2img")
+    assert [[span.stop - span.start for span in spans] for spans in owners] == [[4, 4, 4]] * 2
+
+
 def test_an_error_in_one_request_leaves_the_others_exact(sd_engine):
     def fail(pipeline, index, timestep, tensors):
         raise RuntimeError("on purpose")
@@ -397,9 +411,14 @@ def test_a_step_cache_sees_the_timestep_of_the_request(name, tmp_path, cache):
         assert engine.run("txt2img", **PIPELINES["tiny_flux"][2]).steps == 4
 
 
+def threads():
+    """Those that run, without that of the first progress bar, which stays."""
+    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
+
+
 def test_a_thousand_requests_from_many_threads_leave_nothing_behind(lora_dir):
     """One in ten is cancelled, one in twenty fails on purpose."""
-    threads_before = threading.active_count()
+    threads_before = threads()
     engine = Engine.from_model(
         testing.tiny_stable_diffusion(),
         lora_dir=str(lora_dir),
@@ -438,4 +457,4 @@ def test_a_thousand_requests_from_many_threads_leave_nothing_behind(lora_dir):
     assert report.counts["submitted"] == 1001
     assert (first_of(engine.run("txt2img", **fixed).output) == first).all()
     engine.close()
-    assert threading.active_count() == threads_before
+    assert threads() == threads_before

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from bentoml_diffusers.adapters import AdapterBank, Lease
+    from bentoml_diffusers.adapters.runs import Pairs
     from bentoml_diffusers.engine.request import Ticket
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,10 @@ class _Job:
     @property
     def rows(self) -> int:
         return 1 if self.call is None else self.call.samples
+
+    @property
+    def pairs(self) -> Pairs:
+        return self.member.lease.pairs if self.member.lease else ()
 
 
 class Conductor:
@@ -266,7 +271,8 @@ class Conductor:
                 chosen.append(job)
                 rows += job.rows
         self._waiting = [job for job in self._waiting if job not in chosen]
-        return chosen
+        # Neighbours with the same LoRAs share their products.
+        return sorted(chosen, key=lambda job: job.pairs)
 
     # -- all below runs with the baton
 

@@ -77,6 +77,7 @@ class Views:
         if cls not in self._prototypes:
             prototype = _as_class(self._base, cls)
             _silence(prototype)
+            _fix_device(prototype)
             self._prototypes[cls] = prototype
         return self._prototypes[cls]
 
@@ -92,6 +93,14 @@ def _silence(pipeline: Any) -> None:
         if hasattr(block, "set_progress_bar_config"):
             block.set_progress_bar_config(disable=True)
         blocks += getattr(block, "sub_blocks", {}).values()
+
+
+def _fix_device(pipeline: Any) -> None:
+    """Notes where a pipeline runs: diffusers looks through all modules at each request."""
+    cls = type(pipeline)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    fixed = {"_execution_device": pipeline._execution_device, **names}
+    pipeline.__class__ = type(cls.__name__, (cls,), fixed)
 
 
 def _copy_guider(guider: Any, guidance_scale: float | None) -> Any:
