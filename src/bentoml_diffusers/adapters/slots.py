@@ -46,6 +46,7 @@ class SlotLayer:
         self._slots = slots
         self._running = running
         self._held: dict[int, Held] = {}
+        self._places: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._factors = [0.0] * (slots + 1)
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
@@ -62,16 +63,15 @@ class SlotLayer:
             up[:, :, : self.rank] = self.up
         else:
             self.factors = torch.zeros(self._slots + 1, device=device)
-        self.down, self.up, self.rank = down, up, size
-        for slot, (held, _, factor) in self._held.items():
-            self._held[slot] = self._views(slot, held.shape[1], factor)
+        self.rank = size
+        self._put(down, up)
 
     def place(self, slot: int, rank: int, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives a free slot, which has room for it, to a LoRA; returns where to copy it."""
-        held = self._held[slot] = self._views(slot, rank, factor)
+        self._hold(slot, rank, factor)
         if self._factors[slot] != factor:
             self._factors[slot] = self.factors[slot] = factor
-        return held.down.t(), held.up.t()
+        return self._place(slot, rank)
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
@@ -84,9 +84,23 @@ class SlotLayer:
         """Takes the hook away."""
         self._handle.remove()
 
-    def _views(self, slot: int, rank: int, factor: float) -> Held:
-        down, up = self.down.select(0, slot), self.up.select(0, slot)
-        return Held(down.narrow(0, 0, rank).t(), up.narrow(1, 0, rank).t(), factor)
+    def _put(self, down: torch.Tensor, up: torch.Tensor) -> None:
+        """Other buffers with the same content."""
+        self.down, self.up = down, up
+        self._places.clear()
+        for slot, held in self._held.items():
+            self._hold(slot, held.down.shape[1], held.factor)
+
+    def _hold(self, slot: int, rank: int, factor: float) -> None:
+        down, up = self._place(slot, rank)
+        self._held[slot] = Held(down.t(), up.t(), factor)
+
+    def _place(self, slot: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of a slot; making them takes as long as copying a layer's weights."""
+        if (slot, rank) not in self._places:
+            down, up = self.down.select(0, slot), self.up.select(0, slot)
+            self._places[slot, rank] = down.narrow(0, 0, rank), up.narrow(1, 0, rank)
+        return self._places[slot, rank]
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -151,7 +165,5 @@ class SlotLayer:
             self.down[slot].zero_()
             self.up[slot].zero_()
         self._gathers = True
-        self.down, self.up = self.down.to(device), self.up.to(device)
         self.factors = self.factors.to(device)
-        for slot, (held, _, factor) in self._held.items():
-            self._held[slot] = self._views(slot, held.shape[1], factor)
+        self._put(self.down.to(device), self.up.to(device))
