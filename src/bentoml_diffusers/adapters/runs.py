@@ -43,6 +43,11 @@ class Run:
     index: torch.Tensor
     scales: torch.Tensor
 
+    @functools.cached_property
+    def products(self) -> int:
+        """LoRAs that are multiplied with, one by one."""
+        return sum(len(span.pairs) for span in self.spans)
+
 
 @dataclass
 class Running:

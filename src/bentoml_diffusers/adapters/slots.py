@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters.layers import Target
     from bentoml_diffusers.adapters.runs import Run, Running
 
+_FEW = 4  # products that one by one need no more kernels than all at once
 _RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -111,7 +112,8 @@ class SlotLayer:
         inputs = args[0] if args else next(iter(kwargs.values()))
         if inputs.device != self.down.device:
             self._move(inputs.device)
-        if torch.compiler.is_compiling() or (run.samples and inputs.device.type != "cpu"):
+        # Compiling first: what is looked at before it is compiled for each of its values.
+        if torch.compiler.is_compiling() or _gains_by_gathering(run, inputs.device):
             return self._add_gathered(inputs, output, run)
         return self._add_spans(inputs, output, run)
 
@@ -167,3 +169,8 @@ class SlotLayer:
         self._gathers = True
         self.factors = self.factors.to(device)
         self._put(self.down.to(device), self.up.to(device))
+
+
+def _gains_by_gathering(run: Run, device: torch.device) -> bool:
+    """A CPU spends its time on the numbers, other devices on the number of kernels."""
+    return bool(run.samples) and run.products > _FEW and device.type != "cpu"
