@@ -19,7 +19,11 @@ from sphinx.util.docutils import SphinxDirective
 from bentoml_diffusers import errors, options
 from bentoml_diffusers.cli import diffusers_command
 from bentoml_diffusers.serving.replaying import make_replay_model
-from bentoml_diffusers.serving.schema import make_img2img_model, make_txt2img_model
+from bentoml_diffusers.serving.schema import (
+    make_img2img_model,
+    make_inpaint_model,
+    make_txt2img_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 _REQUESTS = {
     "txt2img": make_txt2img_model,
     "img2img": make_img2img_model,
+    "inpaint": make_inpaint_model,
     "replay": make_replay_model,
 }
 

@@ -444,7 +444,11 @@ class TestOpenApi:
 
     @pytest.mark.parametrize(
         ("path", "media_type"),
-        [("/txt2img", "application/json"), ("/img2img", "multipart/form-data")],
+        [
+            ("/txt2img", "application/json"),
+            ("/img2img", "multipart/form-data"),
+            ("/inpaint", "multipart/form-data"),
+        ],
     )
     def test_every_field_is_described(self, document, path, media_type):
         body = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]
@@ -453,7 +457,7 @@ class TestOpenApi:
         assert schema["required"][0] == "prompt"
         for name, field in schema["properties"].items():
             assert field.get("description"), name
-            assert "default" in field or "examples" in field or name == "image", name
+            assert "default" in field or "examples" in field or "image" in name, name
             text = json.dumps(field)
             if '"integer"' in text or '"number"' in text:
                 assert '"minimum"' in text or '"exclusiveMinimum"' in text, name

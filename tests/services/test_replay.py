@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
-from bentoml_diffusers.serving.endpoints import find_endpoints
+from bentoml_diffusers.serving.endpoints import classic_endpoints, find_endpoints
 from bentoml_diffusers.serving.replaying import read_overrides
 from bentoml_diffusers.workflow import Workflow
 
@@ -237,7 +237,8 @@ BAD = [
     (put("version", "1"), "plain", 400, "workflow.version"),
     (put("pipeline", []), "plain", 400, "workflow.pipeline"),
     (put("surprise", 1), "plain", 400, "workflow.surprise"),
-    (put("task", "inpaint"), "plain", 400, "workflow.task"),
+    (put("task", "upscale"), "plain", 400, "workflow.task"),
+    (put("task", "inpaint"), "plain", 400, "workflow.pipeline.class_name"),
     (put("task", "img2img"), "plain", 400, "workflow.pipeline.class_name"),
     (put("pipeline.method", "save_pretrained"), "plain", 400, "workflow.pipeline.method"),
     (put("pipeline.class_name", "FluxPipeline"), "plain", 409, "workflow.pipeline.class_name"),
@@ -435,3 +436,19 @@ class TestModular:
         with pytest.raises(errors.InvalidWorkflow) as caught:
             read_overrides(engine, requests, Workflow.from_json(json.dumps(values)), {})
         assert caught.value.field.startswith(field)
+
+
+def test_a_pipeline_that_paints_from_text_only():
+    requests = {one.task: one.request for one in classic_endpoints(RequestLimits())}
+    small = {"height": 32, "width": 32, "use_resolution_binning": False, "clean_caption": False}
+    with Engine.from_model(testing.tiny_pixart_sigma()) as engine:
+        result = engine.run(
+            "txt2img", prompt="a", num_inference_steps=1, return_workflow=True, **small
+        )
+        values = json.loads(result.workflow.to_json())
+        values["arguments"] |= {"use_resolution_binning": True, "clean_caption": True}
+        workflow = Workflow.from_json(json.dumps(values))
+        assert read_overrides(engine, requests, workflow, {"seed": 3}) == {"seed": 3}
+        other = workflow.model_copy(update={"task": "inpaint"})
+        with pytest.raises(errors.InvalidWorkflow, match=r"workflow\.task.* one of txt2img$"):
+            read_overrides(engine, requests, other, {})

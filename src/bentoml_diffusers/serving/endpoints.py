@@ -12,7 +12,11 @@ from bentoml_diffusers.loading import stored_blocks, stored_options
 from bentoml_diffusers.loading.blocks import read_modular_workflows, read_whole
 from bentoml_diffusers.loading.modular import is_modular
 from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
-from bentoml_diffusers.serving.schema import RequestModel, make_img2img_model, make_txt2img_model
+from bentoml_diffusers.serving.schema import (
+    make_img2img_model,
+    make_inpaint_model,
+    make_txt2img_model,
+)
 from bentoml_diffusers.store import get
 from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, MODULAR_INDEX, PIPELINE_FOLDER
 from bentoml_diffusers.store.modular_index import (
@@ -23,12 +27,13 @@ from bentoml_diffusers.store.modular_index import (
 from bentoml_diffusers.store.source import read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import bentoml
 
     from bentoml_diffusers.loading.blocks import ModularWorkflow
     from bentoml_diffusers.options import ModelOptions, RequestLimits
+    from bentoml_diffusers.serving.reading import RequestModel
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +86,18 @@ def find_endpoints(tag: str, options: ModelOptions, limits: RequestLimits) -> tu
 
 
 def classic_endpoints(limits: RequestLimits) -> tuple[Endpoint, ...]:
-    """Returns the endpoints of a classic pipeline."""
-    return (
-        Endpoint(
-            "txt2img",
-            "txt2img",
-            make_txt2img_model(limits),
-            "Paints a picture from text. The seed used is in the header `x-seed`.",
-        ),
-        Endpoint(
-            "img2img",
-            "img2img",
-            make_img2img_model(limits),
-            "Paints a picture over another one. The seed used is in the header `x-seed`.",
-        ),
+    """Returns the endpoints of a classic pipeline. A task that it cannot do is refused later."""
+    return tuple(
+        Endpoint(task, task, make(limits), f"{text}. The seed used is in the header `x-seed`.")
+        for task, (make, text) in _CLASSIC.items()
     )
+
+
+_CLASSIC: dict[str, tuple[Callable[[RequestLimits], type[RequestModel]], str]] = {
+    "txt2img": (make_txt2img_model, "Paints a picture from text"),
+    "img2img": (make_img2img_model, "Paints a picture over another one"),
+    "inpaint": (make_inpaint_model, "Paints what is white in a mask anew, in a picture"),
+}
 
 
 def _modular_endpoints(

@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 from typing_extensions import Self
 
 from bentoml_diffusers.serving.codecs import SIZE_STEP
-from bentoml_diffusers.serving.schema import RequestModel, add_choices, check_pixels
+from bentoml_diffusers.serving.reading import RequestModel
+from bentoml_diffusers.serving.schema import add_choices, check_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest, InvalidWorkflow, suggest
 from bentoml_diffusers.serving.answering import answer_with, read_arguments, refuse
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
-from bentoml_diffusers.serving.schema import RequestModel
+from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.blobs import KIND, encode_base64
 from bentoml_diffusers.workflow.bounds import Bounds
@@ -27,7 +27,7 @@ from bentoml_diffusers.workflow.schema import FORMAT
 from bentoml_diffusers.workflow.values import Decoder, Encoder, UnsupportedValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import bentoml
     from starlette.responses import Response
@@ -170,7 +170,7 @@ def _with_task(
         InvalidWorkflow: 400, none of those that are served.
     """
     recorded = workflow.pipeline
-    calls = {name: engine.find_call(name)[:2] for name in requests}
+    calls = dict(_find_calls(engine, requests))
     same = [
         name
         for name, (cls, method) in calls.items()
@@ -179,8 +179,8 @@ def _with_task(
     task = workflow.task
     if task in (None, "__call__") and len(same) == 1:
         task = same[0]
-    if task is None or task not in requests:
-        raise InvalidWorkflow("workflow.task", task, f"one of {', '.join(requests)}")
+    if task not in calls:
+        raise InvalidWorkflow("workflow.task", task, f"one of {', '.join(calls)}")
     cls, method = calls[task]
     if recorded.method != method:
         raise InvalidWorkflow("workflow.pipeline.method", recorded.method, repr(method))
@@ -189,11 +189,18 @@ def _with_task(
     return workflow.model_copy(update={"task": task})
 
 
-def _class_names(engine: Engine) -> Iterator[str]:
+def _class_names(engine: Engine) -> list[str]:
     """Names of the classes that this pipeline has for any task, served or not."""
-    for task in _names.TASKS:
+    return [cls.__name__ for _, (cls, _) in _find_calls(engine, _names.TASKS)]
+
+
+def _find_calls(
+    engine: Engine, tasks: Iterable[str]
+) -> Iterator[tuple[str, tuple[type[Any], str]]]:
+    """Yields class and method of each task that the pipeline can do."""
+    for task in tasks:
         with contextlib.suppress(InvalidRequest):
-            yield engine.find_call(task)[0].__name__
+            yield task, engine.find_call(task)[:2]
 
 
 def _read_fields(

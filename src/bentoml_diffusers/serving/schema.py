@@ -1,50 +1,27 @@
-"""What the services take: pydantic models with the limits of a service, and how they are read.
-
-BentoML's own reading of requests fetches text in a file field as a URL, answers 500 to a broken
-image, turns the prompt ``"12"`` of a form into a number, and ignores unknown fields.
-"""
+"""What the services take: pydantic models with the limits of a service."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-import bentoml
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from bentoml_diffusers.errors import UnreadableRequest, suggest
-from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.serving.codecs import (
-    SIZE_STEP,
-    OutputFormat,
-    decode_base64,
-    decode_image,
-    decode_latents,
-)
-from bentoml_diffusers.workflow.bounds import count_marks
+from bentoml_diffusers.serving.codecs import SIZE_STEP, OutputFormat, decode_latents
+from bentoml_diffusers.serving.reading import RequestModel
 
 if TYPE_CHECKING:
-    from starlette.datastructures import FormData
-    from starlette.requests import Request
-    from starlette.types import Message
-
-
-_MAX_MARKS = 2**20  # commas and brackets of a JSON body, those in its texts not counted
-_MAX_FORM_MARKS = 2**16  # of a field of a form
+    from bentoml_diffusers.options import RequestLimits
 
 
 class LoraChoice(BaseModel):
@@ -67,176 +44,9 @@ class InversionChoice(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Comes to an API in place of its fields, so that each error is answered at one place.
-
-    BentoML itself would log a traceback for each bad request, and name no field in its text.
-    """
-
-    refusal: UnreadableRequest
-    model_fields: ClassVar = ("refusal",)
-
-
-class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
-    """A request body, read strictly: JSON, or a form with files."""
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    limits: ClassVar[RequestLimits] = RequestLimits()
-    flags: ClassVar[frozenset[str]] = frozenset()  # fields that are true or false
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would read ``true`` as 1."""
-        if isinstance(value, bool) and info.field_name not in cls.flags:
-            raise PydanticCustomError("no_boolean", "Input should not be true or false")
-        return value
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        """Reads a request; returns a :class:`Refusal` if something is wrong with it."""
-        del serde
-        try:
-            return await cls._read(request)
-        except ValidationError as err:
-            return Refusal(UnreadableRequest([(one["loc"], one["msg"]) for one in err.errors()]))
-
-    @classmethod
-    async def _read(cls, request: Request) -> Self:
-        request = cls._bound_body(request)
-        media_type = request.headers.get("content-type", "").split(";")[0].strip()
-        if media_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            values = await cls._read_form(request)
-        else:
-            values = cls._read_json(await request.body())
-        for name in values:
-            cls._check_name(name)
-        for name in cls.multipart_fields:
-            if name in values:
-                # Beside the event loop: large files take a while.
-                values[name] = await asyncio.to_thread(cls._decode_file, name, values[name])
-        model: Self = cls.model_validate(values)
-        return model
-
-    @classmethod
-    async def _read_form(cls, request: Request) -> dict[str, Any]:
-        from starlette.exceptions import HTTPException
-
-        try:
-            async with request.form() as form:
-                return await cls._read_fields(form)
-        except HTTPException as err:
-            raise cls._fault("body", f"a broken form: {err.detail}") from err
-
-    @classmethod
-    async def _read_fields(cls, form: FormData) -> dict[str, Any]:
-        from starlette.datastructures import UploadFile
-
-        values: dict[str, Any] = {}
-        for name, value in form.multi_items():
-            cls._check_name(name)
-            if name in values:
-                raise cls._fault(name, "given more than once")
-            if isinstance(value, UploadFile):
-                if name not in cls.multipart_fields:
-                    raise cls._fault(name, "a file, expected text")
-                values[name] = await value.read()
-            elif name in cls.multipart_fields:
-                raise cls._fault(name, "text, expected an uploaded file")
-            elif value != "":
-                values[name] = _read_structure(value)
-        return values
-
-    @classmethod
-    def _check_name(cls, name: str) -> None:
-        if name not in cls.model_fields:
-            raise cls._fault(name, f"an unknown field{suggest(name, cls.model_fields)}")
-
-    @classmethod
-    def _read_json(cls, body: bytes) -> dict[str, Any]:
-        if count_marks(body) > _MAX_MARKS + len(cls.model_fields) * cls.limits.max_prompt_chars:
-            raise cls._fault("body", "too many lists and objects")
-        try:
-            values = json.loads(body or b"{}")
-        except (ValueError, RecursionError) as err:
-            raise cls._fault("body", f"not JSON: {err}") from err
-        if not isinstance(values, dict):
-            raise cls._fault("body", f"got {type(values).__name__}, expected an object of fields")
-        return values
-
-    @classmethod
-    def _bound_body(cls, request: Request) -> Request:
-        """Returns the request with a body that ends in a fault where it gets too large."""
-        from starlette.requests import Request as BoundedRequest
-
-        most = cls._max_body_bytes()
-        received = 0
-
-        async def receive() -> Message:
-            nonlocal received
-            message = await request.receive()
-            received += len(message.get("body", b""))
-            if received > most:
-                raise cls._fault("body", f"more than {most} bytes")
-            return message
-
-        return BoundedRequest(request.scope, receive)
-
-    @classmethod
-    def _max_body_bytes(cls) -> int:
-        """Files as base64, texts as JSON with 12 characters for one, and room for the rest."""
-        files = len(cls.multipart_fields) * cls.limits.max_upload_bytes * 4 // 3
-        return files + len(cls.model_fields) * cls.limits.max_prompt_chars * 12 + 2**20
-
-    @classmethod
-    def _decode_file(cls, name: str, value: Any) -> Any:
-        data = cls._read_file(name, value)
-        try:
-            return decode_image(data, cls.limits)
-        except ValueError as err:
-            raise cls._fault(name, str(err)) from err
-
-    @classmethod
-    def _read_file(cls, name: str, value: Any) -> bytes:
-        """Returns the bytes of an uploaded file, or of one in base64."""
-        if isinstance(value, bytes):
-            return value
-        if not isinstance(value, str):
-            raise cls._fault(name, f"got {type(value).__name__}, expected a file")
-        try:
-            return decode_base64(value)
-        except ValueError as err:
-            raise cls._fault(name, str(err)) from err
-
-    @classmethod
-    def _fault(cls, name: str, text: str) -> ValidationError:
-        error = PydanticCustomError("request", "{text}", {"text": text})
-        details = [InitErrorDetails(type=error, loc=(name,), input=None)]
-        return ValidationError.from_exception_data(cls.__name__, details)
-
-
-def _read_structure(text: str) -> Any:
-    """Forms carry lists and objects as JSON; all else stays text for pydantic to read."""
-    if text[:1] in ("[", "{") and count_marks(text.encode()) <= _MAX_FORM_MARKS:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text
-
-
 def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of txt2img under the limits of a service."""
-    side = Field(
-        None,
-        ge=SIZE_STEP,
-        le=limits.max_side,
-        multiple_of=SIZE_STEP,
-        description=_SIZE,
-        examples=[512],
-    )
+    side = _make_side(limits, "the size that the model was trained for")
 
     class TextToImage(_make_base(limits)):  # type: ignore[misc]
         height: int | None = side
@@ -287,8 +97,55 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
     return ImageToImage
 
 
+def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
+    """Returns the request of inpaint under the limits of a service."""
+    side = _make_side(limits, "that of `image`, rounded down")
+
+    class Inpaint(make_img2img_model(limits)):  # type: ignore[misc]
+        image: PILImage = Field(description="The picture to change: a file, or base64.")
+        mask_image: PILImage = Field(
+            description="What is painted anew is white, what stays is black; as large as `image`."
+        )
+        strength: float = Field(
+            1.0,
+            gt=0,
+            le=1,
+            description="How much of the picture below the mask is painted anew; 1 keeps nothing.",
+            examples=[0.9],
+        )
+        height: int | None = side
+        width: int | None = side
+
+        @model_validator(mode="after")
+        def _check_sizes(self) -> Self:
+            if self.mask_image.size != self.image.size:
+                sizes = {"mask": _say_size(self.mask_image), "image": _say_size(self.image)}
+                text = "mask_image is {mask} pixels, image {image}: should be the same"
+                raise PydanticCustomError("mask_size", text, sizes)
+            width, height = (side - side % SIZE_STEP for side in self.image.size)
+            self.width, self.height = self.width or width, self.height or height
+            check_pixels(self.height, self.width, limits)
+            return self
+
+    return Inpaint
+
+
+def _say_size(picture: PILImage) -> str:
+    return f"{picture.width} x {picture.height}"
+
+
+def _make_side(limits: RequestLimits, default: str) -> Any:
+    return Field(
+        None,
+        ge=SIZE_STEP,
+        le=limits.max_side,
+        multiple_of=SIZE_STEP,
+        description=f"Pixels, a multiple of {SIZE_STEP}; by default {default}.",
+        examples=[512],
+    )
+
+
 Latents = Annotated[Any, WithJsonSchema({"type": "file", "format": "binary", "title": "Latents"})]
-_SIZE = "Pixels, a multiple of 8; by default the size that the model was trained for."
 
 
 def _make_base(limits: RequestLimits) -> type[RequestModel]:

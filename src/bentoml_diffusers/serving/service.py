@@ -36,10 +36,10 @@ def service(
 ) -> bentoml.Service[Any]:
     """Makes a service for a stored model.
 
-    A classic pipeline has ``/txt2img`` and ``/img2img``; a modular one has an endpoint for each
-    modular workflow that its components suffice for, such as ``/text2image``, whose fields are
-    the inputs of its blocks. It must be in the store when this is called, and the code of its
-    blocks trusted. ``/replay`` repeats a workflow of one of these.
+    A classic pipeline has ``/txt2img``, ``/img2img`` and ``/inpaint``; a modular one has an
+    endpoint for each modular workflow that its components suffice for, such as ``/text2image``,
+    whose fields are the inputs of its blocks. It must be in the store when this is called, and the
+    code of its blocks trusted. ``/replay`` repeats a workflow of one of these.
 
     Args:
         model: Tag of a pipeline in the model store.

@@ -1,0 +1,107 @@
+"""`POST /inpaint` of `bentoml diffusers demo`: white is painted anew, black stays."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+PROMPT = "a big red circle on a white background at the right"
+FORM = {"prompt": PROMPT, "seed": "1", "num_inference_steps": "12", "guidance_scale": "4"}
+
+
+def encode(picture, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def make_mask(size=(64, 64), mode="L"):
+    """White on the right."""
+    mask = Image.new(mode, size)
+    ImageDraw.Draw(mask).rectangle((size[0] // 2, 0, *size), fill="white")
+    return mask
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A blue square at the left of a white picture."""
+    picture = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(picture).rectangle((6, 20, 24, 44), fill=(30, 60, 220))
+    return picture
+
+
+@pytest.fixture
+def inpaint(demo_server):
+    def post(image, mask, **fields):
+        files = {"image": ("a.png", encode(image)), "mask_image": ("b.png", encode(mask))}
+        return demo_server.client.post("/inpaint", files=files, data={**FORM, **fields})
+
+    return post
+
+
+def test_white_is_painted_anew_and_black_stays(inpaint, scene, open_picture):
+    answer = inpaint(scene, make_mask())
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-seed"] == "1"
+    before, after = (np.asarray(one, int) for one in (scene, open_picture(answer.content)))
+    assert after.shape == before.shape
+    changed = abs(after - before).max(axis=-1)
+    assert np.median(changed[:, :28]) < 20  # but for what the autoencoder loses
+    red = (after[..., 0] - after[..., 1:].max(axis=-1)) > 80
+    assert red[:, 34:].mean() > 0.1
+    assert not red[:, :26].any()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
+def test_masks_of_any_mode_mean_the_same(inpaint, scene, mode):
+    answers = [inpaint(scene, make_mask(mode=one)).content for one in ("L", mode)]
+    assert answers[0] == answers[1]
+
+
+def test_the_size_is_that_of_the_picture(inpaint, scene, open_picture):
+    answer = inpaint(scene.resize((60, 92)), make_mask((60, 92)), num_inference_steps="1")
+    assert open_picture(answer.content).size == (56, 88)
+    smaller = inpaint(scene, make_mask(), num_inference_steps="1", width="48", height="32")
+    assert open_picture(smaller.content).size == (48, 32)
+
+
+def test_strength(inpaint, scene, open_picture):
+    painted = [
+        np.asarray(open_picture(inpaint(scene, make_mask(), strength=one).content), int)
+        for one in ("0.1", "1")
+    ]
+    weak, strong = (abs(one - np.asarray(scene, int))[:, 34:].mean() for one in painted)
+    assert weak < strong
+
+
+def test_it_paints_itself_again(inpaint, demo_server, scene):
+    original = inpaint(scene, make_mask(), num_inference_steps="3")
+    answer = demo_server.client.post("/replay", files={"workflow": ("a.png", original.content)})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-workflow-match"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"mask": make_mask((32, 64))}, "mask_image is 32 x 64 pixels, image 64 x 64"),
+        ({"mask_image": b"no picture"}, "mask_image"),
+        ({"mask_image": None}, "mask_image"),
+        ({"image": None}, "image"),
+        ({"strength": "0"}, "strength"),
+        ({"width": "33"}, "width"),
+        ({"width": "5000"}, "width"),
+        ({"mask_blur": "4"}, "mask_blur"),
+    ],
+)
+def test_what_is_wrong_is_named(demo_server, scene, fields, place):
+    mask = fields.pop("mask", make_mask())
+    files = {"image": encode(scene), "mask_image": encode(mask)}
+    data = dict(FORM)
+    for name, value in fields.items():
+        (files if name in files else data)[name] = value
+    files = {name: (name, content) for name, content in files.items() if content is not None}
+    answer = demo_server.client.post("/inpaint", files=files, data=data)
+    assert answer.status_code == 400
+    assert place in answer.json()["error"]
