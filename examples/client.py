@@ -3,6 +3,7 @@
 bentoml diffusers demo
 python client.py "a big red circle on a blue background at the left"
 python client.py "a small yellow star on a black background" --image picture.png
+python client.py "a small yellow star on a black background" --image picture.png --mask mask.png
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 
 def paint(url: str, task: str, **fields: Any) -> tuple[bytes, str]:
-    """Posts a request to ``/txt2img`` or ``/img2img``.
+    """Posts a request to ``/txt2img``, ``/img2img`` or ``/inpaint``.
 
     Returns:
         The picture's file, and the seed that paints it again.
@@ -33,11 +34,17 @@ def paint(url: str, task: str, **fields: Any) -> tuple[bytes, str]:
         return answer.read(), answer.headers["x-seed"]
 
 
+def encode(path: Path) -> str:
+    """Returns a file in base64."""
+    return base64.b64encode(path.read_bytes()).decode()
+
+
 def main() -> None:
-    """Paints from text, or over a picture if there is one."""
+    """Paints from text, over a picture if there is one, or where a mask is white."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--image", type=Path, help="picture to start from")
+    parser.add_argument("--mask", type=Path, help="picture as large, white where to paint anew")
     parser.add_argument("--strength", type=float, default=0.8, help="how much to paint anew")
     parser.add_argument("--num-inference-steps", type=int, default=25)
     parser.add_argument("--seed", type=int)
@@ -51,11 +58,16 @@ def main() -> None:
         "lora_weights": [{"name": name} for name in given.lora],
         "seed": given.seed,
     }
+    task = "txt2img"
     if given.image:
-        fields["image"] = base64.b64encode(given.image.read_bytes()).decode()
+        task = "img2img"
+        fields["image"] = encode(given.image)
         fields["strength"] = given.strength
+    if given.mask:
+        task = "inpaint"
+        fields["mask_image"] = encode(given.mask)
     try:
-        picture, seed = paint(given.url, "img2img" if given.image else "txt2img", **fields)
+        picture, seed = paint(given.url, task, **fields)
     except urllib.error.HTTPError as error:
         sys.exit(f"{error.code}: {error.read().decode()}")
     except urllib.error.URLError as error:

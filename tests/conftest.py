@@ -28,7 +28,7 @@ _names = itertools.count()
 @pytest.fixture(autouse=True)
 def _loggers_speak():
     """BentoML's command line, run in this process, disables every logger of that time."""
-    for name, logger in logging.root.manager.loggerDict.items():
+    for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith("bentoml_diffusers") and isinstance(logger, logging.Logger):
             logger.disabled = False
 

@@ -326,6 +326,36 @@ def test_the_device_is_looked_for_once(engine, monkeypatch):
     assert not looked
 
 
+def test_a_task_leaves_the_scheduler_of_the_others_alone(pipeline):
+    """Diffusers' inpainting corrects the config of a scheduler that it is given."""
+    pipeline.scheduler = diffusers.PNDMScheduler.from_config(pipeline.scheduler.config)
+    before = dict(pipeline.scheduler.config)
+    assert not before["skip_prk_steps"]
+    call = {"prompt": "a", "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 1}
+    painted = {"image": PICTURE, "mask_image": Image.new("L", PICTURE.size, 255)}
+    with Engine.from_model(pipeline) as engine:
+        first = engine.run("txt2img", **call)
+        engine.run("inpaint", **call, **painted, height=32, width=32)
+        second = engine.run("txt2img", **call)
+    assert first.steps == second.steps
+    assert dict(pipeline.scheduler.config) == before
+
+
+def test_a_pipeline_that_only_inpaints_does_so():
+    parts = testing.tiny_flux().components
+    pipeline = diffusers.FluxFillPipeline(
+        **{
+            name: parts[name]
+            for name in parts
+            if name not in ("image_encoder", "feature_extractor")
+        }
+    )
+    with Engine.from_model(pipeline) as engine:
+        assert engine.find_call("inpaint")[:2] == (diffusers.FluxFillPipeline, "__call__")
+        with pytest.raises(errors.InvalidRequest, match="task"):
+            engine.find_call("img2img")
+
+
 def test_unconditional_pipelines_run():
     with Engine.from_model(testing.tiny_ddpm()) as engine:
         result = engine.run("__call__", seed=3, num_inference_steps=2)

@@ -457,4 +457,4 @@ def test_a_thousand_requests_from_many_threads_leave_nothing_behind(lora_dir):
     assert report.counts["submitted"] == 1001
     assert (first_of(engine.run("txt2img", **fixed).output) == first).all()
     engine.close()
-    assert threads() == threads_before
+    assert threads() <= threads_before

@@ -18,12 +18,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from bentoml_diffusers import errors, options
 from bentoml_diffusers.cli import diffusers_command
+from bentoml_diffusers.serving.endpoints import classic_endpoints
 from bentoml_diffusers.serving.replaying import make_replay_model
-from bentoml_diffusers.serving.schema import (
-    make_img2img_model,
-    make_inpaint_model,
-    make_txt2img_model,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,11 +28,10 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 
+_LIMITS = options.RequestLimits()
 _REQUESTS = {
-    "txt2img": make_txt2img_model,
-    "img2img": make_img2img_model,
-    "inpaint": make_inpaint_model,
-    "replay": make_replay_model,
+    **{endpoint.name: endpoint.request for endpoint in classic_endpoints(_LIMITS)},
+    "replay": make_replay_model(_LIMITS),
 }
 
 
@@ -91,8 +86,7 @@ class RequestTable(_Generated):
     required_arguments = 1
 
     def lines(self) -> Iterable[str]:
-        make_model = _REQUESTS[self.arguments[0]]
-        fields: dict[str, FieldInfo] = make_model(options.RequestLimits()).model_fields
+        fields: dict[str, FieldInfo] = _REQUESTS[self.arguments[0]].model_fields
         rows = (
             (
                 f"`{name}`",

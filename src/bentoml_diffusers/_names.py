@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidOption, InvalidRequest
@@ -207,6 +208,8 @@ def task_class(pipeline: DiffusionPipeline, task: str) -> type[DiffusionPipeline
         )
         if found is not None:
             return found
+    if task == "inpaint" and "mask_image" in inspect.signature(type(pipeline).__call__).parameters:
+        return type(pipeline)  # such as Flux Fill, which is for nothing else
     raise InvalidRequest("task", task, f"a task that {type(pipeline).__name__} can do")
 
 

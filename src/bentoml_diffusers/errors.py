@@ -28,6 +28,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 # Where each fault is, and what it is.
 Faults: TypeAlias = "Sequence[tuple[Sequence[str | int], str]]"
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _FAULTS_SAID = 3  # wrong fields in the text of an error
 
 
@@ -287,8 +289,8 @@ class DeviceOutOfMemory(DiffusersError):
 
 
 def shorten(value: object, limit: int = 120) -> str:
-    """Returns ``repr(value)``, cut to ``limit`` characters."""
-    text = repr(value)
+    """Returns ``repr(value)`` without addresses in memory, cut to ``limit`` characters."""
+    text = _ADDRESS.sub("", repr(value))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -1,6 +1,8 @@
 """`POST /inpaint` of `bentoml diffusers demo`: white is painted anew, black stays."""
 
+import base64
 import io
+import json
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ def encode(picture, **options):
 
 def make_mask(size=(64, 64), mode="L"):
     """White on the right."""
-    mask = Image.new(mode, size)
+    mask = Image.new("L", size)
     ImageDraw.Draw(mask).rectangle((size[0] // 2, 0, *size), fill="white")
-    return mask
+    if mode == "I;16":  # nearly black and nearly white
+        return Image.fromarray(np.where(np.asarray(mask), 65_000, 300).astype(np.uint16))
+    return mask.convert(mode)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +57,17 @@ def test_white_is_painted_anew_and_black_stays(inpaint, scene, open_picture):
     assert not red[:, :26].any()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
-def test_masks_of_any_mode_mean_the_same(inpaint, scene, mode):
-    answers = [inpaint(scene, make_mask(mode=one)).content for one in ("L", mode)]
-    assert answers[0] == answers[1]
+@pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "I;16"])
+def test_masks_of_any_mode_mean_the_same(inpaint, scene, open_picture, mode):
+    plain, other = (
+        open_picture(inpaint(scene, make_mask(mode=one)).content) for one in ("L", mode)
+    )
+    assert plain.tobytes() == other.tobytes()
 
 
 def test_the_size_is_that_of_the_picture(inpaint, scene, open_picture):
     answer = inpaint(scene.resize((60, 92)), make_mask((60, 92)), num_inference_steps="1")
-    assert open_picture(answer.content).size == (56, 88)
+    assert open_picture(answer.content).size == (48, 80)
     smaller = inpaint(scene, make_mask(), num_inference_steps="1", width="48", height="32")
     assert open_picture(smaller.content).size == (48, 32)
 
@@ -85,7 +91,7 @@ def test_it_paints_itself_again(inpaint, demo_server, scene):
 @pytest.mark.parametrize(
     ("fields", "place"),
     [
-        ({"mask": make_mask((32, 64))}, "mask_image is 32 x 64 pixels, image 64 x 64"),
+        ({"mask_image": encode(make_mask((32, 64)))}, "mask_image"),
         ({"mask_image": b"no picture"}, "mask_image"),
         ({"mask_image": None}, "mask_image"),
         ({"image": None}, "image"),
@@ -96,12 +102,25 @@ def test_it_paints_itself_again(inpaint, demo_server, scene):
     ],
 )
 def test_what_is_wrong_is_named(demo_server, scene, fields, place):
-    mask = fields.pop("mask", make_mask())
-    files = {"image": encode(scene), "mask_image": encode(mask)}
+    files = {"image": encode(scene), "mask_image": encode(make_mask())}
     data = dict(FORM)
     for name, value in fields.items():
         (files if name in files else data)[name] = value
     files = {name: (name, content) for name, content in files.items() if content is not None}
     answer = demo_server.client.post("/inpaint", files=files, data=data)
     assert answer.status_code == 400
-    assert place in answer.json()["error"]
+    assert answer.json()["detail"][0]["loc"] == [place]
+    assert answer.json()["error"].startswith(f"{place}: ")
+
+
+def test_a_wrong_mask_in_a_replay_is_named(inpaint, demo_server, scene):
+    original = inpaint(scene, make_mask(), num_inference_steps="1")
+    mask = base64.b64encode(encode(make_mask((32, 32)))).decode()
+    answer = demo_server.client.post(
+        "/replay",
+        files={"workflow": ("a.png", original.content)},
+        data={"overrides": json.dumps({"mask_image": mask})},
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("overrides.mask_image: ")
+    assert " at 0x" not in answer.text

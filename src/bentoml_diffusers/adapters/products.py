@@ -15,8 +15,8 @@ class Held(NamedTuple):
     """A LoRA in a slot, as views of it that are ready to be multiplied with.
 
     Attributes:
-        down: First matrix, transposed, shape ``(inputs of the layer, rank)``.
-        up: Second matrix, transposed, shape ``(rank, outputs of the layer)``.
+        down: First matrix, shape ``(inputs of the layer, rank)``.
+        up: Second matrix, shape ``(rank, outputs of the layer)``.
         factor: alpha / rank.
     """
 
@@ -78,16 +78,16 @@ def gathered_product(
         target: The layer, linear or a convolution.
         inputs: What went into it; its first dimension is a multiple of the samples.
         output: What came out of it.
-        down: Shape ``(samples, ranks, inputs of the layer)``; one sample stands for all.
+        down: Shape ``(samples, inputs of the layer, ranks)``; one sample stands for all.
         up: Shape ``(samples, ranks, outputs of the layer)``.
         scales: Shape ``(samples, ranks)``.
     """
     samples, inputs = len(down), inputs.to(down.dtype)
     if target.convolution is None:
-        hidden = torch.bmm(inputs.reshape(samples, -1, inputs.shape[-1]), down.transpose(1, 2))
+        hidden = torch.bmm(inputs.reshape(samples, -1, inputs.shape[-1]), down)
         wide = torch.bmm(hidden * scales[:, None, :].to(hidden.dtype), up)
         return output + wide.reshape(output.shape).to(output.dtype)
-    rows = len(inputs)
+    rows, down = len(inputs), down.transpose(1, 2)
     if samples == 1:
         hidden = _convolve(target, inputs, down[0])
         up, scales = up.expand(rows, -1, -1), scales.expand(rows, -1)

@@ -29,8 +29,9 @@ class SlotLayer:
 
     Attributes:
         rank: Ranks that there is room for in each slot; grows in steps.
-        down: First matrices, shape ``(slots + 1, rank, inputs)``.
-        up: Second matrices, shape ``(slots + 1, outputs, rank)``.
+        down: First matrices, shape ``(slots + 1, inputs, rank)``. Transposed, other than in a file:
+            small products take half the time.
+        up: Second matrices, shape ``(slots + 1, rank, outputs)``.
         factors: alpha / rank of each slot, shape ``(slots + 1,)``.
     """
 
@@ -47,7 +48,7 @@ class SlotLayer:
         self._slots = slots
         self._running = running
         self._held: dict[int, Held] = {}
-        self._places: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._views: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._factors = [0.0] * (slots + 1)
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
@@ -57,11 +58,11 @@ class SlotLayer:
             return
         size = next((step for step in _RANK_STEPS if step >= rank), rank)
         slots, target = self._slots + 1, self.target
-        down = torch.zeros(slots, size, target.inputs, dtype=like.dtype, device=device)
-        up = torch.zeros(slots, target.outputs, size, dtype=like.dtype, device=device)
+        down = torch.zeros(slots, target.inputs, size, dtype=like.dtype, device=device)
+        up = torch.zeros(slots, size, target.outputs, dtype=like.dtype, device=device)
         if self.rank:
-            down[:, : self.rank] = self.down
-            up[:, :, : self.rank] = self.up
+            down[:, :, : self.rank] = self.down
+            up[:, : self.rank] = self.up
         else:
             self.factors = torch.zeros(self._slots + 1, device=device)
         self.rank = size
@@ -72,7 +73,8 @@ class SlotLayer:
         self._hold(slot, rank, factor)
         if self._factors[slot] != factor:
             self._factors[slot] = self.factors[slot] = factor
-        return self._place(slot, rank)
+        down, up = self._views[slot]
+        return down.t(), up.t()
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
@@ -88,20 +90,16 @@ class SlotLayer:
     def _put(self, down: torch.Tensor, up: torch.Tensor) -> None:
         """Other buffers with the same content."""
         self.down, self.up = down, up
-        self._places.clear()
+        self._views.clear()
         for slot, held in self._held.items():
             self._hold(slot, held.down.shape[1], held.factor)
 
     def _hold(self, slot: int, rank: int, factor: float) -> None:
-        down, up = self._place(slot, rank)
-        self._held[slot] = Held(down.t(), up.t(), factor)
-
-    def _place(self, slot: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of a slot; making them takes as long as copying a layer's weights."""
-        if (slot, rank) not in self._places:
+        if slot not in self._views or self._views[slot][0].shape[1] != rank:
+            # To make them takes as long as to copy the weights.
             down, up = self.down.select(0, slot), self.up.select(0, slot)
-            self._places[slot, rank] = down.narrow(0, 0, rank), up.narrow(1, 0, rank)
-        return self._places[slot, rank]
+            self._views[slot] = down.narrow(1, 0, rank), up.narrow(0, 0, rank)
+        self._held[slot] = Held(*self._views[slot], factor)
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -149,8 +147,8 @@ class SlotLayer:
             self._check_samples(inputs, run)
         samples = len(index)
         weights = (run.scales * self.factors[index]).repeat_interleave(self.rank, dim=1)
-        down = self.down[index].reshape(samples, -1, self.target.inputs)
-        up = self.up[index].transpose(2, 3).reshape(samples, -1, self.target.outputs)
+        down = self.down[index].movedim(1, 2).reshape(samples, self.target.inputs, -1)
+        up = self.up[index].reshape(samples, -1, self.target.outputs)
         return gathered_product(self.target, inputs, output, down, up, weights)
 
     def _check_samples(self, inputs: torch.Tensor, run: Run) -> None:

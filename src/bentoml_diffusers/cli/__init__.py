@@ -60,7 +60,7 @@ def demo(context: click.Context) -> None:
 @click.pass_context
 @one_line_errors
 def serve(context: click.Context, tag: str, **embed: bool) -> None:
-    """Serve the pipeline TAG: txt2img and img2img.
+    """Serve the pipeline TAG: txt2img, img2img and inpaint.
 
     Options of `bentoml serve`, such as --port 3001, are passed on.
     """

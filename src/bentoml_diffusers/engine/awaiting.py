@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 async def submit_beside(submit: Callable[[], Handle]) -> Handle:
     """Submits in a thread; a request that is submitted after a cancel is cancelled, too."""
     submitted: Future[Handle] = Future()
-    submitted.set_running_or_notify_cancel()  # a cancel leaves it alone: the loop may end before it
     try:
         await asyncio.to_thread(_submit_into, submitted, submit)
         return submitted.result()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bentoml_diffusers._compat import fix_execution_device
 from bentoml_diffusers.engine.conductor import SharedModule, parameter_defaults
 from bentoml_diffusers.engine.preview import paint_preview
 from bentoml_diffusers.loading import denoiser_names
@@ -33,7 +34,7 @@ class Views:
     """Makes the views of one pipeline.
 
     Args:
-        base: The pipeline; nothing of it is ever changed.
+        base: The pipeline; nothing of it is ever changed, and it stays on its device.
         limits: Bounds of the batches.
         shares_modules: ``False`` gives views with the modules themselves, whose calls are not
             collected.
@@ -65,7 +66,7 @@ class Views:
         guider = getattr(self._base, "guider", None)
         if guider is not None:
             view.__dict__["guider"] = _copy_guider(guider, request.guidance_scale)
-        scheduler = getattr(self._base, "scheduler", None)
+        scheduler = getattr(view, "scheduler", None)
         if scheduler is not None:
             choice = request.scheduler
             own = copy.deepcopy(scheduler) if choice is None else choice.build(scheduler)
@@ -77,7 +78,7 @@ class Views:
         if cls not in self._prototypes:
             prototype = _as_class(self._base, cls)
             _silence(prototype)
-            _fix_device(prototype)
+            fix_execution_device(prototype)
             self._prototypes[cls] = prototype
         return self._prototypes[cls]
 
@@ -93,14 +94,6 @@ def _silence(pipeline: Any) -> None:
         if hasattr(block, "set_progress_bar_config"):
             block.set_progress_bar_config(disable=True)
         blocks += getattr(block, "sub_blocks", {}).values()
-
-
-def _fix_device(pipeline: Any) -> None:
-    """Notes where a pipeline runs: diffusers looks through all modules at each request."""
-    cls = type(pipeline)
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    fixed = {"_execution_device": pipeline._execution_device, **names}
-    pipeline.__class__ = type(cls.__name__, (cls,), fixed)
 
 
 def _copy_guider(guider: Any, guidance_scale: float | None) -> Any:
@@ -192,7 +185,9 @@ def _as_class(base: DiffusionPipeline, cls: type[DiffusionPipeline]) -> Diffusio
         return copy.copy(base)
     # Not `cls.from_pipe`: it casts the shared weights to float32.
     known = inspect.signature(cls.__init__).parameters
-    given = {**dict(base.config), **base.components}
+    # Some classes correct the config of the scheduler that they are given.
+    own = {"scheduler": copy.deepcopy(getattr(base, "scheduler", None))}
+    given = {**dict(base.config), **base.components, **own}
     return cls(**{name: given[name] for name in known if name in given})
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine import Engine, Result
     from bentoml_diffusers.errors import Faults
     from bentoml_diffusers.serving.codecs import OutputFormat
+    from bentoml_diffusers.serving.endpoints import Endpoint
 
 NOTHING = EmbedOptions()
 
@@ -33,23 +34,42 @@ NOTHING = EmbedOptions()
 async def answer(
     engine: Engine,
     ctx: bentoml.Context,
-    task: str,
+    endpoint: Endpoint,
     fields: Mapping[str, Any],
     embed: EmbedOptions = NOTHING,
 ) -> Response:
     """Runs a request of a service and answers it. See :func:`answer_with`."""
+    task = endpoint.task
     if "refusal" in fields:
         return refuse(ctx, task, fields["refusal"])
-    arguments = read_arguments(fields)
-    output_format = arguments.pop("output_format")
-    if embed.workflow or embed.infotext:
-        arguments["return_workflow"] = True
-    return await answer_with(engine.arun(task, **arguments), ctx, task, output_format, embed)
+
+    async def paint() -> Result:
+        arguments = _without_idle_defaults(engine, endpoint, read_arguments(fields))
+        if embed.workflow or embed.infotext:
+            arguments["return_workflow"] = True
+        return await engine.arun(task, **arguments)
+
+    return await answer_with(paint(), ctx, task, fields["output_format"], embed)
+
+
+def _without_idle_defaults(
+    engine: Engine, endpoint: Endpoint, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Not every family has, for example, a negative prompt; its default then says nothing."""
+    parameters = engine.find_call(endpoint.task)[2]
+    return {
+        name: value
+        for name, value in arguments.items()
+        if parameters.takes(name)
+        or (name == "guidance_scale" and parameters.guided)
+        or value != endpoint.request.model_fields[name].default
+    }
 
 
 def read_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a request as arguments of an engine; ``None`` is left out."""
     arguments = {key: value for key, value in fields.items() if value is not None}
+    arguments.pop("output_format", None)
     for name in ("lora_weights", "textual_inversions"):
         if name in arguments:
             arguments[name] = [choice.model_dump() for choice in arguments[name]]

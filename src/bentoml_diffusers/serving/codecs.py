@@ -9,6 +9,7 @@ import warnings
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bentoml_diffusers.workflow.containers import PictureFormat
@@ -44,11 +45,18 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=_READABLE)
         check_size(picture.size, limits)
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return ImageOps.exif_transpose(_with_bytes(picture)).convert("RGB")
     except UnidentifiedImageError as err:
         raise ValueError(f"not a picture in a known format ({', '.join(_READABLE)})") from err
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as err:
         raise ValueError(f"a broken picture: {err}") from err
+
+
+def _with_bytes(picture: Image.Image) -> Image.Image:
+    """Pillow cuts off what is beyond 8 bits where it converts a picture of 16."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
 def check_size(size: tuple[int, int], limits: RequestLimits) -> None:

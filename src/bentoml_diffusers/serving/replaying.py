@@ -180,7 +180,8 @@ def _with_task(
     if task in (None, "__call__") and len(same) == 1:
         task = same[0]
     if task not in calls:
-        raise InvalidWorkflow("workflow.task", task, f"one of {', '.join(calls)}")
+        known = f"one of {', '.join(calls)}" if calls else "a pipeline with a task of this service"
+        raise InvalidWorkflow("workflow.task", task, known)
     cls, method = calls[task]
     if recorded.method != method:
         raise InvalidWorkflow("workflow.pipeline.method", recorded.method, repr(method))
@@ -292,14 +293,18 @@ def _is_default(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
 def _first_fault(error: ValidationError, overrides: Mapping[str, Any]) -> DiffusersError:
     """Names the place that the fault came from: in the workflow, or an override."""
     fault = error.errors(include_url=False)[0]
-    path = [str(part) for part in fault["loc"]]
+    path, got = [str(part) for part in fault["loc"]], fault["input"]
     expected = fault["msg"].removeprefix("Input should be ")
-    if path and path[0] in overrides:
-        return InvalidRequest(".".join(["overrides", *path]), fault["input"], expected)
-    place = _PLACES.get(path[0], ".".join(["arguments", *path])) if path else "arguments"
-    return InvalidWorkflow(f"workflow.{place}", fault["input"], expected)
+    if not path:  # the one thing that is said of two fields
+        path = [next((side for side in _SIDES if side in overrides), _SIDES[0])]
+        got = {side: got[side] for side in _SIDES if side in got}
+    if path[0] in overrides:
+        return InvalidRequest(".".join(["overrides", *path]), got, expected)
+    place = _PLACES.get(path[0], ".".join(["arguments", *path]))
+    return InvalidWorkflow(f"workflow.{place}", got, expected)
 
 
+_SIDES = ("height", "width")
 _PLACES = {
     "seed": "seeds",
     "scheduler": "scheduler.requested",

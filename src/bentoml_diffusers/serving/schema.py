@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
 
 
+_ANY_STEP = 16  # pixels; sides that are multiples of it suit every family
+
+
 class LoraChoice(BaseModel):
     """A LoRA by name, with its weight."""
 
@@ -99,7 +102,7 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
 
 def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of inpaint under the limits of a service."""
-    side = _make_side(limits, "that of `image`, rounded down")
+    side = _make_side(limits, f"that of `image`, rounded down to a multiple of {_ANY_STEP}")
 
     class Inpaint(make_img2img_model(limits)):  # type: ignore[misc]
         image: PILImage = Field(description="The picture to change: a file, or base64.")
@@ -116,13 +119,18 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
         height: int | None = side
         width: int | None = side
 
+        @field_validator("mask_image")
+        @classmethod
+        def _check_mask(cls, mask: PILImage, info: ValidationInfo) -> PILImage:
+            image = info.data.get("image")
+            if image is not None and mask.size != image.size:
+                sizes = {"mask": _say_size(mask), "image": _say_size(image)}
+                raise PydanticCustomError("size", "{mask} pixels, but image is {image}", sizes)
+            return mask
+
         @model_validator(mode="after")
-        def _check_sizes(self) -> Self:
-            if self.mask_image.size != self.image.size:
-                sizes = {"mask": _say_size(self.mask_image), "image": _say_size(self.image)}
-                text = "mask_image is {mask} pixels, image {image}: should be the same"
-                raise PydanticCustomError("mask_size", text, sizes)
-            width, height = (side - side % SIZE_STEP for side in self.image.size)
+        def _complete_size(self) -> Self:
+            width, height = (side - side % _ANY_STEP or _ANY_STEP for side in self.image.size)
             self.width, self.height = self.width or width, self.height or height
             check_pixels(self.height, self.width, limits)
             return self

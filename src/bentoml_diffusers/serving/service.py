@@ -108,7 +108,7 @@ def service(
 
 def _make_api(endpoint: Endpoint, embed: EmbedOptions) -> Any:
     async def paint(self: Any, ctx: bentoml.Context, **fields: Any) -> Image:
-        response: Any = await answer(self.engine, ctx, endpoint.task, fields, embed)
+        response: Any = await answer(self.engine, ctx, endpoint, fields, embed)
         return response  # type: ignore[no-any-return]
 
     paint.__name__ = endpoint.name
