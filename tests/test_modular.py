@@ -201,7 +201,7 @@ class TestStored:
 
     def test_a_classic_model_as_a_modular_one(self, name):
         save_model(name, testing.tiny_stable_diffusion_xl())
-        assert _paths_of(service(name)) == {"txt2img", "img2img"}
+        assert _paths_of(service(name)) == {"txt2img", "img2img", "inpaint"}
         modular = service(name, pipeline_class="StableDiffusionXLModularPipeline")
         assert _paths_of(modular) == {"text2image", "image2image", "inpainting"}
 
