@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from holding import held
 
 from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
 from bentoml_diffusers.engine.profile import CostProfile, bucket
@@ -103,7 +104,8 @@ def test_a_defect_of_the_scheduling_ends_requests_and_readiness(monkeypatch):
             raise KeyError("on purpose")
 
         monkeypatch.setattr(engine._worker.conductor, "_choose_group", fail)
-        handles = [engine.submit("txt2img", **CALL) for _ in range(3)]
+        with held(engine, 3):  # one alone is not scheduled
+            handles = [engine.submit("txt2img", **CALL) for _ in range(3)]
         for handle in handles:
             with pytest.raises(errors.PipelineFailed, match="on purpose"):
                 handle.result(30)

@@ -1,6 +1,5 @@
 """Many requests at once: each gets the picture of its lone run, and nothing of another."""
 
-import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from holding import held
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,8 +16,6 @@ from PIL import Image
 import bentoml_diffusers
 from bentoml_diffusers import Engine, EngineLimits, errors, testing
 from bentoml_diffusers.engine import worker
-from bentoml_diffusers.engine.conductor import Member
-from bentoml_diffusers.engine.request import Ticket
 
 RED = {"prompt": "a red circle"}
 PICTURE = Image.new("RGB", (32, 32), "green")
@@ -62,18 +60,6 @@ def first_of(output):
 def call_diffusers(pipeline, call, seed):
     pipeline.set_progress_bar_config(disable=True)
     return first_of(pipeline(**call, generator=torch.Generator().manual_seed(seed)))
-
-
-@contextlib.contextmanager
-def held(engine, count):
-    """Keeps the baton until ``count`` requests wait for it, so that they really run at once."""
-    conductor = engine._worker.conductor
-    with conductor.turn(Member(Ticket())):
-        yield
-        give_up = time.monotonic() + 30
-        while len(conductor._ready) + len(conductor._entering) < count:
-            assert time.monotonic() < give_up
-            time.sleep(0.001)
 
 
 def run_at_once(engine, calls, task="__call__"):

@@ -1,0 +1,19 @@
+"""Requests that really run at once."""
+
+import contextlib
+import time
+
+from bentoml_diffusers.engine.conductor import Member
+from bentoml_diffusers.engine.request import Ticket
+
+
+@contextlib.contextmanager
+def held(engine, count):
+    """Keeps the baton until ``count`` requests wait for it, so that they really run at once."""
+    conductor = engine._worker.conductor
+    with conductor.turn(Member(Ticket())):
+        yield
+        give_up = time.monotonic() + 30
+        while len(conductor._ready) + len(conductor._entering) < count:
+            assert time.monotonic() < give_up
+            time.sleep(0.001)
