@@ -1,6 +1,7 @@
 """`bentoml serve` as a real process: started, waited for, and always stopped."""
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -86,9 +87,12 @@ def start_server(words, folder, environment, log_path):
 
 
 def _find_free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below the ports that connections get: one of those may be taken before the server has it."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_until_ready(server):
