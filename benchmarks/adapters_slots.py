@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from measuring import RANK, difference, make_pipeline, milliseconds, ratio_of, save_lora, timed
 
-from bentoml_diffusers import ModelOptions
+from bentoml_diffusers import ModelOptions, import_lora
 from bentoml_diffusers.adapters import AdapterBank, Lease
 
 if TYPE_CHECKING:
@@ -84,25 +84,34 @@ class Bench:
         return work
 
     def measure_switching(self, residents: int) -> dict[str, Any]:
-        """To a resident LoRA: lease, hand to a forward, release, against `set_adapters`."""
-        prepared = [self.bank.prepare(self.bank.find(name)) for name in self.names[:residents]]
-        for one in prepared:
-            self.bank.acquire(one).release()
-
-        def switch(index: int) -> None:
-            lease = self.bank.acquire(prepared[index % residents])
-            with self.bank.forwarding("unet", [(lease, None)]):
-                pass
-            lease.release()
-
-        rounds = 200
-        ours = [
-            timed(lambda start=start: [switch(start + step) for step in range(rounds)])[0] / rounds
-            for start in range(9)
-        ]
+        """To a resident LoRA, from its name to a forward and back, against `set_adapters`."""
         adapters = self.peft_adapters(range(residents))
         peft = [timed(lambda one=one: self.peft.set_adapters([one]))[0] for one in adapters[:8]]
-        return {"residents": residents, "slots": milliseconds(ours), "peft": milliseconds(peft)}
+        return {
+            "residents": residents,
+            "slots": milliseconds(self._time_switches(self.names[:residents])),
+            "slots_by_tag": milliseconds(self._time_switches(self._tags(residents))),
+            "peft": milliseconds(peft),
+        }
+
+    def _time_switches(self, names: Sequence[str]) -> list[float]:
+        for name in names:
+            self.load(name).release()
+        ring, rounds = itertools.cycle(names), 200
+
+        def switch() -> None:
+            for _ in range(rounds):
+                lease = self.load(next(ring))
+                with self.bank.forwarding("unet", [(lease, None)]):
+                    pass
+                lease.release()
+
+        return [timed(switch)[0] / rounds for _ in range(9)]
+
+    def _tags(self, count: int) -> list[str]:
+        """The first LoRAs as entries of the store."""
+        paths = [self.folder / name for name in self.names[:count]]
+        return [import_lora(path.stem, path).tag.name for path in paths]
 
     def measure_loading(self, residents: int) -> dict[str, Any]:
         """From a file to ready, next to residents; PEFT's `load_lora_weights` in the same run."""
@@ -278,6 +287,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["BENTOML_HOME"] = str(folder / "home")
         if "memory" not in options.only or len(options.only) > 1:
             bench = Bench(options.width, folder, options.residents + 12, options.residents + 4)
             figures["about"] = about_this_run(bench.ours)

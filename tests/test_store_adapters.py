@@ -133,11 +133,56 @@ def test_pickles_are_refused_or_stored_as_safetensors(lora_dir, tmp_path, name):
         bentoml_diffusers.import_lora(name, path)
     model = bentoml_diffusers.import_lora(name, path, allow_pickle=True)
     assert bentoml_diffusers.import_lora(name, path, allow_pickle=True).tag == model.tag
-    file, record = store.adapter_file(model, "lora")
-    assert file.name == "old.safetensors"
-    assert record.details["rank"] == 4
-    stored = load_file(file)
+    found = store.find_adapter(str(model.tag), "lora")
+    assert found.path.name == "old.safetensors"
+    assert record_of(model).details["rank"] == 4
+    stored = load_file(found.path)
     assert all(torch.equal(stored[key], value) for key, value in tensors.items())
+
+
+def test_a_name_always_finds_what_the_store_holds_now(lora_dir, name):
+    def found():
+        adapter = store.find_adapter(name, "lora")
+        return adapter and adapter.tag
+
+    assert found() is None
+    first = bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors")
+    assert found() == str(first.tag)
+    assert found() == str(first.tag)
+    second = bentoml_diffusers.import_lora(name, lora_dir / "two.safetensors")
+    assert found() == str(second.tag)
+    assert store.find_adapter(str(first.tag), "lora").tag == str(first.tag)
+    bentoml.models.delete(str(second.tag))
+    assert found() == str(first.tag)
+    assert store.find_adapter(str(second.tag), "lora") is None
+    bentoml.models.delete(str(first.tag))
+    assert found() is None
+
+
+def test_a_name_of_another_kind_is_not_found(lora_dir, tmp_path, name, model):
+    save_file({"<cat>": torch.randn(2, 768)}, tmp_path / "cat.safetensors")
+    bentoml_diffusers.import_textual_inversion(name, tmp_path)
+    assert store.find_adapter(name, "textual_inversion").token == "<cat>"
+    assert store.has_adapter(name, "textual_inversion")
+    for other in (name, str(model.tag)):
+        assert store.find_adapter(other, "lora") is None
+        assert not store.has_adapter(other.partition(":")[0], "lora")
+    for strange in ("..", "a\0b", f"{name}:", "-", "x" * 100, f"{name}:a:b"):
+        assert store.find_adapter(strange, "textual_inversion") is None
+    bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors")  # now the latest
+    assert store.find_adapter(name, "textual_inversion") is None
+    assert store.has_adapter(name, "textual_inversion")
+    assert {name, model.tag.name} <= set(store.list_names())
+
+
+def test_one_broken_entry_hides_no_other(lora_dir, name):
+    broken = bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors")
+    Path(broken.path_of("record.json")).write_text("{")
+    other = f"{name}-other"
+    bentoml_diffusers.import_lora(other, lora_dir / "one.safetensors")
+    assert store.find_adapter(name, "lora") is None
+    assert not store.has_adapter(name, "lora")
+    assert store.has_adapter(other, "lora")
 
 
 def test_a_textual_inversion_is_described(tmp_path, name):

@@ -234,6 +234,7 @@ class TestBadInput:
             ("lora_weights", [{"name": "~/lora.safetensors"}]),
             ("lora_weights", [{"name": "https://example.com/lora.safetensors"}]),
             ("lora_weights", [{"name": "somebody/some-lora"}]),
+            ("lora_weights", [{"name": "a\0b.safetensors"}]),
             ("heigth", 64),
         ],
         ids=repr,

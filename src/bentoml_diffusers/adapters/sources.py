@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import bentoml
-
-from bentoml_diffusers.errors import (
-    AdapterNotFound,
-    InvalidModel,
-    InvalidRequest,
-    ModelNotFound,
-    UntrustedSource,
-)
+from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest, UntrustedSource
 from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
-from bentoml_diffusers.store import adapter_file, get, list_entries, read_record
+from bentoml_diffusers.store import find_adapter, has_adapter, list_names
 
 Kind = Literal["lora", "textual_inversion"]
 _Place = tuple[str, str | None, str | None]  # path, word of its file, tag in the store
@@ -28,6 +21,7 @@ _Place = tuple[str, str | None, str | None]  # path, word of its file, tag in th
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_SCALE = 100.0
 MAX_PER_REQUEST = 16
+_MAX_NAME = 1024
 _MAX_COMPARED = 200
 _LISTING_S = 5.0
 # Of a request; an operator's mapping may hold whatever diffusers' loader takes.
@@ -100,7 +94,7 @@ class AdapterFinder:
             raise InvalidRequest(self.field, item, "a name, a mapping, or a list of either")
         values = dict(item)
         name = values.pop("name", None) or values.pop("model_name", None)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str):
             raise InvalidRequest(f"{self.field}.name", item, "the name of an adapter")
         scale = _read_scale(self.field, values.pop("scale", 1.0))
         token = values.pop("token", None)
@@ -116,8 +110,7 @@ class AdapterFinder:
         return self._find_in_folder(name, str(weight_name), scale, token, values)
 
     def _find_name(self, name: str, scale: float, token: str | None, **more: Any) -> Adapter:
-        if not name:
-            raise InvalidRequest(self.field, name, "the name of an adapter")
+        self._check_name(name)
         for source in self.sources:
             found = getattr(self, f"_in_{source}")(name)
             if found is not None:
@@ -133,6 +126,7 @@ class AdapterFinder:
         self, name: str, weight_name: str, scale: float, token: str | None, more: dict[str, Any]
     ) -> Adapter:
         """``{"model_name": folder or repository, "weight_name": file}``."""
+        self._check_name(f"{name}/{weight_name}")
         if self.folder is not None and (self.folder / name).is_dir():
             return self._find_name(f"{name}/{weight_name}", scale, token, **more)
         if "path" in self.sources and Path(name).expanduser().is_dir():
@@ -142,36 +136,34 @@ class AdapterFinder:
             return Adapter(name, name, scale, token, {**more, "weight_name": weight_name})
         raise self._not_found(f"{name}/{weight_name}")
 
+    def _check_name(self, name: str) -> None:
+        if not name or not name.isprintable() or len(name) > _MAX_NAME:
+            raise InvalidRequest(self.field, name, "the name of an adapter")
+
     def _in_store(self, name: str) -> _Place | None:
         if "/" in name or name.endswith(".safetensors"):
             return None
-        try:
-            model = get(name)
-            path, record = adapter_file(model, self.kind)
-        except (ModelNotFound, InvalidModel, bentoml.exceptions.BentoMLException, ValueError):
-            return None
-        return str(path), record.details.get("token"), str(model.tag)
+        found = find_adapter(name, self.kind)
+        return (str(found.path), found.token, found.tag) if found else None
 
     def _in_lora_dir(self, name: str) -> _Place | None:
-        if self.folder is None or Path(name).is_absolute():
+        if self.folder is None or os.path.isabs(name):
             return None
-        root = self.folder.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            return None
-        return self._checked_file(path)
+        root = os.path.realpath(self.folder)  # `Path.resolve` takes longer than all the rest
+        path = os.path.realpath(os.path.join(root, name))
+        return self._checked_file(path) if path.startswith(f"{root}{os.sep}") else None
 
     def _in_path(self, name: str) -> _Place | None:
-        return self._checked_file(Path(name).expanduser())
+        return self._checked_file(os.path.expanduser(name))
 
     def _in_hub(self, name: str) -> _Place | None:
         is_repository = "/" in name and not name.startswith((".", "/", "~"))
         return (name, None, None) if is_repository else None
 
-    def _checked_file(self, path: Path) -> _Place | None:
-        if not path.is_file() or path.suffix != ".safetensors":
+    def _checked_file(self, path: str) -> _Place | None:
+        if not path.endswith(".safetensors") or not os.path.isfile(path):
             return None
-        return str(path), None, None
+        return path, None, None
 
     def _not_found(self, name: str) -> Exception:
         """Refused if no allowed source could ever mean this name, else not found."""
@@ -186,7 +178,7 @@ class AdapterFinder:
         in_hub_form = "/" in name and (self.folder is None or not name.endswith(".safetensors"))
         if reaches_out or is_pickle or in_hub_form:
             return UntrustedSource(self.field, name, self._allowed())
-        return AdapterNotFound(self.field, name, _near(name, self.known()))
+        return AdapterNotFound(self.field, name, self._known_like(name))
 
     def _is_link_out(self, name: str) -> bool:
         return self.folder is not None and (
@@ -204,15 +196,23 @@ class AdapterFinder:
 
     def known(self) -> list[str]:
         """Returns the names that can be asked for."""
+        return [name for name in self._names() if self._is_known(name)]
+
+    def _known_like(self, name: str) -> list[str]:
+        """Looks only into few entries of the store: strangers can ask for unknown names."""
+        return [one for one in _near(name, self._names()) if self._is_known(one)]
+
+    def _names(self) -> list[str]:
+        """Names of files, and of entries of the store that may be of another kind."""
         names: set[str] = set()
         if "store" in self.sources:
-            for model in list_entries():
-                record = read_record(Path(model.path))
-                if record is not None and record.kind == self.kind:
-                    names.add(model.tag.name)
+            names.update(list_names())
         if "lora_dir" in self.sources and self.folder is not None and self.folder.is_dir():
             names |= _files_below(self.folder, int(time.monotonic() / _LISTING_S))
         return sorted(names)
+
+    def _is_known(self, name: str) -> bool:
+        return name.endswith(".safetensors") or has_adapter(name, self.kind)
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from bentoml_diffusers.store.hashing import hash_file, with_hashes
 from bentoml_diffusers.store.hub import download_file, list_repository
 from bentoml_diffusers.store.layout import ADAPTER_FOLDER
 from bentoml_diffusers.store.pickles import convert_pickle
-from bentoml_diffusers.store.record import Kind, Record, read_record
+from bentoml_diffusers.store.record import Kind, Record
 from bentoml_diffusers.store.same import find_same_details
 from bentoml_diffusers.store.selection import PICKLE_SUFFIXES, check_name
 from bentoml_diffusers.store.writing import make_tag, write_entry
@@ -106,19 +106,6 @@ def import_textual_inversion(
     adapter = _read(found, allow_pickle=allow_pickle)
     details = {**describe_embedding(adapter, token), "base_model": base_model}
     return _store(name, found, "textual_inversion", details, labels, metadata)
-
-
-def adapter_file(model: bentoml.Model, kind: Kind) -> tuple[Path, Record]:
-    """Returns the file of a stored adapter, and its record.
-
-    Raises:
-        InvalidModel: 400, the entry is of another kind.
-    """
-    record = read_record(Path(model.path))
-    if record is None or record.kind != kind:
-        holds = record.kind if record else "pipeline"
-        raise InvalidModel(model.tag, f"is a {holds}, not a {kind}")
-    return next(Path(model.path_of(ADAPTER_FOLDER)).iterdir()), record
 
 
 @dataclass(frozen=True)
