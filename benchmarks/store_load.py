@@ -81,8 +81,10 @@ def measure_pairs(folder: Path, pairs: int) -> None:
         else:
             own, theirs = _time_of(ours), _time_of(diffusers)
         times.append((own, theirs))
+    ratios = [own / theirs for own, theirs in times]
     result = {
-        "ratio": statistics.median(own / theirs for own, theirs in times),
+        "ratio": statistics.median(ratios),
+        "quartiles": statistics.quantiles(ratios, n=4)[::2],
         "excess_ms": statistics.median(1000 * (own - theirs) for own, theirs in times),
         "best_ms": [1000 * min(side) for side in zip(*times, strict=True)],
     }
@@ -180,9 +182,10 @@ def compare(root: Path, options: argparse.Namespace) -> None:
     loads = ["--child", "pairs", "--root", str(stored), "--pairs", str(options.pairs)]
     paired = run_child([__file__, *loads], root / "ours")
     best = " and ".join(f"{one:.0f}" for one in paired["best_ms"])
+    quartiles = " to ".join(f"{one:.3f}" for one in paired["quartiles"])
     print(
         f"loading, ours / diffusers: {paired['ratio']:.3f}, {paired['excess_ms']:+.1f} ms "
-        f"(medians of {options.pairs} pairs; best times {best} ms)"
+        f"(medians of {options.pairs} pairs, quartiles {quartiles}; best times {best} ms)"
     )
     print("highest memory / weights: " + ", ".join(f"{k} {v:.2f}" for k, v in peaks.items()))
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 import bentoml_diffusers
-from bentoml_diffusers import errors
+from bentoml_diffusers import errors, testing
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 LAST = torch.channels_last
@@ -181,6 +181,24 @@ def test_arguments_reach_from_pretrained(models, monkeypatch):
     assert (seen["low_cpu_mem_usage"], seen["device_map"]) == (True, "balanced")
     assert seen["use_safetensors"] is True
     assert seen["local_files_only"] is True
+    assert seen["dtype"] is torch.float32  # quantizers have a default of their own
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize(
+    ("denoiser", "text_encoder"),
+    [("float32", "float32"), ("float16", "float32"), ("float32", "float16"), ("bfloat16",) * 2],
+)
+def test_files_of_any_dtype_become_float32(
+    tmp_path, name, denoiser, text_encoder, low_cpu_mem_usage
+):
+    pipeline = testing.tiny_stable_diffusion()
+    pipeline.unet.to(getattr(torch, denoiser))
+    pipeline.text_encoder.to(getattr(torch, text_encoder))
+    pipeline.save_pretrained(tmp_path)
+    bentoml_diffusers.import_model(name, tmp_path)
+    loaded = bentoml_diffusers.load_model(name, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert dtypes(loaded.unet) == dtypes(loaded.text_encoder) == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from bentoml_diffusers.store.record import Record, read_record
 from bentoml_diffusers.store.source import class_name, read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import bentoml
     import torch
@@ -125,9 +126,21 @@ def _from_pretrained(
     cls = _find_class(model, folder, record, options)
     if options.modular_workflow is not None:
         raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is no modular pipeline")
+    try:
+        pipeline: DiffusionPipeline = cls.from_pretrained(
+            str(folder), **{**shared.take_all(), **_loader_arguments(folder, record, options)}
+        )
+    except DiffusersError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
+        raise InvalidModel(model.tag, f"could not be loaded: {err}") from err
+    shared.keep_classic(pipeline)
+    return pipeline
+
+
+def _loader_arguments(folder: Path, record: Record | None, options: ModelOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        # Not left open: transformers would then keep the dtype of the file, diffusers would not.
-        "dtype": _names.resolve_dtype(options.torch_dtype or "float32"),
+        "dtype": _find_dtype(folder, options),
         "low_cpu_mem_usage": options.low_cpu_mem_usage is not False,
         "device_map": options.device_map,
         "variant": options.variant,
@@ -137,17 +150,26 @@ def _from_pretrained(
         "local_files_only": True,
     }
     given = {key: value for key, value in arguments.items() if value is not None}
-    given.update(_extra_arguments(options))  # there `safety_checker=None` says something
-    try:
-        pipeline: DiffusionPipeline = cls.from_pretrained(
-            str(folder), **{**shared.take_all(), **given}
-        )
-    except DiffusersError:
-        raise
-    except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
-        raise InvalidModel(model.tag, f"could not be loaded: {err}") from err
-    shared.keep_classic(pipeline)
-    return pipeline
+    return {**given, **_extra_arguments(options)}  # there `safety_checker=None` says something
+
+
+def _find_dtype(folder: Path, options: ModelOptions) -> torch.dtype | None:
+    """Left open, diffusers makes float32 of any file, transformers what its config says.
+
+    So float32 is said unless both come to it by themselves: to say it takes 2 % longer.
+    """
+    if options.torch_dtype is None and options.quantization_config is None:
+        configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
+        if all(_is_float32(config) for config in configs):
+            return None
+    return _names.resolve_dtype(options.torch_dtype or "float32")
+
+
+def _is_float32(config: Mapping[str, Any]) -> bool:
+    dtypes = (config.get("dtype"), config.get("torch_dtype"))
+    return "quantization_config" not in config and (
+        "_diffusers_version" in config or "float32" in dtypes
+    )
 
 
 def _find_class(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline, ModularPipeline
 
+_compat.parse_models_by_libyaml()
+
 
 def get(tag_like: str | Tag) -> bentoml.Model:
     """Returns the stored model with the given tag.
