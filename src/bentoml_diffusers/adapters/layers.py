@@ -160,7 +160,8 @@ class LayerMap:
         fits_in = down == [target.channels, *target.kernel] or (
             not target.kernel and math.prod(down) == target.inputs
         )
-        fits_out = len(lora.up) == target.outputs and lora.up.numel() == target.outputs * rank
+        outputs = lora.up.shape[0]
+        fits_out = outputs == target.outputs and lora.up.numel() == outputs * rank
         if not (fits_in and fits_out):
             raise InvalidModel(
                 name,

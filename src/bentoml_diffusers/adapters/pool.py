@@ -125,7 +125,7 @@ class SlotPool:
         sources: list[torch.Tensor] = []
         places: list[torch.Tensor] = []
         for key, (down, up, factor) in lora.layers.items():
-            layer, rank = self._layer(key), len(down)
+            layer, rank = self._layer(key), down.shape[0]
             layer.reserve(
                 self._max_rank if key[0] in self._compiled else rank, down, self._map.device
             )

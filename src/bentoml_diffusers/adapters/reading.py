@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, "torch.Tensor"]
 
-_WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _PLAIN = re.compile(r"[\w.]+")
 # What a slot cannot hold, by what its keys contain.
 _BEYOND_SLOTS = {
@@ -126,7 +126,7 @@ def _check_widths(layers: LayerMap, name: str, state: Tensors) -> None:
     """
     for key, tensor in state.items():
         component, _, rest = key.partition(".")
-        layer = rest.removesuffix(".lora_A.weight")
+        layer = rest.removesuffix(_DOWN)
         if layer == rest:
             continue
         inputs = getattr(layers.module(component, layer), "in_features", None)
@@ -160,7 +160,7 @@ class _Recorder:
         own = _below(state, prefix)
         if not own or self._is_beyond_slots(own):
             return
-        if not _WEIGHT.fullmatch(next(iter(own))):
+        if not next(iter(own)).endswith((_DOWN, _UP)):
             own = convert_unet_state_dict_to_peft(own)
         config = given.get("metadata")
         if config is not None:
@@ -184,12 +184,10 @@ class _Recorder:
         """Does nothing: the module stays as it is."""
 
     def _is_beyond_slots(self, state: Tensors) -> bool:
-        for key in state:
-            for part, what in _BEYOND_SLOTS.items():
-                if part in key:
-                    self._raw.beyond_slots = what
-                    return True
-        return False
+        keys = "\n".join(state)
+        found = next((what for part, what in _BEYOND_SLOTS.items() if part in keys), None)
+        self._raw.beyond_slots = found or self._raw.beyond_slots
+        return found is not None
 
     def _record(self, state: Tensors, config: Mapping[str, Any]) -> None:
         layers = self._raw.layers.setdefault(self._name, {})
@@ -205,16 +203,15 @@ def _below(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
 
 
 def _pairs(state: Tensors) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    for key, down in state.items():
-        match = _WEIGHT.fullmatch(key)
-        if match is None:
-            raise ValueError(f"{key!r} is not understood")
-        if match["side"] == "A":
-            up = state.get(f"{match['layer']}.lora_B.weight")
-            if up is None:
+    for key, tensor in state.items():
+        if key.endswith(_DOWN):
+            layer = key.removesuffix(_DOWN)
+            if layer + _UP not in state:
                 raise ValueError(f"{key!r} has no second matrix")
-            yield match["layer"], down, up
-        elif f"{match['layer']}.lora_A.weight" not in state:
+            yield layer, tensor, state[layer + _UP]
+        elif not key.endswith(_UP):
+            raise ValueError(f"{key!r} is not understood")
+        elif key.removesuffix(_UP) + _DOWN not in state:
             raise ValueError(f"{key!r} has no first matrix")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 _FEW = 4  # products that one by one need no more kernels than all at once
 _RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class _Views(NamedTuple):
+    """One slot as it is multiplied, and transposed, as it is filled."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    as_in_file: tuple[torch.Tensor, torch.Tensor]
 
 
 class SlotLayer:
@@ -48,7 +56,7 @@ class SlotLayer:
         self._slots = slots
         self._running = running
         self._held: dict[int, Held] = {}
-        self._views: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._views: dict[int, _Views] = {}
         self._factors = [0.0] * (slots + 1)
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
@@ -73,8 +81,7 @@ class SlotLayer:
         self._hold(slot, rank, factor)
         if self._factors[slot] != factor:
             self._factors[slot] = self.factors[slot] = factor
-        down, up = self._views[slot]
-        return down.t(), up.t()
+        return self._views[slot].as_in_file
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
@@ -95,11 +102,13 @@ class SlotLayer:
             self._hold(slot, held.down.shape[1], held.factor)
 
     def _hold(self, slot: int, rank: int, factor: float) -> None:
-        if slot not in self._views or self._views[slot][0].shape[1] != rank:
+        views = self._views.get(slot)
+        if views is None or views.down.shape[1] != rank:
             # To make them takes as long as to copy the weights.
-            down, up = self.down.select(0, slot), self.up.select(0, slot)
-            self._views[slot] = down.narrow(1, 0, rank), up.narrow(0, 0, rank)
-        self._held[slot] = Held(*self._views[slot], factor)
+            down = self.down.select(0, slot).narrow(1, 0, rank)
+            up = self.up.select(0, slot).narrow(0, 0, rank)
+            views = self._views[slot] = _Views(down, up, (down.t(), up.t()))
+        self._held[slot] = Held(views.down, views.up, factor)
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
