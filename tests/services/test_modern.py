@@ -116,6 +116,14 @@ class TestPictures:
         assert none == plain
         assert len({plain, half, whole}) == 3
 
+    @pytest.mark.parametrize(
+        "value", ["tiny-lora", ["tiny-lora"], {"name": "tiny-lora"}, [{"name": "tiny-lora"}]]
+    )
+    def test_a_lora_in_each_way_to_name_it(self, server, value):
+        assert server.paint(lora_weights=value) == server.paint(
+            lora_weights=[{"name": "tiny-lora", "scale": 1}]
+        )
+
     def test_requests_at_once_are_as_alone(self, server):
         requests = [
             {"prompt": "a red circle", "seed": 1},
@@ -191,10 +199,11 @@ class TestPictureFromPicture:
 
     def test_lora_in_a_form(self, server, encode):
         plain = self.paint(server, "a.png", encode(), "image/png")
-        styled = self.paint(
-            server, "a.png", encode(), "image/png", lora_weights='[{"name": "tiny-lora"}]'
-        )
-        assert styled != plain
+        asked = ('[{"name": "tiny-lora"}]', '{"name": "tiny-lora"}', "tiny-lora")
+        styled = {
+            self.paint(server, "a.png", encode(), "image/png", lora_weights=one) for one in asked
+        }
+        assert len(styled | {plain}) == 2
 
 
 class TestBadInput:
@@ -225,7 +234,9 @@ class TestBadInput:
             ("scheduler", "NoSuchScheduler"),
             ("scheduler", "os.system"),
             ("scheduler", "StableDiffusionPipeline"),
-            ("lora_weights", "tiny-lora"),
+            ("lora_weights", 7),
+            ("lora_weights", [["tiny-lora"]]),
+            ("lora_weights", [""]),
             ("lora_weights", [{"scale": 1}]),
             ("lora_weights", [{"name": "tiny-lora", "scale": 1e9}]),
             ("lora_weights", [{"name": "tiny-lora"}] * 17),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -45,6 +46,22 @@ class InversionChoice(BaseModel):
     token: str | None = Field(
         None, min_length=1, max_length=64, description="Word in the prompt; by default the file's."
     )
+
+
+def _as_choices(value: Any) -> Any:
+    """A name, a mapping, or a list of either, as the engine takes them."""
+    items = [value] if isinstance(value, (str, dict)) else value
+    if not isinstance(items, list):
+        return value
+    return [{"name": item} if _is_name(item) else item for item in items]
+
+
+def _is_name(item: Any) -> bool:
+    return isinstance(item, str) and not item.startswith(("[", "{"))  # broken JSON of a form
+
+
+Loras = Annotated[list[LoraChoice] | None, BeforeValidator(_as_choices)]
+Inversions = Annotated[list[InversionChoice] | None, BeforeValidator(_as_choices)]
 
 
 def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
@@ -89,13 +106,7 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
 
     class ImageToImage(_make_base(limits)):  # type: ignore[misc]
         image: PILImage = Field(description="The picture to start from: a file, or base64.")
-        strength: float = Field(
-            0.8,
-            gt=0,
-            le=1,
-            description="How much of the picture is painted anew; 1 keeps nothing.",
-            examples=[0.6],
-        )
+        strength: float = _make_strength(0.8, "the picture", 0.6)
 
     return ImageToImage
 
@@ -109,13 +120,7 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
         mask_image: PILImage = Field(
             description="What is painted anew is white, what stays is black; as large as `image`."
         )
-        strength: float = Field(
-            1.0,
-            gt=0,
-            le=1,
-            description="How much of the picture below the mask is painted anew; 1 keeps nothing.",
-            examples=[0.9],
-        )
+        strength: float = _make_strength(1.0, "the picture below the mask", 0.9)
         height: int | None = side
         width: int | None = side
 
@@ -136,6 +141,11 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
             return self
 
     return Inpaint
+
+
+def _make_strength(default: float, what: str, example: float) -> Any:
+    text = f"How much of {what} is painted anew; 1 keeps nothing."
+    return Field(default, gt=0, le=1, description=text, examples=[example])
 
 
 def _say_size(picture: PILImage) -> str:
@@ -214,16 +224,17 @@ def add_choices(base: type[RequestModel]) -> type[RequestModel]:
             "sampler such as 'DPM++ 2M Karras'.",
             examples=["Euler a"],
         )
-        lora_weights: list[LoraChoice] | None = Field(
+        lora_weights: Loras = Field(
             None,
             max_length=16,
-            description="LoRAs for this request only.",
+            description="LoRAs for this request only; a name stands for one with the scale 1.",
             examples=[[{"name": "outline", "scale": 0.8}]],
         )
-        textual_inversions: list[InversionChoice] | None = Field(
+        textual_inversions: Inversions = Field(
             None,
             max_length=16,
-            description="Textual inversions for this request only.",
+            description="Textual inversions for this request only; a name stands for one with the "
+            "word of its file.",
             examples=[[{"name": "teal", "token": "<teal>"}]],
         )
         output_format: OutputFormat = Field(
