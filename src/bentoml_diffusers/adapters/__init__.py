@@ -1,7 +1,7 @@
 """LoRAs and textual inversions on a pipeline."""
 
 from bentoml_diffusers.adapters.bank import AdapterBank, Lease
-from bentoml_diffusers.adapters.files import hash_adapter, local_file
+from bentoml_diffusers.adapters.files import file_key, hash_adapter, local_file
 from bentoml_diffusers.adapters.lora import LoraSwitch, supports_lora
 from bentoml_diffusers.adapters.records import AdapterReport, AdapterSet, PreparedAdapters
 from bentoml_diffusers.adapters.sources import Adapter, AdapterFinder
@@ -21,6 +21,7 @@ __all__ = [
     "LoraSwitch",
     "PreparedAdapters",
     "attach_static_adapters",
+    "file_key",
     "find_static_adapters",
     "hash_adapter",
     "local_file",

@@ -7,7 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters import find_static_adapters, hash_adapter, local_file
+from bentoml_diffusers.adapters import (
+    file_key,
+    find_static_adapters,
+    hash_adapter,
+    local_file,
+)
 from bentoml_diffusers.engine.request import Recording
 from bentoml_diffusers.errors import DiffusersError
 from bentoml_diffusers.store import hash_of_model, read_record
@@ -174,14 +179,16 @@ def _describe_adapter(kind: Any, found: FoundAdapter, *, is_fused: bool = False)
         scale=found.scale,
         token=found.token,
         arguments={key: str(value) for key, value in found.arguments.items()},
-        details=_describe_rank(found) if kind == "lora" else {},
+        details=dict(_describe_rank(local_file(found), file_key(found))) if kind == "lora" else {},
         is_fused=is_fused,
         sha256=hash_adapter(found),
     )
 
 
-def _describe_rank(found: FoundAdapter) -> dict[str, Any]:
-    known = describe_lora(read_adapter(local_file(found)))
+@functools.lru_cache(maxsize=1024)
+def _describe_rank(path: Path, _key: object) -> Mapping[str, Any]:
+    """Reads a file that stays the same once: a large LoRA has thousands of names."""
+    known = describe_lora(read_adapter(path))
     return {name: known[name] for name in ("rank", "alpha") if known.get(name) is not None}
 
 
