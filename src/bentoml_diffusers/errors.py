@@ -52,6 +52,10 @@ class DiffusersError(BentoMLException):  # type: ignore[misc]
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), str(self), dict(self.__dict__))
 
+    def say(self, text: str) -> None:
+        """Gives the error another text."""
+        self.args, self.message = (text,), text
+
 
 def _rebuild(cls: type[DiffusersError], message: str, state: dict[str, Any]) -> DiffusersError:
     error: DiffusersError = cls.__new__(cls)
@@ -105,8 +109,7 @@ class InvalidOption(DiffusersError, InvalidArgument, ValueError):  # type: ignor
         """For an option that does not exist; names the near matches and the known ones."""
         names = sorted(known)
         error = cls(option, None, "")
-        text = f"unknown option {option!r}{suggest(option, names)}, known: {', '.join(names)}"
-        error.args, error.message = (text,), text
+        error.say(f"unknown option {option!r}{suggest(option, names)}, known: {', '.join(names)}")
         return error
 
 
@@ -150,8 +153,7 @@ class ModelNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[misc
     def no_workflow(cls, name: str) -> ModelNotFound:
         """For a workflow that is neither a file, nor a folder, nor on the hub."""
         error = cls(name, "")
-        text = _sentence(f"{name!r}: no such file, folder or hub repository", "check the path")
-        error.args, error.message = (text,), text
+        error.say(_sentence(f"{name!r}: no such file, folder or hub repository", "check the path"))
         return error
 
 

@@ -354,6 +354,21 @@ class TestStrangers:
         assert got[0] == 400
         assert got[1].startswith(field)
 
+    @pytest.mark.parametrize(
+        ("field", "value", "status"),
+        [
+            ("lora_weights", "outlin", 404),
+            ("lora_weights", "../outline.safetensors", 400),
+            ("textual_inversions", "tael", 404),
+            ("scheduler", "Eular a", 400),
+        ],
+    )
+    def test_names_among_overrides(self, demo_server, painted, refused, field, value, status):
+        answer = replay(demo_server, painted["plain"].content, overrides={field: value})
+        assert refused(answer)[0] == status
+        assert answer.json()["error"].startswith(f"overrides.{field}: ")
+        assert answer.json()["detail"][0]["loc"] == [f"overrides.{field}"]
+
     def test_files(self, demo_server, painted, refused, encode):
         whole = painted["plain"].content
         bomb = make_chunk(b"iTXt", b"diffusers_workflow\0\1\0\0\0" + zlib.compress(bytes(2**27)))

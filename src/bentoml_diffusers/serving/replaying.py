@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -112,15 +113,29 @@ async def answer_replay(
         overrides = await asyncio.to_thread(
             read_overrides, engine, requests, workflow, fields["overrides"]
         )
-        return await engine.areplay(
-            workflow,
-            strict=fields["strict"],
-            limits=requests[str(workflow.task)].limits,
-            return_workflow=embed.workflow or embed.infotext,
-            **read_arguments(overrides),
-        )
+        try:
+            return await engine.areplay(
+                workflow,
+                strict=fields["strict"],
+                limits=requests[str(workflow.task)].limits,
+                return_workflow=embed.workflow or embed.infotext,
+                **read_arguments(overrides),
+            )
+        except DiffusersError as error:
+            raise _named_by_client(error, overrides) from error
 
     return await answer_with(paint(), ctx, "replay", fields["output_format"], embed)
+
+
+def _named_by_client(error: DiffusersError, overrides: Mapping[str, Any]) -> DiffusersError:
+    """The engine knows no overrides: it names the field that one has replaced."""
+    field = getattr(error, "field", "")
+    if field.partition(".")[0] not in overrides:
+        return error
+    named = copy.copy(error)
+    named.field = f"overrides.{field}"
+    named.say(f"overrides.{error}")
+    return named
 
 
 def read_overrides(
