@@ -9,6 +9,8 @@ equality of the outputs is printed with it. Run it on an idle machine::
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import gc
 import itertools
 import json
@@ -22,7 +24,17 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from measuring import RANK, difference, make_pipeline, milliseconds, ratio_of, save_lora, timed
+from measuring import (
+    RANK,
+    difference,
+    make_pipeline,
+    milliseconds,
+    ratio_of,
+    save_lora,
+    summarize,
+    time_in_turns,
+    timed,
+)
 
 from bentoml_diffusers import ModelOptions, import_lora
 from bentoml_diffusers.adapters import AdapterBank, Lease
@@ -193,28 +205,41 @@ class Bench:
         return ratio_of(forward(self.ours, batch), forward(self.peft, batch), pairs)
 
     def measure_request(self, steps: int, pairs: int) -> dict[str, Any]:
-        """A whole request with a LoRA cold from disk against one without."""
+        """A whole request with a LoRA cold from disk against one without, in turn at each step."""
         cold = itertools.cycle(self.names)
-        noise = torch.Generator()
 
-        def paint() -> Any:
-            return self.ours(
+        def paint(rest: Callable[[], None]) -> None:
+            parts = {**self.ours.components, "scheduler": copy.deepcopy(self.ours.scheduler)}
+            pipeline = type(self.ours)(**parts)
+            pipeline.set_progress_bar_config(disable=True)
+            pipeline(
                 "a red circle",
                 num_inference_steps=steps,
-                generator=noise.manual_seed(1),
+                generator=torch.Generator().manual_seed(1),
                 output_type="latent",
                 height=128,
                 width=128,
-            ).images
+                callback_on_step_end=lambda *given: rest() or given[-1],
+            )
 
-        def with_lora() -> Any:
+        def paint_with_lora(rest: Callable[[], None]) -> None:
             lease = self.load(next(cold))
-            with lease.applied():
-                result = paint()
-            lease.release()
-            return result
+            applied = contextlib.ExitStack()
+            applied.enter_context(lease.applied())
 
-        return {"steps": steps, **ratio_of(paint, with_lora, pairs)}
+            def rest_without() -> None:
+                applied.close()
+                rest()
+                applied.enter_context(lease.applied())
+
+            paint(rest_without)
+            applied.close()
+            lease.release()
+
+        works = [paint, paint_with_lora]
+        times = [time_in_turns(works) for _ in range(pairs // 2 + 1)]
+        turned = [time_in_turns(works[::-1])[::-1] for _ in range(pairs // 2)]
+        return {"steps": steps, **summarize([*times[1:], *turned])}
 
 
 def measure_memory(width: int, folder: Path, files: int, requests: int) -> dict[str, Any]:

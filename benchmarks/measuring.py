@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,24 +73,60 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def ratio_of(plain: Callable[[], Any], other: Callable[[], Any], pairs: int) -> dict[str, Any]:
     """Alternates both: median and quartiles of the paired ratios, and the ratio of best times."""
-    ratios, base, others = [], [], []
     plain(), other()
+    times = []
     for index in range(pairs):
         if index % 2:
             second, first = timed(other)[0], timed(plain)[0]
         else:
             first, second = timed(plain)[0], timed(other)[0]
-        ratios.append(second / first)
-        base.append(first)
-        others.append(second)
-    low, middle, high = statistics.quantiles(ratios, n=4)
+        times.append((first, second))
+    return summarize(times)
+
+
+def summarize(times: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Median and quartiles of paired ratios, second to first, and the ratio of best times."""
+    low, middle, high = statistics.quantiles((other / base for base, other in times), n=4)
+    plain, others = zip(*times, strict=True)
     return {
         "ratio": round(middle, 4),
-        "ratio_of_best": round(min(others) / min(base), 4),
+        "ratio_of_best": round(min(others) / min(plain), 4),
         "quartiles": [round(low, 4), round(high, 4)],
-        "base_ms": round(1000 * statistics.median(base), 2),
-        "pairs": pairs,
+        "base_ms": round(1000 * statistics.median(plain), 2),
+        "pairs": len(times),
     }
+
+
+def time_in_turns(works: Sequence[Callable[[Callable[[], None]], Any]]) -> list[float]:
+    """Runs works in threads, one at a time; returns the processor seconds of each.
+
+    Args:
+        works: Each gets a function that lets the next one go on, and calls it as often as the
+            others do. So what is compared runs within moments of each other, however long it is.
+    """
+    turns = [threading.Semaphore(0) for _ in works]
+    seconds = [0.0 for _ in works]
+
+    def run(number: int) -> None:
+        turns[number].acquire()
+        started = time.thread_time()
+        following = turns[(number + 1) % len(works)]
+
+        def hand_over() -> None:
+            following.release()
+            turns[number].acquire()
+
+        works[number](hand_over)
+        seconds[number] = time.thread_time() - started
+        following.release()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    turns[0].release()
+    for thread in threads:
+        thread.join()
+    return seconds
 
 
 def milliseconds(times: Sequence[float]) -> dict[str, Any]:

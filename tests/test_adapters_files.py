@@ -1,5 +1,6 @@
 """Files of adapters: what is read, what is refused, what is remembered."""
 
+import shutil
 import threading
 import time
 
@@ -261,6 +262,12 @@ def test_links_that_lead_out_are_refused(pipeline, folder, tmp_path):
     (tmp_path / "link.safetensors").symlink_to(folder / "good.safetensors")
     with pytest.raises(errors.UntrustedSource):
         bank_of(pipeline, tmp_path).find("link.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a b", "\u062e\u0637\u200c\u0646", "\U0001f469\u200d\U0001f3a8"])
+def test_files_are_found_by_names_in_any_script(pipeline, folder, tmp_path, name):
+    shutil.copy(folder / "good.safetensors", tmp_path / f"{name}.safetensors")
+    assert prepare(bank_of(pipeline, tmp_path), f"{name}.safetensors").loras
 
 
 def test_arguments_are_never_changed(pipeline, folder):

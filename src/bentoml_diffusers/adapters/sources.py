@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textua
 MAX_SCALE = 100.0
 MAX_PER_REQUEST = 16
 _MAX_NAME = 1024
+_NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")  # NUL, and half characters
 _MAX_COMPARED = 200
 _LISTING_S = 5.0
 # Of a request; an operator's mapping may hold whatever diffusers' loader takes.
@@ -137,7 +139,7 @@ class AdapterFinder:
         raise self._not_found(f"{name}/{weight_name}")
 
     def _check_name(self, name: str) -> None:
-        if not name or not name.isprintable() or len(name) > _MAX_NAME:
+        if not name or _NO_FILE_NAME.search(name) or len(name) > _MAX_NAME:
             raise InvalidRequest(self.field, name, "the name of an adapter")
 
     def _in_store(self, name: str) -> _Place | None:
@@ -151,7 +153,7 @@ class AdapterFinder:
             return None
         root = os.path.realpath(self.folder)  # `Path.resolve` takes longer than all the rest
         path = os.path.realpath(os.path.join(root, name))
-        return self._checked_file(path) if path.startswith(f"{root}{os.sep}") else None
+        return self._checked_file(path) if path.startswith(os.path.join(root, "")) else None
 
     def _in_path(self, name: str) -> _Place | None:
         return self._checked_file(os.path.expanduser(name))
