@@ -17,11 +17,17 @@ _RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class _Views(NamedTuple):
-    """One slot as it is multiplied, and transposed, as it is filled."""
+    """One slot as it is multiplied, and transposed, as it is filled from a file."""
 
     down: torch.Tensor
     up: torch.Tensor
-    as_in_file: tuple[torch.Tensor, torch.Tensor]
+    file_down: torch.Tensor
+    file_up: torch.Tensor
+
+    def narrow(self, rank: int) -> _Views:
+        """Returns the room that a LoRA of lower rank takes."""
+        down, up = self.down.narrow(1, 0, rank), self.up.narrow(0, 0, rank)
+        return _Views(down, up, down.t(), up.t())
 
 
 class SlotLayer:
@@ -56,7 +62,7 @@ class SlotLayer:
         self._slots = slots
         self._running = running
         self._held: dict[int, Held] = {}
-        self._views: dict[int, _Views] = {}
+        self._views: list[_Views] = []
         self._factors = [0.0] * (slots + 1)
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
@@ -78,10 +84,10 @@ class SlotLayer:
 
     def place(self, slot: int, rank: int, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives a free slot, which has room for it, to a LoRA; returns where to copy it."""
-        self._hold(slot, rank, factor)
+        views = self._hold(slot, rank, factor)
         if self._factors[slot] != factor:
             self._factors[slot] = self.factors[slot] = factor
-        return self._views[slot].as_in_file
+        return views.file_down, views.file_up
 
     def clear(self, slot: int) -> None:
         """Empties a slot."""
@@ -97,18 +103,18 @@ class SlotLayer:
     def _put(self, down: torch.Tensor, up: torch.Tensor) -> None:
         """Other buffers with the same content."""
         self.down, self.up = down, up
-        self._views.clear()
+        # All at once: those of a single slot take as long as to copy its weights.
+        sides = (down, up, down.transpose(1, 2), up.transpose(1, 2))
+        self._views = [_Views(*one) for one in zip(*map(torch.unbind, sides), strict=True)]
         for slot, held in self._held.items():
             self._hold(slot, held.down.shape[1], held.factor)
 
-    def _hold(self, slot: int, rank: int, factor: float) -> None:
-        views = self._views.get(slot)
-        if views is None or views.down.shape[1] != rank:
-            # To make them takes as long as to copy the weights.
-            down = self.down.select(0, slot).narrow(1, 0, rank)
-            up = self.up.select(0, slot).narrow(0, 0, rank)
-            views = self._views[slot] = _Views(down, up, (down.t(), up.t()))
+    def _hold(self, slot: int, rank: int, factor: float) -> _Views:
+        views = self._views[slot]
+        if rank < self.rank:
+            views = views.narrow(rank)
         self._held[slot] = Held(views.down, views.up, factor)
+        return views
 
     def _add(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
