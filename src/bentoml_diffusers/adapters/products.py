@@ -55,13 +55,11 @@ def add_product(
     if target.convolution is not None:
         wide = torch.matmul(up.t(), _convolve(target, inputs, down.t()).flatten(2))
         output.add_(wide.view(output.shape), alpha=scale * factor)
-        return
-    hidden = torch.mm(inputs, down)
-    if output.dtype == hidden.dtype == up.dtype:
+    elif output.dtype == up.dtype:
         # One pass over the output instead of three.
-        output.addmm_(hidden, up, alpha=scale * factor)
+        output.addmm_(inputs.mm(down), up, alpha=scale * factor)
     else:
-        output.add_(torch.mm(hidden, up), alpha=scale * factor)
+        output.add_(inputs.mm(down).mm(up), alpha=scale * factor)
 
 
 def gathered_product(

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     import torch
 
+_FEW = 4  # products that one by one need no more kernels than all at once
+
 # Slots of LoRAs, each with the scale that the request asked for.
 Pairs = tuple[tuple[int, float], ...]
 # Rows of the embedding table for a request's private words, in the order of their ids.
@@ -44,9 +46,13 @@ class Run:
     scales: torch.Tensor
 
     @functools.cached_property
-    def products(self) -> int:
-        """LoRAs that are multiplied with, one by one."""
-        return sum(len(span.pairs) for span in self.spans)
+    def gains_by_gathering(self) -> bool:
+        """True where one batched product takes less time than one for each LoRA.
+
+        A CPU spends its time on the numbers, other devices on the number of kernels.
+        """
+        products = sum(len(span.pairs) for span in self.spans)
+        return bool(self.samples) and products > _FEW and self.index.device.type != "cpu"
 
 
 @dataclass

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
 from bentoml_diffusers.adapters.products import Held, add_product, as_rows, gathered_product
 
 if TYPE_CHECKING:
-    from bentoml_diffusers.adapters.layers import Target
-    from bentoml_diffusers.adapters.runs import Run, Running
+    from collections.abc import Callable
 
-_FEW = 4  # products that one by one need no more kernels than all at once
+    from bentoml_diffusers.adapters.layers import Target
+    from bentoml_diffusers.adapters.runs import Run, Running, Span
+
 _RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -64,6 +66,9 @@ class SlotLayer:
         self._held: dict[int, Held] = {}
         self._views: list[_Views] = []
         self._factors = [0.0] * (slots + 1)
+        self._planned: Run | None = None
+        self._products: list[tuple[Span, Held, float]] = []
+        self._add_planned: Callable[[torch.Tensor, torch.Tensor, Run], torch.Tensor] = _add_nothing
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
     def reserve(self, rank: int, like: torch.Tensor, device: torch.device) -> None:
@@ -92,6 +97,7 @@ class SlotLayer:
     def clear(self, slot: int) -> None:
         """Empties a slot."""
         held = self._held.pop(slot, None)
+        self._planned = None
         if held is not None and self._gathers:
             held[0].zero_()
             held[1].zero_()
@@ -102,7 +108,7 @@ class SlotLayer:
 
     def _put(self, down: torch.Tensor, up: torch.Tensor) -> None:
         """Other buffers with the same content."""
-        self.down, self.up = down, up
+        self.down, self.up, self._device = down, up, down.device
         # All at once: those of a single slot take as long as to copy its weights.
         sides = (down, up, down.transpose(1, 2), up.transpose(1, 2))
         self._views = [_Views(*one) for one in zip(*map(torch.unbind, sides), strict=True)]
@@ -114,6 +120,7 @@ class SlotLayer:
         if rank < self.rank:
             views = views.narrow(rank)
         self._held[slot] = Held(views.down, views.up, factor)
+        self._planned = None
         return views
 
     def _add(
@@ -123,34 +130,53 @@ class SlotLayer:
         if run is None or not self.rank:
             return None
         inputs = args[0] if args else next(iter(kwargs.values()))
-        if inputs.device != self.down.device:
+        if inputs.device != self._device:
             self._move(inputs.device)
         # Compiling first: what is looked at before it is compiled for each of its values.
-        if torch.compiler.is_compiling() or _gains_by_gathering(run, inputs.device):
+        if is_compiling():
             return self._add_gathered(inputs, output, run)
-        return self._add_spans(inputs, output, run)
+        if run is not self._planned:
+            self._plan(run)
+        return self._add_planned(inputs, output, run)
 
-    def _add_spans(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
-        """One product for each request and LoRA: no gather, and no work for rows without."""
+    def _plan(self, run: Run) -> None:
+        """Finds how to add what a run brings, which is the same at each step.
+
+        Behind a large product of the base layer, Python's own work is in no cache: ten lines less
+        are a tenth of what a LoRA costs.
+        """
         held = self._held
-        wanted = [
+        self._products = [
             (span, held[slot], scale)
             for span in run.spans
             for slot, scale in span.pairs
             if slot in held
         ]
-        if not wanted:
-            return output
+        if not self._products:
+            self._add_planned = _add_nothing
+        elif run.gains_by_gathering:
+            self._add_planned = self._add_gathered
+        else:
+            self._add_planned = self._add_spans if run.samples else self._add_whole
+        self._planned = run
+
+    def _add_whole(self, inputs: torch.Tensor, output: torch.Tensor, _run: Run) -> torch.Tensor:
+        """The products of one request, to which all rows belong."""
         target = self.target
         output = output.contiguous() if target.convolution is None else output
         rows_in, rows_out = as_rows(target, inputs, output)
-        if not run.samples:
-            for _, lora, scale in wanted:
-                add_product(target, rows_in, rows_out, lora, scale)
-            return output
+        for _, lora, scale in self._products:
+            add_product(target, rows_in, rows_out, lora, scale)
+        return output
+
+    def _add_spans(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
+        """One product for each request and LoRA: no gather, and no work for rows without."""
         self._check_samples(inputs, run)
+        target = self.target
+        output = output.contiguous() if target.convolution is None else output
+        rows_in, rows_out = as_rows(target, inputs, output)
         times = len(rows_in) // run.samples
-        for span, lora, scale in wanted:
+        for span, lora, scale in self._products:
             rows = slice(span.start * times, span.stop * times)
             add_product(target, rows_in[rows], rows_out[rows], lora, scale)
         return output
@@ -184,6 +210,5 @@ class SlotLayer:
         self._put(self.down.to(device), self.up.to(device))
 
 
-def _gains_by_gathering(run: Run, device: torch.device) -> bool:
-    """A CPU spends its time on the numbers, other devices on the number of kernels."""
-    return bool(run.samples) and run.products > _FEW and device.type != "cpu"
+def _add_nothing(_inputs: torch.Tensor, output: torch.Tensor, _run: Run) -> torch.Tensor:
+    return output
