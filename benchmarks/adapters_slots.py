@@ -72,6 +72,7 @@ class Bench:
         self.names = [f"l{index}.safetensors" for index in range(files)]
         for index, name in enumerate(self.names):
             save_lora(self.ours, folder / name, index)
+        self.slots = slots
         self.bank = self.new_bank(slots)
 
     def new_bank(self, slots: int) -> AdapterBank:
@@ -206,6 +207,8 @@ class Bench:
 
     def measure_request(self, steps: int, pairs: int) -> dict[str, Any]:
         """A whole request with a LoRA cold from disk against one without, in turn at each step."""
+        self.bank.close()  # what other measurements brought into slots
+        self.bank = self.new_bank(self.slots)
         cold = itertools.cycle(self.names)
 
         def paint(rest: Callable[[], None]) -> None:
@@ -239,7 +242,8 @@ class Bench:
         works = [paint, paint_with_lora]
         times = [time_in_turns(works) for _ in range(pairs // 2 + 1)]
         turned = [time_in_turns(works[::-1])[::-1] for _ in range(pairs // 2)]
-        return {"steps": steps, **summarize([*times[1:], *turned])}
+        loads = {"requests": len(times) + len(turned), "files_read": self.bank.report().misses}
+        return {"steps": steps, **loads, **summarize([*times[1:], *turned])}
 
 
 def measure_memory(width: int, folder: Path, files: int, requests: int) -> dict[str, Any]:

@@ -106,8 +106,15 @@ def time_in_turns(works: Sequence[Callable[[Callable[[], None]], Any]]) -> list[
     """
     turns = [threading.Semaphore(0) for _ in works]
     seconds = [0.0 for _ in works]
+    failures: list[BaseException] = []
 
     def run(number: int) -> None:
+        try:
+            take_turns(number)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    def take_turns(number: int) -> None:
         turns[number].acquire()
         started = time.thread_time()
         following = turns[(number + 1) % len(works)]
@@ -120,12 +127,17 @@ def time_in_turns(works: Sequence[Callable[[Callable[[], None]], Any]]) -> list[
         seconds[number] = time.thread_time() - started
         following.release()
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
+    threads = [
+        threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(works))
+    ]
     for thread in threads:
         thread.start()
     turns[0].release()
-    for thread in threads:
-        thread.join()
+    while not failures and any(thread.is_alive() for thread in threads):
+        threads[-1].join(0.1)
+        threads[0].join(0.1)
+    if failures:
+        raise failures[0]
     return seconds
 
 

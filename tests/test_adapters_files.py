@@ -224,6 +224,8 @@ def test_a_control_lora_of_flux_would_write_to_the_base_and_is_refused(tmp_path,
     [
         ([{"name": "good.safetensors", "scale": "abc"}], errors.InvalidRequest, "scale"),
         ([{"name": "good.safetensors", "scale": 1e9}], errors.InvalidRequest, "scale"),
+        ([{"name": "good.safetensors", "scale": 10**400}], errors.InvalidRequest, "scale"),
+        ({"name": "x" * 300, "weight_name": "x.safetensors"}, errors.AdapterNotFound, "not found"),
         ([{"name": "good.safetensors", "scale": float("nan")}], errors.InvalidRequest, "scale"),
         (["good.safetensors"] * 100, errors.InvalidRequest, "at most"),
         ([{"name": "good.safetensors", "adapter_name": "x"}], errors.InvalidRequest, "only the"),

@@ -175,7 +175,7 @@ def test_a_name_of_another_kind_is_not_found(lora_dir, tmp_path, name, model):
     assert {name, model.tag.name} <= set(store.list_names())
 
 
-def test_one_broken_entry_hides_no_other(lora_dir, name):
+def test_one_broken_entry_hides_no_other(lora_dir, name, caplog):
     broken = bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors")
     Path(broken.path_of("record.json")).write_text("{")
     other = f"{name}-other"
@@ -183,6 +183,11 @@ def test_one_broken_entry_hides_no_other(lora_dir, name):
     assert store.find_adapter(name, "lora") is None
     assert not store.has_adapter(name, "lora")
     assert store.has_adapter(other, "lora")
+    listed = {model.tag for model, _ in store.list_records()}
+    assert broken.tag not in listed
+    assert bentoml.models.get(other).tag in listed
+    assert f"left out: '{broken.tag}' has a broken record.json" in caplog.text
+    bentoml.models.delete(str(broken.tag))
 
 
 def test_a_textual_inversion_is_described(tmp_path, name):

@@ -117,7 +117,7 @@ class TestPictures:
         assert len({plain, half, whole}) == 3
 
     @pytest.mark.parametrize(
-        "value", ["tiny-lora", ["tiny-lora"], {"name": "tiny-lora"}, [{"name": "tiny-lora"}]]
+        "value", ["tiny-lora", [" tiny-lora"], {"name": "tiny-lora"}, [{"name": "tiny-lora"}]]
     )
     def test_a_lora_in_each_way_to_name_it(self, server, value):
         assert server.paint(lora_weights=value) == server.paint(

@@ -10,8 +10,6 @@ from torch.compiler import is_compiling
 from bentoml_diffusers.adapters.products import Held, add_product, as_rows, gathered_product
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bentoml_diffusers.adapters.layers import Target
     from bentoml_diffusers.adapters.runs import Run, Running, Span
 
@@ -68,7 +66,6 @@ class SlotLayer:
         self._factors = [0.0] * (slots + 1)
         self._planned: Run | None = None
         self._products: list[tuple[Span, Held, float]] = []
-        self._add_planned: Callable[[torch.Tensor, torch.Tensor, Run], torch.Tensor] = _add_nothing
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
     def reserve(self, rank: int, like: torch.Tensor, device: torch.device) -> None:
@@ -97,7 +94,7 @@ class SlotLayer:
     def clear(self, slot: int) -> None:
         """Empties a slot."""
         held = self._held.pop(slot, None)
-        self._planned = None
+        self._forget_plan()
         if held is not None and self._gathers:
             held[0].zero_()
             held[1].zero_()
@@ -109,6 +106,7 @@ class SlotLayer:
     def _put(self, down: torch.Tensor, up: torch.Tensor) -> None:
         """Other buffers with the same content."""
         self.down, self.up, self._device = down, up, down.device
+        self._forget_plan()
         # All at once: those of a single slot take as long as to copy its weights.
         sides = (down, up, down.transpose(1, 2), up.transpose(1, 2))
         self._views = [_Views(*one) for one in zip(*map(torch.unbind, sides), strict=True)]
@@ -120,7 +118,7 @@ class SlotLayer:
         if rank < self.rank:
             views = views.narrow(rank)
         self._held[slot] = Held(views.down, views.up, factor)
-        self._planned = None
+        self._forget_plan()
         return views
 
     def _add(
@@ -137,7 +135,11 @@ class SlotLayer:
             return self._add_gathered(inputs, output, run)
         if run is not self._planned:
             self._plan(run)
-        return self._add_planned(inputs, output, run)
+        if not self._products:
+            return output
+        if run.gains_by_gathering:
+            return self._add_gathered(inputs, output, run)
+        return self._add_products(inputs, output, run)
 
     def _plan(self, run: Run) -> None:
         """Finds how to add what a run brings, which is the same at each step.
@@ -152,29 +154,22 @@ class SlotLayer:
             for slot, scale in span.pairs
             if slot in held
         ]
-        if not self._products:
-            self._add_planned = _add_nothing
-        elif run.gains_by_gathering:
-            self._add_planned = self._add_gathered
-        else:
-            self._add_planned = self._add_spans if run.samples else self._add_whole
         self._planned = run
 
-    def _add_whole(self, inputs: torch.Tensor, output: torch.Tensor, _run: Run) -> torch.Tensor:
-        """The products of one request, to which all rows belong."""
-        target = self.target
-        output = output.contiguous() if target.convolution is None else output
-        rows_in, rows_out = as_rows(target, inputs, output)
-        for _, lora, scale in self._products:
-            add_product(target, rows_in, rows_out, lora, scale)
-        return output
+    def _forget_plan(self) -> None:
+        """Also lets go of the buffers that it is made of."""
+        self._planned, self._products = None, []
 
-    def _add_spans(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
+    def _add_products(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
         """One product for each request and LoRA: no gather, and no work for rows without."""
-        self._check_samples(inputs, run)
         target = self.target
         output = output.contiguous() if target.convolution is None else output
         rows_in, rows_out = as_rows(target, inputs, output)
+        if not run.samples:
+            for _, lora, scale in self._products:
+                add_product(target, rows_in, rows_out, lora, scale)
+            return output
+        self._check_samples(inputs, run)
         times = len(rows_in) // run.samples
         for span, lora, scale in self._products:
             rows = slice(span.start * times, span.stop * times)
@@ -208,7 +203,3 @@ class SlotLayer:
         self._gathers = True
         self.factors = self.factors.to(device)
         self._put(self.down.to(device), self.up.to(device))
-
-
-def _add_nothing(_inputs: torch.Tensor, output: torch.Tensor, _run: Run) -> torch.Tensor:
-    return output

@@ -129,9 +129,9 @@ class AdapterFinder:
     ) -> Adapter:
         """``{"model_name": folder or repository, "weight_name": file}``."""
         self._check_name(f"{name}/{weight_name}")
-        if self.folder is not None and (self.folder / name).is_dir():
+        if self.folder is not None and os.path.isdir(self.folder / name):
             return self._find_name(f"{name}/{weight_name}", scale, token, **more)
-        if "path" in self.sources and Path(name).expanduser().is_dir():
+        if "path" in self.sources and os.path.isdir(os.path.expanduser(name)):
             path = Path(name).expanduser() / weight_name
             return self._find_name(str(path), scale, token, **more)
         if "hub" in self.sources and not Path(name).is_absolute():
@@ -248,6 +248,6 @@ def read_layer_scale(arguments: Mapping[str, Any]) -> float:
 def _read_scale(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRequest(f"{name}.scale", value, "a number")
-    if not math.isfinite(value) or abs(value) > MAX_SCALE:
+    if abs(value) > MAX_SCALE or not math.isfinite(value):
         raise InvalidRequest(f"{name}.scale", value, f"from {-MAX_SCALE:g} to {MAX_SCALE:g}")
     return float(value)

@@ -202,14 +202,11 @@ def embedding_list() -> None:
 
 
 def _list_entries(kind: str) -> None:
-    from pathlib import Path
-
-    from bentoml_diffusers.store import list_entries, read_record
+    from bentoml_diffusers.store import list_records
 
     columns = _ADAPTER_COLUMNS.get(kind)
     rows = [("TAG", *(title for title, _ in columns or _COLUMNS), "FROM")]
-    for model in list_entries():
-        record = read_record(Path(model.path))
+    for model, record in list_records():
         if kind and (record is None or record.kind != kind):
             continue
         if record is None:

@@ -144,10 +144,9 @@ def _find_model(recorded: Workflow, tag: str | None) -> bentoml.Model:
 
 
 def _find_same(tree_sha256: str | None) -> bentoml.Model | None:
-    from bentoml_diffusers.store import list_entries, read_record
+    from bentoml_diffusers.store import list_records
 
-    for model in list_entries():
-        record = read_record(Path(model.path))
+    for model, record in list_records():
         if record is not None and record.tree is not None and record.tree == tree_sha256:
             return model
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import ComponentsManager, DiffusionPipeline
 
+# diffusers builds a model under a default dtype of the whole process.
+_LOADING = threading.RLock()
 _OWN_ARGUMENTS = ("custom_pipeline", "use_safetensors", "local_files_only", "allow_pickle")
 
 
@@ -127,9 +130,10 @@ def _from_pretrained(
     if options.modular_workflow is not None:
         raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is no modular pipeline")
     try:
-        pipeline: DiffusionPipeline = cls.from_pretrained(
-            str(folder), **{**shared.take_all(), **_loader_arguments(folder, record, options)}
-        )
+        with _LOADING:
+            pipeline: DiffusionPipeline = cls.from_pretrained(
+                str(folder), **{**shared.take_all(), **_loader_arguments(folder, record, options)}
+            )
     except DiffusersError:
         raise
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
@@ -158,7 +162,12 @@ def _find_dtype(folder: Path, options: ModelOptions) -> torch.dtype | None:
 
     So float32 is said unless both come to it by themselves: to say it takes 2 % longer.
     """
-    if options.torch_dtype is None and options.quantization_config is None:
+    import torch
+
+    is_open = not (
+        options.torch_dtype or options.quantization_config or options.load_pretrained_extra_kwargs
+    )
+    if is_open and torch.get_default_dtype() is torch.float32:
         configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
         if all(_is_float32(config) for config in configs):
             return None

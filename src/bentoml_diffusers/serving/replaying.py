@@ -122,7 +122,8 @@ async def answer_replay(
                 **read_arguments(overrides),
             )
         except DiffusersError as error:
-            raise _named_by_client(error, overrides) from error
+            named = _named_by_client(error, overrides)
+            raise named from (error if named is not error else error.__cause__)
 
     return await answer_with(paint(), ctx, "replay", fields["output_format"], embed)
 

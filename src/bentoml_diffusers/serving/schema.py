@@ -50,14 +50,11 @@ class InversionChoice(BaseModel):
 
 def _as_choices(value: Any) -> Any:
     """A name, a mapping, or a list of either, as the engine takes them."""
-    items = [value] if isinstance(value, (str, dict)) else value
+    is_broken = isinstance(value, str) and value.lstrip().startswith(("[", "{"))  # JSON of a form
+    items = [value] if isinstance(value, (str, dict)) and not is_broken else value
     if not isinstance(items, list):
         return value
-    return [{"name": item} if _is_name(item) else item for item in items]
-
-
-def _is_name(item: Any) -> bool:
-    return isinstance(item, str) and not item.startswith(("[", "{"))  # broken JSON of a form
+    return [{"name": item.strip()} if isinstance(item, str) else item for item in items]
 
 
 Loras = Annotated[list[LoraChoice] | None, BeforeValidator(_as_choices)]

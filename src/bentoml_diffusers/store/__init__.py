@@ -4,7 +4,7 @@ from bentoml_diffusers.store.adapters import import_lora, import_textual_inversi
 from bentoml_diffusers.store.checking import Check, describe, hash_of_model, verify
 from bentoml_diffusers.store.importing import import_model
 from bentoml_diffusers.store.lookup import StoredAdapter, find_adapter, has_adapter, list_names
-from bentoml_diffusers.store.pipelines import get, list_entries, save_model
+from bentoml_diffusers.store.pipelines import get, list_entries, list_records, save_model
 from bentoml_diffusers.store.record import Record, read_record
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "import_textual_inversion",
     "list_entries",
     "list_names",
+    "list_records",
     "read_record",
     "save_model",
     "verify",

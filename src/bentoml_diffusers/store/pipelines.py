@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -15,16 +17,17 @@ from bentoml_diffusers.store.code import code_of_class
 from bentoml_diffusers.store.filling import fill_from_pipeline, finish_record
 from bentoml_diffusers.store.layout import MODULE_NAME, PIPELINE_FOLDER, UPSTREAM_MODULE_NAMES
 from bentoml_diffusers.store.modular_saving import prepare_modular, refuse_loras, write_modular
-from bentoml_diffusers.store.record import Record
+from bentoml_diffusers.store.record import Record, read_record
 from bentoml_diffusers.store.trust import trust_code
 from bentoml_diffusers.store.writing import make_tag, write_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
     from diffusers import DiffusionPipeline, ModularPipeline
+
+logger = logging.getLogger(__name__)
 
 _compat.parse_models_by_libyaml()
 
@@ -68,6 +71,17 @@ def list_entries() -> list[bentoml.Model]:
     """Returns all models of the store that this package can read, adapters included."""
     modules = (MODULE_NAME, *UPSTREAM_MODULE_NAMES)
     return [model for model in bentoml.models.list() if model.info.module in modules]
+
+
+def list_records() -> Iterator[tuple[bentoml.Model, Record | None]]:
+    """Yields each of these with its record; one that cannot be read is left out, with a warning."""
+    for model in list_entries():
+        try:
+            record = read_record(Path(model.path))
+        except InvalidModel as err:  # noqa: PERF203 - one must not hide the others
+            logger.warning("left out: %s", err)
+        else:
+            yield model, record
 
 
 def save_model(

@@ -128,7 +128,7 @@ def read_record(folder: Path) -> Record | None:
     Raises:
         InvalidModel: 400, written by a newer format than this code knows, or broken.
     """
-    path = folder / RECORD_FILE
+    path, tag = folder / RECORD_FILE, f"{folder.parent.name}:{folder.name}"
     if not path.is_file():
         return None
     try:
@@ -136,7 +136,7 @@ def read_record(folder: Path) -> Record | None:
         version = values["format_version"]
         if version > FORMAT_VERSION:
             raise InvalidModel(
-                folder.name,
+                tag,
                 f"has format {version}, this version reads up to {FORMAT_VERSION}",
                 "upgrade bentoml-diffusers",
             )
@@ -146,5 +146,5 @@ def read_record(folder: Path) -> Record | None:
         if isinstance(err, InvalidModel):
             raise
         raise InvalidModel(
-            folder.name, f"has a broken {RECORD_FILE}: {err}", "import the model again"
+            tag, f"has a broken {RECORD_FILE}: {err}", "import the model again"
         ) from err
