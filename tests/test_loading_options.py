@@ -201,6 +201,21 @@ def test_files_of_any_dtype_become_float32(
     assert dtypes(loaded.unet) == dtypes(loaded.text_encoder) == {torch.float32}
 
 
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_float32_is_loaded_whatever_torch_has_as_default(models, low_cpu_mem_usage):
+    """Another thread that loads in half precision sets the default of this one, too."""
+    torch.set_default_dtype(torch.float16)
+    try:
+        loaded = bentoml_diffusers.load_model(models["sd"], low_cpu_mem_usage=low_cpu_mem_usage)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert dtypes(loaded.unet) == dtypes(loaded.vae) == dtypes(loaded.text_encoder)
+    assert dtypes(loaded.unet) == {torch.float32}
+    plain = bentoml_diffusers.load_model(models["sd"])
+    for one, other in zip(loaded.unet.parameters(), plain.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "error", "words"),
     [

@@ -55,6 +55,7 @@ class Spy:
         self.called = {}
         self.scheduler = type("Scheduler", (), {"config": {"num_train_timesteps": 10}})()
         self.unet = torch.nn.Linear(1, 1)
+        self.components = {"unet": self.unet}
 
     def from_pretrained(self, folder, **arguments):
         self.loaded = arguments

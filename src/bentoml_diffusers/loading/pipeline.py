@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     import torch
     from diffusers import ComponentsManager, DiffusionPipeline
 
-# diffusers builds a model under a default dtype of the whole process.
-_LOADING = threading.RLock()
 _OWN_ARGUMENTS = ("custom_pipeline", "use_safetensors", "local_files_only", "allow_pickle")
 
 
@@ -130,10 +127,11 @@ def _from_pretrained(
     if options.modular_workflow is not None:
         raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is no modular pipeline")
     try:
-        with _LOADING:
-            pipeline: DiffusionPipeline = cls.from_pretrained(
-                str(folder), **{**shared.take_all(), **_loader_arguments(folder, record, options)}
-            )
+        given = {**shared.take_all(), **_loader_arguments(folder, record, options)}
+        pipeline: DiffusionPipeline = cls.from_pretrained(str(folder), **given)
+        if "dtype" not in given and not _holds_float32(pipeline):
+            float32 = _names.resolve_dtype("float32")
+            pipeline = cls.from_pretrained(str(folder), **given, dtype=float32)
     except DiffusersError:
         raise
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
@@ -162,12 +160,10 @@ def _find_dtype(folder: Path, options: ModelOptions) -> torch.dtype | None:
 
     So float32 is said unless both come to it by themselves: to say it takes 2 % longer.
     """
-    import torch
-
     is_open = not (
         options.torch_dtype or options.quantization_config or options.load_pretrained_extra_kwargs
     )
-    if is_open and torch.get_default_dtype() is torch.float32:
+    if is_open:
         configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
         if all(_is_float32(config) for config in configs):
             return None
@@ -179,6 +175,15 @@ def _is_float32(config: Mapping[str, Any]) -> bool:
     return "quantization_config" not in config and (
         "_diffusers_version" in config or "float32" in dtypes
     )
+
+
+def _holds_float32(pipeline: DiffusionPipeline) -> bool:
+    """False where torch's default dtype, which is that of all threads, was another meanwhile."""
+    import torch
+
+    parts = (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
+    parameters = (parameter for part in parts for parameter in part.parameters())
+    return all(one.dtype is torch.float32 for one in parameters if one.is_floating_point())
 
 
 def _find_class(
