@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.errors import InvalidOption, InvalidRequest
+from bentoml_diffusers.errors import InvalidOption, InvalidRequest, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import torch
     from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
@@ -27,6 +28,8 @@ BUNDLED_CLASSES = {
     "StableDiffusionMegaPipeline": "stable_diffusion_mega",
     "ScoreSdeVpPipeline": "score_sde_vp",
 }
+
+_LONGEST_NAME = 64  # characters of an unknown name that are compared with the known ones
 
 _TASK_MAPPINGS = {
     "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
@@ -61,6 +64,43 @@ SIGMAS = {
     "Karras": "use_karras_sigmas",
     "Exponential": "use_exponential_sigmas",
     "Beta": "use_beta_sigmas",
+}
+
+# What other image APIs call a field, and its names here; the first that exists is suggested.
+FIELD_ALIASES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("steps", "num_steps", "inference_steps", "sampling_steps", "sample_steps", "n_steps"),
+        ("num_inference_steps",),
+    ),
+    **dict.fromkeys(("cfg_scale", "cfg", "guidance", "cfg_guidance"), ("guidance_scale",)),
+    **dict.fromkeys(
+        ("sampler", "sampler_name", "sampler_index", "sampling_method"), ("scheduler",)
+    ),
+    **dict.fromkeys(
+        ("denoising_strength", "denoise", "prompt_strength", "image_strength"), ("strength",)
+    ),
+    **dict.fromkeys(
+        ("init_image", "init_images", "input_image", "source_image", "image_url", "images"),
+        ("image",),
+    ),
+    **dict.fromkeys(("mask", "mask_url", "latent_mask", "inpaint_mask"), ("mask_image",)),
+    **dict.fromkeys(("inpaint_full_res_padding", "mask_padding"), ("padding_mask_crop",)),
+    **dict.fromkeys(
+        ("lora", "loras", "lora_name", "lora_scale", "adapter", "adapters"), ("lora_weights",)
+    ),
+    **dict.fromkeys(("embedding", "embeddings", "textual_inversion"), ("textual_inversions",)),
+    **dict.fromkeys(("negative", "neg_prompt", "n_prompt", "uc"), ("negative_prompt",)),
+    **dict.fromkeys(("text", "input", "inputs", "positive_prompt", "caption"), ("prompt",)),
+    **dict.fromkeys(("format", "response_format", "image_format"), ("output_format",)),
+    **dict.fromkeys(("noise_seed", "random_seed", "manual_seed"), ("seed",)),
+    "w": ("width",),
+    "h": ("height",),
+    "size": ("height", "width"),
+    "resolution": ("height", "width"),
+    # Of one LoRA or textual inversion.
+    **dict.fromkeys(("weight", "strength_model", "multiplier", "alpha"), ("scale",)),
+    **dict.fromkeys(("path", "file", "filename", "id", "model", "model_name", "tag"), ("name",)),
+    **dict.fromkeys(("word", "trigger", "trigger_word", "keyword", "placeholder"), ("token",)),
 }
 
 _STEP_CACHES = {
@@ -140,6 +180,22 @@ def name_sampler(class_name: str, config: Mapping[str, Any]) -> str:
             sigmas = [suffix for suffix, flag in SIGMAS.items() if config.get(flag)]
             return " ".join([sampler, *sigmas])
     return class_name
+
+
+def suggest_field(name: str, known: Collection[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for a field that does not exist, else an empty string.
+
+    Other APIs' names for it count, then near matches; ``cfgScale`` and ``cfg-scale`` are
+    ``cfg_scale``.
+    """
+    short = name[:_LONGEST_NAME]
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", short).lower()
+    for candidate in (snake, snake.removeprefix("lora_").removeprefix("adapter_")):
+        meant = [candidate, *FIELD_ALIASES.get(candidate, ())]
+        fitting = [one for one in meant if one in known and one != name]
+        if fitting:
+            return f" (did you mean {' and '.join(map(repr, fitting))}?)"
+    return suggest(snake, known)
 
 
 def resolve_dtype(

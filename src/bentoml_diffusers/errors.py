@@ -298,8 +298,13 @@ def shorten(value: object, limit: int = 120) -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for near matches, else an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f" (did you mean {' or '.join(repr(match) for match in near)}?)" if near else ""
+    return suggest_one_of(difflib.get_close_matches(name, list(known), n=3))
+
+
+def suggest_one_of(names: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x' or 'y'?)``, for no names an empty string."""
+    listed = " or ".join(map(repr, names))
+    return f" (did you mean {listed}?)" if listed else ""
 
 
 def _sentence(text: str, next_step: str) -> str:

@@ -77,6 +77,22 @@ class TestPictures:
         answer = server.client.post("/txt2img", json=body)
         assert server.paint(seed=int(answer.headers["x-seed"])) == answer.content
 
+    @pytest.mark.parametrize("kind", ["json", "data"])
+    def test_minus_one_draws_a_seed(self, server, kind):
+        body = {"prompt": "a red circle", "num_inference_steps": 4, "seed": -1}
+        answers = [server.client.post("/txt2img", **{kind: body}) for _ in range(2)]
+        first, second = (int(answer.headers["x-seed"]) for answer in answers)
+        assert first != second
+        assert server.paint(seed=first) == answers[0].content
+
+    def test_null_says_that_a_field_is_not_given(self, server, plain):
+        given = ("prompt", "seed", "num_inference_steps", "latents", "image", "mask_image")
+        fields = server.client.get("/docs.json").json()["components"]["schemas"]
+        names = next(one["properties"] for one in fields.values() if "latents" in one["properties"])
+        assert server.paint(**dict.fromkeys(set(names) - set(given))) == plain
+        lora = {"name": "tiny-lora", "scale": None}
+        assert server.paint(lora_weights=[lora]) == server.paint(lora_weights="tiny-lora")
+
     def test_same_request_same_bytes(self, server, plain):
         assert server.paint() == plain
 
@@ -166,7 +182,11 @@ class TestPictureFromPicture:
     def test_base64_in_json_is_the_same(self, server, encode):
         form = self.paint(server, "a.png", encode(), "image/png")
         text = base64.b64encode(encode()).decode()
-        for image in (text, f"data:image/png;base64,{text}"):
+        lines = base64.encodebytes(encode()).decode()
+        assert "\n" in lines.strip()
+        data_url = f"data:image/png;base64,{text}"
+        for image in (text, data_url, lines, lines.replace("\n", "\r\n"),
+                      f"data:image/png;base64, {lines}"):  # fmt: skip
             assert server.paint("/img2img", prompt="a blue star", image=image) == form
 
     def test_content_counts_not_the_declared_type(self, server, encode):
@@ -227,7 +247,7 @@ class TestBadInput:
             ("height", 63),
             ("height", 0),
             ("width", 100_000),
-            ("seed", -1),
+            ("seed", -2),
             ("seed", 2**32),
             ("seed", "today"),
             ("output_format", "gif"),
@@ -287,6 +307,54 @@ class TestBadInput:
         text = refused(field="guidance_scal", json={"prompt": "x", "guidance_scal": 3})[1]
         assert "did you mean 'guidance_scale'" in text
 
+    @pytest.mark.parametrize(
+        ("path", "given", "meant"),
+        [
+            (["steps"], "steps", "num_inference_steps"),
+            (["cfg_scale"], "cfg_scale", "guidance_scale"),
+            (["cfgScale"], "cfgScale", "guidance_scale"),
+            (["sampler_name"], "sampler_name", "scheduler"),
+            (["negativePrompt"], "negativePrompt", "negative_prompt"),
+            (["size"], "size", "height' and 'width"),
+            (["lora_weights", 0, "weight"], "weight", "scale"),
+            (["lora_weights", 0, "lora_name"], "lora_name", "name"),
+            (["textual_inversions", 0, "trigger_word"], "trigger_word", "token"),
+        ],
+    )
+    def test_names_of_other_apis_are_understood(self, refused, path, given, meant):
+        body = {"prompt": "x"}
+        body[path[0]] = [{"name": "a", given: 0.5}] if len(path) > 1 else 5
+        answer = json.loads(refused(json=body)[1])
+        assert [one["loc"] for one in answer["detail"]] == [path]
+        assert f"did you mean '{meant}'?" in answer["detail"][0]["msg"]
+
+    @pytest.mark.parametrize("kind", ["json", "data"])
+    def test_all_unknown_fields_are_named_with_the_other_faults(self, refused, kind):
+        body = {"prompt": "x", "steps": "4", "height": "63", "foo": "1", "cfg_scale": "2"}
+        answer = json.loads(refused(**{kind: body})[1])
+        places = [tuple(one["loc"]) for one in answer["detail"]]
+        assert sorted(places) == [("cfg_scale",), ("foo",), ("height",), ("steps",)]
+
+    def test_a_million_unknown_fields(self, refused):
+        body = json.dumps({"prompt": "x", **dict.fromkeys(map(str, range(300_000)), 1)})
+        headers = {"content-type": "application/json"}
+        answer = json.loads(refused(content=body, headers=headers)[1])
+        assert len(answer["detail"]) == 33
+        assert answer["detail"][-1]["loc"] == ["body"]
+
+    @pytest.mark.parametrize(
+        ("near", "meant"),
+        [
+            ("DPM++ 2M Karas", "DPM++ 2M Karras"),
+            ("dpm++ sde beto", "DPM++ SDE Beta"),
+            ("eular a", "Euler a"),
+            ("UniPCMultistepShceduler", "UniPCMultistepScheduler"),
+        ],
+    )
+    def test_the_nearest_of_all_schedulers_is_suggested(self, refused, near, meant):
+        text = json.loads(refused(field="scheduler", json={"prompt": "x", "scheduler": near})[1])
+        assert f"did you mean '{meant}'" in text["error"]
+
     def test_json_that_would_grow_when_it_is_parsed(self, refused):
         content = b'{"prompt": [' + b"[]," * 2**20 + b"[]]}"
         headers = {"content-type": "application/json"}
@@ -329,7 +397,7 @@ class TestBadInput:
         assert "Traceback" not in server.log
 
     def test_many_wrong_fields(self, refused):
-        body = {"prompt": 5, "seed": -1, "height": 63, "width": 63, "scheduler": 1}
+        body = {"prompt": 5, "seed": -2, "height": 63, "width": 63, "scheduler": 1}
         status, text = refused(json=body)
         assert status == 400
         answer = json.loads(text)

@@ -158,7 +158,7 @@ class TestBadInput:
             ("original_size", "big"),
             ("original_size", [8, -1]),
             ("eta", 2),
-            ("seed", -1),
+            ("seed", -2),
             ("scheduler", "os.system"),
             ("lora_weights", [{"name": "/etc/passwd"}]),
             ("image", "aGVsbG8="),

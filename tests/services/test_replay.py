@@ -152,6 +152,14 @@ class TestRoundTrip:
         asked = paint(demo_server, **changes)
         assert open_picture(answer.content).tobytes() == open_picture(asked.content).tobytes()
 
+    def test_overrides_that_draw_a_seed_or_say_nothing(self, demo_server, painted):
+        whole = painted["plain"].content
+        drawn = replay(demo_server, whole, overrides={"seed": -1})
+        assert drawn.status_code == 200, drawn.text
+        assert drawn.headers["x-seed"] != painted["plain"].headers["x-seed"]
+        same = replay(demo_server, whole, overrides={"seed": None, "height": None})
+        assert same.headers["x-workflow-match"] == "true"
+
     def test_another_picture_goes_in(self, demo_server, painted, encode, open_picture):
         grey = base64.b64encode(encode(size=(64, 64))).decode()
         changes = {"image": grey, "strength": 0.9}
@@ -353,6 +361,13 @@ class TestStrangers:
         got = refused(answer)
         assert got[0] == 400
         assert got[1].startswith(field)
+
+    def test_all_unknown_overrides_are_named(self, demo_server, painted, refused):
+        answer = replay(demo_server, painted["plain"].content, overrides={"steps": 5, "foo": 1})
+        assert refused(answer)[0] == 400
+        detail = answer.json()["detail"]
+        assert [one["loc"] for one in detail] == [["overrides.steps"], ["overrides.foo"]]
+        assert "did you mean 'num_inference_steps'?" in detail[0]["msg"]
 
     @pytest.mark.parametrize(
         ("field", "value", "status"),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from bentoml_diffusers.errors import InvalidRequest, suggest
+from bentoml_diffusers._names import suggest_field
+from bentoml_diffusers.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ def bind_arguments(
             raise InvalidRequest(name, value, "each argument once")
         if not parameters.takes(name):
             raise InvalidRequest(
-                name, value, f"a known argument{suggest(name, named)}: {', '.join(named)}"
+                name, value, f"a known argument{suggest_field(name, named)}: {', '.join(named)}"
             )
         bound[name] = value
     return bound

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.errors import DiffusersError, InvalidRequest, suggest
+from bentoml_diffusers.errors import DiffusersError, InvalidRequest, suggest_one_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffusers import SchedulerMixin
+
+_LONGEST_NAME = 64  # characters of an unknown name that are compared with the known ones
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def choose_scheduler(
         raise InvalidRequest("scheduler", name, "the name of a scheduler")
     choice = _find_sampler(name) if isinstance(name, str) else None
     if choice is None:
-        choice = SchedulerChoice(_find_class(name))
+        choice = SchedulerChoice(_find_class(name, base))
     fitting = _names.fitting_schedulers(base)
     if choice.cls not in fitting.values():
         names = ", ".join(sorted(fitting))
@@ -64,15 +67,29 @@ def choose_scheduler(
     return choice
 
 
-def _find_class(name: str | type[Any]) -> type[SchedulerMixin]:
+def _find_class(name: str | type[Any], base: SchedulerMixin) -> type[SchedulerMixin]:
     try:
         return _names.resolve_scheduler_class(name)
     except DiffusersError as err:
-        samplers = map(str.lower, _names.SAMPLERS)
-        near = suggest(name.lower(), samplers) if isinstance(name, str) else ""
+        near = _suggest(name, base) if isinstance(name, str) else ""
         raise InvalidRequest(
             "scheduler", name, f"a scheduler that diffusers exports, or a sampler's name{near}"
         ) from err
+
+
+def _suggest(name: str, base: SchedulerMixin) -> str:
+    """Returns the nearest of all names that a request for this model may give."""
+    fitting = _names.fitting_schedulers(base)
+    names = [*fitting]
+    for sampler, (class_name, _) in _names.SAMPLERS.items():
+        if class_name in fitting:
+            known = _parameters(fitting[class_name])
+            sigmas = [suffix for suffix, flag in _names.SIGMAS.items() if flag in known]
+            names += [sampler, *(f"{sampler} {suffix}" for suffix in sigmas)]
+    by_lower = {one.lower(): one for one in names}
+    words = " ".join(name[:_LONGEST_NAME].lower().replace("_", " ").split())
+    near = difflib.get_close_matches(words, by_lower, n=3)
+    return suggest_one_of(by_lower[one] for one in near)
 
 
 def _find_sampler(name: str) -> SchedulerChoice | None:

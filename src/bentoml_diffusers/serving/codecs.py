@@ -96,11 +96,15 @@ def decode_latents(text: object) -> torch.Tensor:
 def decode_base64(text: str) -> bytes:
     """Decodes base64, with or without ``data:image/...;base64,`` in front.
 
+    White space is skipped: ``base64``, MIME and ``encodebytes`` break lines.
+
     Raises:
         ValueError: Not base64.
     """
+    head, comma, rest = text.partition(",")
+    encoded = rest if comma and head.lower().endswith("base64") else text
     try:
-        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        return base64.b64decode(encoded.encode().translate(None, b" \t\r\n"), validate=True)
     except (binascii.Error, ValueError) as err:
         raise ValueError("neither an uploaded file nor one in base64") from err
 

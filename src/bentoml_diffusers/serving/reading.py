@@ -16,9 +16,10 @@ from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validato
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
-from bentoml_diffusers.errors import UnreadableRequest, suggest
+from bentoml_diffusers.errors import UnreadableRequest
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.serving.codecs import decode_base64, decode_image
+from bentoml_diffusers.serving.faults import MAX_FAULTS, list_faults
 from bentoml_diffusers.workflow.bounds import count_marks
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         try:
             return await cls._read(request)
         except ValidationError as err:
-            return Refusal(UnreadableRequest([(one["loc"], one["msg"]) for one in err.errors()]))
+            return Refusal(UnreadableRequest(list_faults(cls, err)))
 
     @classmethod
     async def _read(cls, request: Request) -> Self:
@@ -75,8 +76,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             values = await cls._read_form(request)
         else:
             values = cls._read_json(await request.body())
-        for name in values:
-            cls._check_name(name)
+        values = _without_absent(cls, values)
         for name in cls.multipart_fields:
             if name in values:
                 # Beside the event loop: large files take a while.
@@ -100,10 +100,11 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
         values: dict[str, Any] = {}
         for name, value in form.multi_items():
-            cls._check_name(name)
             if name in values:
                 raise cls._fault(name, "given more than once")
-            if isinstance(value, UploadFile):
+            if name not in cls.model_fields:
+                values[name] = None  # refused later, with all others; a file is not read
+            elif isinstance(value, UploadFile):
                 if name not in cls.multipart_fields:
                     raise cls._fault(name, "a file, expected text")
                 values[name] = await value.read()
@@ -112,11 +113,6 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             elif value != "":
                 values[name] = _read_structure(value)
         return values
-
-    @classmethod
-    def _check_name(cls, name: str) -> None:
-        if name not in cls.model_fields:
-            raise cls._fault(name, f"an unknown field{suggest(name, cls.model_fields)}")
 
     @classmethod
     def _read_json(cls, body: bytes) -> dict[str, Any]:
@@ -179,6 +175,18 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         error = PydanticCustomError("request", "{text}", {"text": text})
         details = [InitErrorDetails(type=error, loc=(name,), input=None)]
         return ValidationError.from_exception_data(cls.__name__, details)
+
+
+def _without_absent(model: type[RequestModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what is null: it says what a field that is left out says.
+
+    Of unknown fields there are no more than an error lists: a body may have a million.
+    """
+    unknown = [name for name in values if name not in model.model_fields]
+    present = {name: values[name] for name in values if values[name] is not None}
+    for name in unknown[MAX_FAULTS + 1 :]:
+        present.pop(name, None)
+    return {**present, **dict.fromkeys(unknown[: MAX_FAULTS + 1])}
 
 
 def _read_structure(text: str) -> Any:

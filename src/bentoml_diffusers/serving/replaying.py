@@ -16,9 +16,15 @@ from pydantic import Field, ValidationError, WithJsonSchema
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.engine.schedulers import choose_scheduler
-from bentoml_diffusers.errors import DiffusersError, InvalidRequest, InvalidWorkflow, suggest
+from bentoml_diffusers.errors import (
+    DiffusersError,
+    InvalidRequest,
+    InvalidWorkflow,
+    UnreadableRequest,
+)
 from bentoml_diffusers.serving.answering import answer_with, read_arguments, refuse
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
+from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.blobs import KIND, encode_base64
@@ -158,15 +164,21 @@ def read_overrides(
 
     Raises:
         InvalidWorkflow: 400, a task or argument that the service has not, or beyond its limits.
-        InvalidRequest: 400, an override that it has not, or beyond its limits.
+        UnreadableRequest: 400, overrides that it has not.
+        InvalidRequest: 400, an override beyond its limits.
     """
     workflow = _with_task(engine, requests, workflow)
     model = requests[str(workflow.task)]
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     names = sorted(set(model.model_fields) - {"output_format"})
-    for name, value in overrides.items():
-        if name not in names:
-            known = f"a field of {workflow.task}{suggest(name, names)}: {', '.join(names)}"
-            raise InvalidRequest(f"overrides.{name}", value, known)
+    unknown = [name for name in overrides if name not in names]
+    if unknown:
+        raise UnreadableRequest(
+            [
+                ([f"overrides.{name}"], _unknown(name, names, workflow))
+                for name in unknown[:MAX_FAULTS]
+            ]
+        )
     fields = {**dict(_read_fields(engine, model, workflow)), **overrides}
     try:
         for name in set(overrides) & set(model.multipart_fields):
@@ -175,6 +187,11 @@ def read_overrides(
     except ValidationError as err:
         raise _first_fault(err, overrides) from err
     return {name: getattr(request, name) for name in overrides}
+
+
+def _unknown(name: str, names: list[str], workflow: Workflow) -> str:
+    near = _names.suggest_field(name, names)
+    return f"expected a field of {workflow.task}{near}: {', '.join(names)}"
 
 
 def _with_task(

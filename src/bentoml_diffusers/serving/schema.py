@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -54,7 +56,18 @@ def _as_choices(value: Any) -> Any:
     items = [value] if isinstance(value, (str, dict)) and not is_broken else value
     if not isinstance(items, list):
         return value
-    return [{"name": item.strip()} if isinstance(item, str) else item for item in items]
+    return [_as_choice(item) for item in items]
+
+
+def _as_choice(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: value for key, value in item.items() if value is not None}
+    return {"name": item.strip()} if isinstance(item, str) else item
+
+
+def _draw_seed(seed: int | None) -> int | None:
+    """-1 draws one, as in most APIs of this field."""
+    return secrets.randbits(32) if seed == -1 else seed
 
 
 Loras = Annotated[list[LoraChoice] | None, BeforeValidator(_as_choices)]
@@ -208,11 +221,12 @@ def add_choices(base: type[RequestModel]) -> type[RequestModel]:
     """Adds what a request may choose that is no argument of a pipeline; keeps the name."""
 
     class Base(base):  # type: ignore[misc, valid-type]
-        seed: int | None = Field(
+        seed: Annotated[int | None, AfterValidator(_draw_seed)] = Field(
             None,
-            ge=0,
+            ge=-1,
             le=2**32 - 1,
-            description="The same seed paints the same picture; by default one is drawn.",
+            description="The same seed paints the same picture; by default, or for -1, one is "
+            "drawn.",
             examples=[7],
         )
         scheduler: str | None = Field(
