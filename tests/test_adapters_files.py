@@ -1,5 +1,6 @@
 """Files of adapters: what is read, what is refused, what is remembered."""
 
+import os
 import shutil
 import threading
 import time
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import ModelOptions, errors, testing
-from bentoml_diffusers.adapters import AdapterBank, supports_lora
+from bentoml_diffusers.adapters import AdapterBank, hash_adapter, supports_lora
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.lycoris import original_name, read_lycoris
 from bentoml_diffusers.adapters.reading import RawLora, _Recorder, convert_lora
@@ -320,6 +321,46 @@ def test_a_file_that_changed_is_read_again(pipeline, tmp_path):
     assert (
         pictures[1] - paint_by_peft(testing.tiny_stable_diffusion, [(path, 1.0)])
     ).abs().max() < 5e-6
+    bank.close()
+
+
+def copy_with_times(source, target):
+    shutil.copy2(source, target)
+
+
+def move_with_times(source, target):
+    shutil.copy2(source, target.with_suffix(".new"))
+    target.with_suffix(".new").replace(target)
+
+
+@pytest.mark.parametrize("replace", [copy_with_times, move_with_times], ids=["cp -p", "rsync -t"])
+def test_a_file_of_the_same_size_and_time_is_read_again(pipeline, tmp_path, replace):
+    """Also its hash, which workflows record; and its name is in the report once."""
+    versions = [tmp_path / "1", tmp_path / "2"]
+    for seed, path in enumerate(versions, 1):
+        save_lora(path, testing.tiny_stable_diffusion, {"unet": ["to_q"]}, seed=seed, strength=1)
+        os.utime(path, (1, 1))
+    path = tmp_path / "x.safetensors"
+    replace(versions[0], path)
+    bank = bank_of(pipeline, tmp_path)
+    running = bank.acquire(prepare(bank, path.name))
+    before, digest = (
+        paint_alone(pipeline, bank, path.name),
+        hash_adapter(bank.find(path.name).loras[0]),
+    )
+    size = path.stat().st_size
+    replace(versions[1], path)
+    assert (path.stat().st_size, path.stat().st_mtime) == (size, 1)
+    after = paint_alone(pipeline, bank, path.name)
+    assert not torch.equal(before, after)
+    assert hash_adapter(bank.find(path.name).loras[0]) != digest
+    report = bank.report()
+    assert (report.in_memory, report.in_slots) == ((path.name,), (path.name,))
+    running.release()
+    replace(versions[0], path)
+    paint_alone(pipeline, bank, path.name)
+    assert bank.report().in_slots == (path.name,)
+    assert len(bank._pool._free) == bank._pool.slots - 1
     bank.close()
 
 

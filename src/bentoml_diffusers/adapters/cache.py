@@ -8,6 +8,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from bentoml_diffusers.adapters.files import list_outdated
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -92,6 +94,8 @@ class HostCache(Generic[T]):
         with self._lock:
             self.counts.misses += 1
             self.counts.load_s += load_s
+            for old in list_outdated(self._held, key):
+                self.n_bytes -= self._held.pop(old).n_bytes
             if value.n_bytes > self.max_bytes:
                 return
             self._held[key] = value

@@ -7,29 +7,63 @@ import functools
 import json
 import math
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.hashing import hash_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import torch
 
     from bentoml_diffusers.adapters.sources import Adapter
 
 
-def file_key(adapter: Adapter) -> object:
-    """Returns what tells the content of an adapter from others: place, time and size."""
+class FileKey(NamedTuple):
+    """Tells the content of an adapter from others.
+
+    Attributes:
+        place: Its path, and how the loader shall read it.
+        state: Device, inode, times of change and size of the file. The inode and the time of its
+            last change tell apart what `cp -p` and `rsync -t` put in the place of a file.
+    """
+
+    place: tuple[object, ...]
+    state: tuple[int, ...] = ()
+
+
+def list_outdated(keys: Iterable[object], new: object) -> list[object]:
+    """Returns those keys that are of earlier files in the place of the ``new`` one."""
+    return [
+        key
+        for key in keys
+        if isinstance(key, FileKey)
+        and isinstance(new, FileKey)
+        and key.place == new.place
+        and key != new
+    ]
+
+
+def file_key(adapter: Adapter) -> FileKey:
+    """Returns what tells the content of an adapter from others; costs a ``stat``."""
     arguments = tuple(sorted((key, repr(value)) for key, value in adapter.arguments.items()))
+    place = (adapter.path, *arguments)
     try:
         found = os.stat(adapter.path)
+        if stat.S_ISDIR(found.st_mode):
+            found = os.stat(Path(adapter.path) / _weight_name(adapter))
     except OSError:
-        return adapter.path, arguments
-    return adapter.path, found.st_mtime_ns, found.st_size, arguments
+        return FileKey(place)
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return FileKey(place, (found.st_dev, found.st_ino, *times, found.st_size))
+
+
+def _weight_name(adapter: Adapter) -> str:
+    return str(adapter.arguments.get("weight_name", "pytorch_lora_weights.safetensors"))
 
 
 def hash_adapter(adapter: Adapter) -> str:
@@ -59,7 +93,7 @@ def local_file(adapter: Adapter) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    weight_name = str(adapter.arguments.get("weight_name", "pytorch_lora_weights.safetensors"))
+    weight_name = _weight_name(adapter)
     if path.is_dir():
         return path / weight_name
     revision = adapter.arguments.get("revision")

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers.adapters.files import list_outdated
 from bentoml_diffusers.adapters.slots import SlotLayer
 from bentoml_diffusers.errors import AdaptersBusy
 
@@ -93,8 +94,12 @@ class SlotPool:
         return resident.lora
 
     def residents(self) -> list[str]:
-        """Returns the names of the LoRAs in slots. Safe from any thread."""
-        return [resident.lora.name for resident in list(self._residents.values())]
+        """Returns the names of the LoRAs in slots. Safe from any thread.
+
+        A file that was replaced while a request runs with it is in two slots.
+        """
+        names = [resident.lora.name for resident in list(self._residents.values())]
+        return list(dict.fromkeys(names))
 
     def close(self) -> None:
         """Takes every hook and buffer away."""
@@ -107,6 +112,9 @@ class SlotPool:
     def _load(self, lora: HostLora) -> _Resident:
         import torch
 
+        for old in list_outdated(self._residents, lora.key):
+            if not self._residents[old].leases:
+                self._free.append(self._evict(old))
         slot = self._take_slot()
         try:
             with torch.inference_mode(False), torch.no_grad():
@@ -143,10 +151,13 @@ class SlotPool:
             return self._free.pop()
         for key, resident in self._residents.items():
             if not resident.leases:
-                del self._residents[key]
-                self._clear(resident.slot, resident.lora)
-                return resident.slot
+                return self._evict(key)
         raise AdaptersBusy("lora_slots", self.slots, 1)
+
+    def _evict(self, key: object) -> int:
+        resident = self._residents.pop(key)
+        self._clear(resident.slot, resident.lora)
+        return resident.slot
 
     def _layer(self, key: LayerKey) -> SlotLayer:
         if key not in self._layers:

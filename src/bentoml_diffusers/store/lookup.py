@@ -20,7 +20,7 @@ from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.layout import ADAPTER_FOLDER, RECORD_FILE
 from bentoml_diffusers.store.record import Kind, read_record
 
-_Stamp = tuple[int, int]
+_Stamp = tuple[int, int, int]  # times of change of content and of inode, inode
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def _stamp(path: Path) -> _Stamp | None:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino
