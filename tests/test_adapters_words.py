@@ -9,6 +9,7 @@ from adapter_models import (
 )
 from safetensors.torch import save_file
 
+import bentoml_diffusers
 from bentoml_diffusers import ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.demo import PIPELINE, TEXTUAL_INVERSIONS, TOKEN
@@ -152,6 +153,93 @@ def test_both_encoders_of_sdxl(folder):
     assert torch.equal(ours, paint(reference, prompt=PROMPT))
     assert (ours - plain).abs().max() > 1e-3
     assert torch.equal(paint(pipeline, prompt=PROMPT), plain)
+    bank.close()
+
+
+def test_the_layouts_of_trainers_for_both_encoders(folder, tmp_path):
+    """The older of diffusers' trainers counts the encoders; a static embedding is read alike."""
+    file = torch_file(folder / "sdxl.safetensors")
+    renamed = {"text_encoders_0": file["clip_l"], "text_encoders_1": file["clip_g"]}
+    save_file(renamed, tmp_path / "pivotal.safetensors")
+    save_file(file, tmp_path / "sdxl.safetensors")
+    pipeline = testing.tiny_stable_diffusion_xl()
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path)))
+    images = [
+        paint_alone(pipeline, bank, None, asked(name, "<teal>"), prompt=PROMPT)
+        for name in ("sdxl", "pivotal")
+    ]
+    bank.close()
+    assert not torch.equal(images[0], paint(pipeline, prompt=PROMPT))
+    for name in ("sdxl", "pivotal"):
+        static = testing.tiny_stable_diffusion_xl()
+        options = {"lora_dir": str(tmp_path), "textual_inversions": asked(name, "<teal>")}
+        AdapterBank(static, ModelOptions(**options)).close()
+        images.append(paint(static, prompt=PROMPT))
+    assert all(torch.equal(image, images[0]) for image in images[1:])
+
+
+@pytest.mark.parametrize(
+    ("make", "tensors", "error"),
+    [
+        (
+            testing.tiny_stable_diffusion_xl,
+            {"<x>": (1, 16)},
+            "one text encoder.*and text_encoder_2",
+        ),
+        (testing.tiny_stable_diffusion_xl, {"emb_params": (1, 24)}, "one text encoder"),
+        (testing.tiny_flux, {"<x>": (1, 16)}, "one text encoder"),
+        (testing.tiny_stable_diffusion, {"clip_l": (1, 16), "clip_g": (1, 24)}, "text_encoder_2"),
+        (testing.tiny_stable_diffusion, {"emb_params": (1, 16), "extra": (1, 16)}, "more than one"),
+    ],
+)
+@pytest.mark.parametrize("is_static", [False, True], ids=["request", "static"])
+def test_an_embedding_is_applied_whole_or_refused(tmp_path, make, tensors, error, is_static):
+    save_file(
+        {key: torch.ones(shape) for key, shape in tensors.items()}, tmp_path / "x.safetensors"
+    )
+    embedding = asked("x", "<z>")
+    if is_static:
+        options = ModelOptions(lora_dir=str(tmp_path), textual_inversions=embedding)
+        with pytest.raises(errors.InvalidModel, match=error):
+            AdapterBank(make(), options)
+        return
+    bank = AdapterBank(make(), ModelOptions(lora_dir=str(tmp_path)))
+    with pytest.raises(errors.InvalidModel, match=error):
+        bank.prepare(bank.find(None, embedding))
+
+
+def test_vectors_for_the_encoder_that_a_file_names(tmp_path):
+    """It says that the other one shall read the letters."""
+    save_file({"clip_g": vectors(1, 24)}, tmp_path / "x.safetensors")
+    bank = AdapterBank(testing.tiny_stable_diffusion_xl(), ModelOptions(lora_dir=str(tmp_path)))
+    prepared = bank.prepare(bank.find(None, asked("x", "<x>")))
+    assert list(prepared.words[0].embedding.vectors) == ["text_encoder_2"]
+    bank.close()
+
+
+@pytest.mark.parametrize("key", ["*", "word"])
+@pytest.mark.parametrize("is_stored", [False, True], ids=["file", "store"])
+def test_files_of_automatic1111_as_safetensors(pipeline, tmp_path, name, key, is_stored):
+    """`*` is no word; the other tensors are numbers beside it."""
+    tensors = {f"string_to_param.{key}": vectors(2), f"string_to_token.{key}": torch.tensor(265)}
+    path = tmp_path / "x.safetensors"
+    save_file({**tensors, "step": torch.tensor(7)}, path)
+    if is_stored and key == "*":
+        with pytest.raises(errors.InvalidModel, match="token="):
+            bentoml_diffusers.import_textual_inversion(name, path)
+        bentoml_diffusers.import_textual_inversion(name, path, token="<x>")
+    elif is_stored:
+        bentoml_diffusers.import_textual_inversion(name, path)
+    bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path)))
+    if not is_stored and key == "*":
+        with pytest.raises(errors.InvalidRequest, match=r"textual_inversions\.token"):
+            bank.prepare(bank.find(None, path.name))
+        found = bank.find(None, asked("x", "<x>"))
+    else:
+        found = bank.find(None, name if is_stored else path.name)
+    (word,) = bank.prepare(found).words
+    assert word.token == ("<x>" if key == "*" else "word")
+    assert torch.equal(word.embedding.vectors["text_encoder"], vectors(2))
     bank.close()
 
 

@@ -204,6 +204,23 @@ def test_a_textual_inversion_is_described(tmp_path, name):
     assert record_of(other).details["token"] == "<dog>"
 
 
+def test_a_textual_inversion_for_two_encoders_is_described(tmp_path, name):
+    tensors = {"text_encoders_0": torch.randn(2, 768), "text_encoders_1": torch.randn(2, 1280)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(errors.InvalidModel, match="token="):
+        bentoml_diffusers.import_textual_inversion(name, tmp_path)
+    model = bentoml_diffusers.import_textual_inversion(name, tmp_path, token="<x>")
+    details = record_of(model).details
+    assert details["components"] == {"text_encoder": 768, "text_encoder_2": 1280}
+    assert (details["token"], details["architecture"]) == ("<x>", "sdxl")
+
+
+def test_several_embeddings_in_one_file_are_refused_at_once(tmp_path, name):
+    save_file({"<x>": torch.randn(1, 16), "<y>": torch.randn(1, 16)}, tmp_path / "x.safetensors")
+    with pytest.raises(errors.InvalidModel, match="more than one: its tensors are <x>, <y>"):
+        bentoml_diffusers.import_textual_inversion(name, tmp_path)
+
+
 def test_an_old_textual_inversion_as_pickle(tmp_path, name, model):
     """The layout of the first web UI: `string_to_param` with the token `*`, and more values."""
     content = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.randn(2, 16)}}

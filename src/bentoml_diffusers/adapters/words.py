@@ -20,6 +20,7 @@ from bentoml_diffusers.errors import (
     InvalidRequest,
     UnsupportedByPipeline,
 )
+from bentoml_diffusers.store.embedding_files import read_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters.runs import Running, Words
 
-# Names that files give the vectors of each text encoder.
-_FILE_KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _KEPT_TOKENIZERS = 32
 
 
@@ -104,36 +103,48 @@ def read_embedding(
     *,
     check_finite: bool,
 ) -> HostEmbedding:
-    """Assigns the vectors of a file to text encoders.
-
-    A file holds one tensor named by its word, or ``emb_params``, or ``clip_l`` and ``clip_g``.
+    """Assigns the vectors of a file to text encoders: all of them, or it is refused.
 
     Raises:
         UnsupportedByPipeline: 400, the pipeline's class takes no textual inversions.
         InvalidModel: 400, no embedding for these text encoders.
     """
+    kind = type(pipeline).__name__
     if not encoders:
-        raise UnsupportedByPipeline(type(pipeline).__name__, "textual inversion")
-    named = {part: key for part, key in _FILE_KEYS.items() if part in tensors}
-    token = None
-    if not named and len(tensors) != 1 and "emb_params" not in tensors:
-        raise InvalidModel(name, "holds no textual inversion", "it must hold one tensor")
-    found: dict[str, torch.Tensor] = {}
-    if named:
-        for encoder in encoders:
-            part = next((part for part, key in named.items() if key == encoder.name), None)
-            if part is not None:
-                found[encoder.name] = _vectors(name, tensors[part])
-    else:
-        key = "emb_params" if "emb_params" in tensors else next(iter(tensors))
-        token = key if key != "emb_params" else None
-        vectors = _vectors(name, tensors[key])
-        fitting = [one for one in encoders if one.width == vectors.shape[1]]
-        found = {fitting[0].name: vectors} if fitting else {encoders[0].name: vectors}
+        raise UnsupportedByPipeline(kind, "textual inversion")
+    layout = read_layout(name, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    vectors = {part: _vectors(name, tensors[key]) for part, key in layout.keys.items()}
+    found = _assign(name, kind, [encoder.name for encoder in encoders], vectors)
     _check_vectors(name, encoders, found, check_finite=check_finite)
     dtypes = {one.name: one.module.get_input_embeddings().weight.dtype for one in encoders}
     cast = {key: vectors.to(dtypes[key]) for key, vectors in found.items()}
-    return HostEmbedding(name, token, cast)
+    return HostEmbedding(name, layout.token, cast)
+
+
+def _assign(
+    name: str, kind: str, encoders: Sequence[str], vectors: Mapping[str | None, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Returns the vectors of each text encoder; where several read a prompt a file says for which.
+
+    The others would read the letters of the token.
+    """
+    if None in vectors:
+        if len(encoders) > 1:
+            raise InvalidModel(
+                name,
+                f"was made for another base model: it has vectors for one text encoder, and "
+                f"{kind} reads a prompt by {' and '.join(encoders)}",
+                "name its tensors clip_l and clip_g, or clip_l alone if only the first is meant",
+            )
+        return {encoders[0]: vectors[None]}
+    strange = [part for part in vectors if part not in encoders]
+    if strange:
+        raise InvalidModel(
+            name,
+            f"was made for another base model: it has vectors for {' and '.join(map(str, strange))}"
+            f", and {kind} reads a prompt by {' and '.join(encoders)}",
+        )
+    return {str(part): tensor for part, tensor in vectors.items()}
 
 
 def _vectors(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel, ModelNotFound
+from bentoml_diffusers.store.embedding_files import read_layout
 from bentoml_diffusers.store.pickles import read_pickle
 from bentoml_diffusers.store.selection import PICKLE_SUFFIXES
 
@@ -100,17 +101,16 @@ def describe_lora(adapter: AdapterFile) -> dict[str, Any]:
 
 
 def describe_embedding(adapter: AdapterFile, token: str | None) -> dict[str, Any]:
-    """Returns token, number of vectors and their length.
+    """Returns token, number of vectors and their length, also by component if the file says it.
 
     Raises:
         InvalidModel: 400, tensors that are no vectors, or no token.
     """
-    shapes = {key: shape for key, shape in adapter.shapes.items() if adapter.shapes[key]}
-    if not shapes or any(len(shape) > 2 for shape in shapes.values()):
+    layout = read_layout(adapter.name, adapter.shapes)
+    shapes = {part: adapter.shapes[key] for part, key in layout.keys.items()}
+    if any(len(shape) > 2 for shape in shapes.values()):
         raise InvalidModel(adapter.name, "holds no textual inversion: its tensors are no vectors")
-    names = [key.removeprefix("string_to_param.") for key in shapes if key != "emb_params"]
-    plain = [key for key in names if key not in ("*", "clip_l", "clip_g")]
-    token = token or next(iter(plain), None)
+    token = token or layout.token
     if token is None:
         raise InvalidModel(adapter.name, "names no token", "give token=")
     shape = next(iter(shapes.values()))
@@ -118,7 +118,8 @@ def describe_embedding(adapter: AdapterFile, token: str | None) -> dict[str, Any
         "token": token,
         "vectors": shape[0] if len(shape) == 2 else 1,
         "length": shape[-1],
-        "architecture": _CROSS_ATTENTION.get(shape[-1]),
+        "architecture": "sdxl" if len(shapes) > 1 else _CROSS_ATTENTION.get(shape[-1]),
+        "components": {part: shape[-1] for part, shape in shapes.items() if part is not None},
     }
 
 
