@@ -77,6 +77,13 @@ class InvalidRequest(DiffusersError, InvalidArgument, ValueError):  # type: igno
 class InvalidWorkflow(InvalidRequest):
     """A workflow is broken, was changed, is of a newer version, or beyond the limits (400)."""
 
+    @classmethod
+    def within(cls, error: InvalidRequest, place: str) -> InvalidWorkflow:
+        """For what is wrong with a request that a workflow holds at ``place``."""
+        moved = cls(f"{place}.{error.field}", None, "")
+        moved.say(f"{place}.{error}")
+        return moved
+
 
 class UnreadableRequest(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]
     """The body of a request to a service cannot be read, or some of its fields (400).

@@ -196,12 +196,20 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
 class RequestLimits:
     """What one request may ask for; beyond it a request is refused with 400.
 
+    What a request leaves out is within them, too: where a default of a task or of the model is
+    beyond them, the service does not start unless ``default_steps`` or ``default_side`` says what
+    such a request gets.
+
     Attributes:
         max_side: Largest height and width, in pixels.
         max_pixels: Largest height x width, in pixels, of a picture that comes or is asked for.
         max_steps: Largest number of denoising steps.
         max_prompt_chars: Longest prompt, in characters.
         max_upload_bytes: Largest uploaded image, in bytes.
+        default_steps: Denoising steps of a request that gives none (25; of a modular pipeline what
+            its blocks say).
+        default_side: Height and width of a request that gives neither and starts from no image,
+            in pixels, a multiple of 8 (what the model was trained for).
     """
 
     max_side: int = 2048
@@ -209,12 +217,49 @@ class RequestLimits:
     max_steps: int = 150
     max_prompt_chars: int = 2000
     max_upload_bytes: int = 32 * 1024 * 1024
+    default_steps: int | None = None
+    default_side: int | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not isinstance(value, int) or value < 1:
+            is_given = value is not None or item.default is not None
+            if is_given and (not isinstance(value, int) or value < 1):
                 raise InvalidOption(item.name, value, "a whole number from 1")
+        if self.default_steps is not None:
+            self.check_default_steps(self.default_steps)
+        if self.default_side is not None:
+            if self.default_side % 8:
+                raise InvalidOption("default_side", self.default_side, "a multiple of 8")
+            self.check_default_size(self.default_side, self.default_side)
+
+    def check_default_steps(self, steps: int) -> None:
+        """Checks the steps of a request that gives none.
+
+        Raises:
+            InvalidOption: 400, more than a request may ask for.
+        """
+        if steps > self.max_steps:
+            raise InvalidOption(
+                "max_steps",
+                self.max_steps,
+                f"at least {steps}, the steps of a request that gives none; "
+                "or a default_steps up to max_steps beside it",
+            )
+
+    def check_default_size(self, height: int, width: int) -> None:
+        """Checks the size of a request that gives none.
+
+        Raises:
+            InvalidOption: 400, larger than a request may ask for.
+        """
+        for name, least in {"max_side": max(height, width), "max_pixels": height * width}.items():
+            if getattr(self, name) < least:
+                expected = (
+                    f"at least {least}: a request that gives no size makes {width} x {height}"
+                )
+                next_step = "pixels; or a default_side within the limits beside it"
+                raise InvalidOption(name, getattr(self, name), f"{expected} {next_step}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -431,7 +431,9 @@ class TestModular:
         model = bentoml_diffusers.save_model(
             "replayed-modular", testing.tiny_modular_stable_diffusion_xl()
         )
-        endpoints = find_endpoints(str(model.tag), ModelOptions(), RequestLimits(max_steps=4))
+        endpoints = find_endpoints(
+            str(model.tag), ModelOptions(), RequestLimits(max_steps=4, default_steps=4)
+        )
         requests = {endpoint.task: endpoint.request for endpoint in endpoints}
         with Engine.from_model(model, device="cpu") as engine:
             result = engine.run(

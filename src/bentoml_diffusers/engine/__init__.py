@@ -5,6 +5,7 @@ from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.engine import Engine
 from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.request import Handle, Progress, Result
+from bentoml_diffusers.engine.sizes import default_size
 
 __all__ = [
     "Engine",
@@ -13,5 +14,6 @@ __all__ = [
     "Progress",
     "Result",
     "default_device",
+    "default_size",
     "has_method",
 ]

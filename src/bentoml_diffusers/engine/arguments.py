@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from bentoml_diffusers._names import suggest_field
+from bentoml_diffusers.engine.sizes import model_size
 from bentoml_diffusers.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -127,11 +128,11 @@ def count_pixel_steps(
     pipeline: DiffusionPipeline, parameters: Parameters, arguments: Mapping[str, Any]
 ) -> int:
     """Returns the size of a request's work: pixels times images times steps."""
-    side = _default_side(pipeline) or 1
+    own = model_size(pipeline) or (1, 1)
     steps = arguments.get("num_inference_steps")
     if steps is None:
         steps = parameters.defaults.get("num_inference_steps", 1)
-    pixels = (arguments.get("height") or side) * (arguments.get("width") or side)
+    pixels = (arguments.get("height") or own[0]) * (arguments.get("width") or own[1])
     return int(pixels) * count_images(arguments) * (steps if isinstance(steps, int) else 1)
 
 
@@ -176,26 +177,6 @@ def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -
     if not is_count or (most is not None and clip_skip >= most):
         expected = "a whole number from 0" if most is None else f"from 0 to {most - 1}"
         raise InvalidRequest("clip_skip", clip_skip, expected)
-
-
-def complete_size(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with both sides if one was given.
-
-    Some pipelines of diffusers silently take their default size when either side is missing.
-    """
-    height, width = arguments.get("height"), arguments.get("width")
-    default = _default_side(pipeline)
-    if (height is None) == (width is None) or default is None:
-        return dict(arguments)
-    return {**arguments, "height": height or default, "width": width or default}
-
-
-def _default_side(pipeline: DiffusionPipeline) -> int | None:
-    """Side of the picture that a pipeline paints when none is given, px; ``None``: unknown."""
-    config = getattr(getattr(pipeline, "unet", None), "config", None)
-    sample = getattr(pipeline, "default_sample_size", None) or getattr(config, "sample_size", None)
-    scale = getattr(pipeline, "vae_scale_factor", None)
-    return sample * scale if isinstance(sample, int) and scale else None
 
 
 def with_rgb_images(arguments: Mapping[str, Any]) -> dict[str, Any]:

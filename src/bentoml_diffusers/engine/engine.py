@@ -18,7 +18,6 @@ from bentoml_diffusers.engine.arguments import (
     check_arguments,
     check_clip_skip,
     check_number,
-    complete_size,
     count_pixel_steps,
     has_method,
     read_modular_parameters,
@@ -35,6 +34,7 @@ from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.request import Handle, Plan, Progress, Request, Result, Ticket
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.engine.seeds import choose_seeds
+from bentoml_diffusers.engine.sizes import complete_size
 from bentoml_diffusers.engine.worker import Worker
 from bentoml_diffusers.errors import (
     InvalidRequest,

@@ -16,6 +16,7 @@ from bentoml_diffusers.errors import (
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.metrics import process_metrics
+from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.workflow.pictures import Embedding, embed_workflow
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ async def answer(
 
     async def paint() -> Result:
         arguments = _without_idle_defaults(engine, endpoint, read_arguments(fields))
+        check_whole_size(engine, task, endpoint.request, arguments)
         if embed.workflow or embed.infotext:
             arguments["return_workflow"] = True
         return await engine.arun(task, **arguments)

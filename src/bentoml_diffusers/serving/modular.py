@@ -6,6 +6,7 @@ many pictures; a service paints one for each request.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL.Image import Image as PILImage
@@ -14,7 +15,7 @@ from typing_extensions import Self
 
 from bentoml_diffusers.serving.codecs import SIZE_STEP
 from bentoml_diffusers.serving.reading import RequestModel
-from bentoml_diffusers.serving.schema import add_choices, check_pixels
+from bentoml_diffusers.serving.schema import add_choices, check_pixels, choose_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +35,7 @@ _NOT_FOR_CLIENTS = frozenset(
         "resized_image",
     }
 )
+_USUAL_STEPS = 50  # of blocks that have no default
 _FAR = 1_000_000  # bound of numbers about which nothing is known
 _TYPES: Mapping[Kind, Any] = {
     "text": str,
@@ -74,6 +76,9 @@ def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type
     Modular.limits = limits
     Modular.flags = frozenset(item.name for item in served if item.kind == "flag")
     fields: dict[str, Any] = {item.name: _make_field(item, limits) for item in served}
+    sides = [fields[name][1].default for name in ("height", "width") if name in fields]
+    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        limits.check_default_size(*sides)
     if workflow.is_guided and "guidance_scale" not in fields:
         fields["guidance_scale"] = (float | None, _GUIDANCE)
     return add_choices(create_model(title, __base__=Modular, **fields))
@@ -96,8 +101,10 @@ _GUIDANCE = Field(
 
 
 def _make_field(item: BlockInput, limits: RequestLimits) -> tuple[Any, FieldInfo]:
-    bounds = _find_bounds(item, limits)
-    default = None if item.default is None else _clip(item.default, bounds)
+    default = _choose_default(item, limits)
+    bounds = dict(_find_bounds(item, limits))
+    if "le" in bounds and isinstance(default, (int, float)):
+        bounds["le"] = max(bounds["le"], default)  # what the blocks say themselves is in order
     annotation = _TYPES[item.kind]
     if not item.is_required and item.kind != "picture":  # BentoML's pictures are in no union
         annotation = annotation | None
@@ -154,11 +161,23 @@ _BOUNDS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def _clip(default: Any, bounds: Mapping[str, Any]) -> Any:
-    """A service with narrow limits has them for the blocks' defaults, too."""
-    if isinstance(default, tuple):
-        return list(default)
-    return min(default, bounds["le"]) if "le" in bounds else default
+def _choose_default(item: BlockInput, limits: RequestLimits) -> Any:
+    """Returns what a request gets that leaves an input out.
+
+    Raises:
+        InvalidOption: 400, more than the limits of the service allow.
+    """
+    default = item.default
+    if item.name == "num_inference_steps" and not item.is_required:
+        return choose_steps(limits, default or _USUAL_STEPS)
+    side = limits.default_side
+    if item.name in ("height", "width", "resolution", "output_resolution"):
+        default = side or default
+        limits.check_default_size(default or 1, 1)
+    if item.name == "max_area" and default is not None:
+        default = side**2 if side else default
+        limits.check_default_size(math.isqrt(default), math.isqrt(default))
+    return list(default) if isinstance(default, tuple) else default
 
 
 _MEANINGS: Mapping[str, str] = {

@@ -26,6 +26,7 @@ from bentoml_diffusers.serving.answering import answer_with, read_arguments, ref
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.reading import RequestModel
+from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.blobs import KIND, encode_base64
 from bentoml_diffusers.workflow.bounds import Bounds
@@ -186,7 +187,20 @@ def read_overrides(
         request = model.model_validate(fields)
     except ValidationError as err:
         raise _first_fault(err, overrides) from err
+    _check_size(engine, model, workflow, request)
     return {name: getattr(request, name) for name in overrides}
+
+
+def _check_size(
+    engine: Engine, model: type[RequestModel], workflow: Workflow, request: RequestModel
+) -> None:
+    """A workflow that gives no size makes what the model makes, not what the service would."""
+    given = {name: workflow.arguments.get(name) for name in ("height", "width")}
+    given |= {name: getattr(request, name) for name in request.model_fields_set & set(given)}
+    try:
+        check_whole_size(engine, str(workflow.task), model, given)
+    except InvalidRequest as err:
+        raise InvalidWorkflow.within(err, "workflow.arguments") from err
 
 
 def _unknown(name: str, names: list[str], workflow: Workflow) -> str:

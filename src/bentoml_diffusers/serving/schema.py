@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
 
 
+_STEPS = 25  # of a request to a classic pipeline that gives none
 _ANY_STEP = 16  # pixels; sides that are multiples of it suit every family
 
 
@@ -76,7 +77,7 @@ Inversions = Annotated[list[InversionChoice] | None, BeforeValidator(_as_choices
 
 def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of txt2img under the limits of a service."""
-    side = _make_side(limits, "the size that the model was trained for")
+    side = _make_side(limits, "the size that the model was trained for", limits.default_side)
 
     class TextToImage(_make_base(limits)):  # type: ignore[misc]
         height: int | None = side
@@ -116,7 +117,7 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
 
     class ImageToImage(_make_base(limits)):  # type: ignore[misc]
         image: PILImage = Field(description="The picture to start from: a file, or base64.")
-        strength: float = _make_strength(0.8, "the picture", 0.6)
+        strength: float = _make_strength(limits, 0.8, "the picture", 0.6)
 
     return ImageToImage
 
@@ -130,7 +131,7 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
         mask_image: PILImage = Field(
             description="What is painted anew is white, what stays is black; as large as `image`."
         )
-        strength: float = _make_strength(1.0, "the picture below the mask", 0.9)
+        strength: float = _make_strength(limits, 1.0, "the picture below the mask", 0.9)
         height: int | None = side
         width: int | None = side
 
@@ -153,22 +154,25 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
     return Inpaint
 
 
-def _make_strength(default: float, what: str, example: float) -> Any:
+def _make_strength(limits: RequestLimits, default: float, what: str, example: float) -> Any:
+    """Without a default where it would leave none of the default steps."""
     text = f"How much of {what} is painted anew; 1 keeps nothing."
-    return Field(default, gt=0, le=1, description=text, examples=[example])
+    is_usable = int(default * choose_steps(limits, _STEPS)) >= 1
+    value = default if is_usable else ...
+    return Field(value, gt=0, le=1, description=text, examples=[example])
 
 
 def _say_size(picture: PILImage) -> str:
     return f"{picture.width} x {picture.height}"
 
 
-def _make_side(limits: RequestLimits, default: str) -> Any:
+def _make_side(limits: RequestLimits, text: str, default: int | None = None) -> Any:
     return Field(
-        None,
+        default,
         ge=SIZE_STEP,
         le=limits.max_side,
         multiple_of=SIZE_STEP,
-        description=f"Pixels, a multiple of {SIZE_STEP}; by default {default}.",
+        description=f"Pixels, a multiple of {SIZE_STEP}; by default {default or text}.",
         examples=[512],
     )
 
@@ -177,6 +181,8 @@ Latents = Annotated[Any, WithJsonSchema({"type": "file", "format": "binary", "ti
 
 
 def _make_base(limits: RequestLimits) -> type[RequestModel]:
+    steps = choose_steps(limits, _STEPS)
+
     class Prompted(RequestModel):
         prompt: str = Field(
             min_length=1,
@@ -192,9 +198,8 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
             examples=["blurred"],
         )
         num_inference_steps: int = Field(
-            25, ge=1, le=limits.max_steps, description="Denoising steps.", examples=[25]
+            steps, ge=1, le=limits.max_steps, description="Denoising steps.", examples=[steps]
         )
-
         guidance_scale: float = Field(
             5.0,
             ge=0,
@@ -205,6 +210,17 @@ def _make_base(limits: RequestLimits) -> type[RequestModel]:
 
     Prompted.limits = limits
     return add_choices(Prompted)
+
+
+def choose_steps(limits: RequestLimits, usual: int) -> int:
+    """Returns the steps of a request that gives none.
+
+    Raises:
+        InvalidOption: 400, more than the limits of the service allow.
+    """
+    steps = limits.default_steps or usual
+    limits.check_default_steps(steps)
+    return steps
 
 
 def check_pixels(height: int | None, width: int | None, limits: RequestLimits) -> None:

@@ -18,6 +18,7 @@ from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, 
 from bentoml_diffusers.serving.answering import NOTHING, answer
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
+from bentoml_diffusers.serving.sizes import check_default_sizes
 from bentoml_diffusers.store import read_record
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def service(
         **options: See :class:`bentoml_diffusers.ModelOptions`.
 
     Raises:
-        InvalidOption: 400, an unknown option or a wrong value.
+        InvalidOption: 400, an unknown option or a wrong value, or limits below what a request gets
+            that leaves it out.
         InvalidModel: 400, a modular pipeline that paints no pictures.
         UntrustedSource: 400, the code of a modular pipeline is not trusted.
     """
@@ -71,6 +73,7 @@ def service(
                 _find_model(DiffusersService, model), limits=engine_limits, **given.given()
             )
             _find_tasks(self.engine, requests)
+            check_default_sizes(self.engine, requests)
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:

@@ -1,0 +1,61 @@
+"""The size of the image that a request makes where it does not say it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_USUAL_SIDE = 1024  # px, of families that tell it nowhere, such as Z-Image
+
+
+def default_size(pipeline: Any, defaults: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns height and width, px, of an image where a request gives neither.
+
+    Args:
+        pipeline: The pipeline.
+        defaults: Those of the method.
+    """
+    own = model_size(pipeline) or (_USUAL_SIDE, _USUAL_SIDE)
+    height, width = (
+        side if isinstance(side, int) else fallback
+        for side, fallback in zip((defaults.get("height"), defaults.get("width")), own, strict=True)
+    )
+    return height, width
+
+
+def complete_size(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with both sides if one was given.
+
+    Some pipelines of diffusers silently take their default size when either side is missing.
+    """
+    height, width = arguments.get("height"), arguments.get("width")
+    size = model_size(pipeline)
+    if (height is None) == (width is None) or size is None:
+        return dict(arguments)
+    return {**arguments, "height": height or size[0], "width": width or size[1]}
+
+
+def model_size(pipeline: Any) -> tuple[int, int] | None:
+    """Returns height and width, px, that a model was trained for; ``None`` where it tells none."""
+    modular = (getattr(pipeline, "default_height", None), getattr(pipeline, "default_width", None))
+    if isinstance(modular[0], int) and isinstance(modular[1], int):
+        return modular[0], modular[1]
+    sample = getattr(pipeline, "default_sample_size", None) or _sample_size(pipeline)
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    if scale is None or sample is None:
+        return None
+    height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
+    return height * scale, width * scale
+
+
+def _sample_size(pipeline: Any) -> Any:
+    """Returns the side of the latents, or height and width."""
+    for name in ("unet", "transformer"):
+        config = getattr(getattr(pipeline, name, None), "config", None)
+        sample = getattr(config, "sample_size", None)
+        is_pair = isinstance(sample, (list, tuple)) and len(sample) == 2
+        if isinstance(sample, int) or is_pair:
+            return sample
+    return None

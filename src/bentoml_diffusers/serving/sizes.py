@@ -1,0 +1,69 @@
+"""The size that a request makes which leaves it out, under the limits of a service.
+
+Only the loaded model knows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.engine import default_size
+from bentoml_diffusers.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bentoml_diffusers.engine import Engine
+    from bentoml_diffusers.serving.reading import RequestModel
+
+
+def check_default_sizes(engine: Engine, requests: Mapping[str, type[RequestModel]]) -> None:
+    """Checks what each task makes where a request gives no size.
+
+    Raises:
+        InvalidOption: 400, more than the limits of the service allow.
+    """
+    for task, request in requests.items():
+        with contextlib.suppress(InvalidRequest):  # the model cannot do the task: nobody can ask
+            if _has_free_size(engine, task, request):
+                defaults = {name: request.model_fields[name].default for name in _SIDES}
+                request.limits.check_default_size(*_complete(engine, task, defaults))
+
+
+def check_whole_size(
+    engine: Engine, task: str, request: type[RequestModel], arguments: Mapping[str, Any]
+) -> None:
+    """Checks the size of a request of which one side, or both, are the model's.
+
+    Raises:
+        InvalidRequest: 400, larger than the limits of the service allow.
+    """
+    given = [name for name in _SIDES if arguments.get(name) is not None]
+    if len(given) == len(_SIDES) or not _has_free_size(engine, task, request):
+        return
+    height, width = _complete(engine, task, arguments)
+    limits = request.limits
+    if max(height, width) > limits.max_side or height * width > limits.max_pixels:
+        field = given[0] if given else _SIDES[0]
+        raise InvalidRequest(
+            field,
+            arguments.get(field),
+            f"at most {limits.max_side} pixels per side and {limits.max_pixels} in all: "
+            f"with what is not given it is {width} x {height}",
+        )
+
+
+_SIDES = ("height", "width")
+
+
+def _has_free_size(engine: Engine, task: str, request: type[RequestModel]) -> bool:
+    """False where the size comes from an image."""
+    fields = request.model_fields
+    is_modular = engine.find_call(task)[2].modular is not None
+    return set(_SIDES) <= set(fields) and (is_modular or "image" not in fields)
+
+
+def _complete(engine: Engine, task: str, given: Mapping[str, Any]) -> tuple[int, int]:
+    height, width = default_size(engine.pipeline, engine.find_call(task)[2].defaults)
+    return given.get("height") or height, given.get("width") or width

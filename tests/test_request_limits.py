@@ -1,0 +1,123 @@
+"""The limits of a service hold for what a request leaves out, too."""
+
+import json
+
+import pytest
+
+import bentoml_diffusers
+from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
+from bentoml_diffusers.serving.endpoints import classic_endpoints, find_endpoints
+from bentoml_diffusers.serving.replaying import read_overrides
+from bentoml_diffusers.serving.sizes import check_default_sizes, check_whole_size
+from bentoml_diffusers.workflow import Workflow
+
+
+def requests_of(endpoints):
+    return {endpoint.task: endpoint.request for endpoint in endpoints}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """Of a model that makes 32 x 32 pixels where a request gives no size."""
+    with Engine(testing.tiny_stable_diffusion()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return str(bentoml_diffusers.save_model("bounded", testing.tiny_stable_diffusion()).tag)
+
+
+class TestSteps:
+    def test_a_service_whose_default_is_too_much_is_not_made(self):
+        with pytest.raises(errors.InvalidOption, match=r"'max_steps': got 10.* 25.*default_steps"):
+            bentoml_diffusers.service("bounded", limits=RequestLimits(max_steps=10))
+
+    def test_the_default_can_be_said(self):
+        limits = RequestLimits(max_steps=10, default_steps=6)
+        for request in requests_of(classic_endpoints(limits)).values():
+            assert request.model_fields["num_inference_steps"].default == 6
+
+    def test_the_default_is_within(self):
+        with pytest.raises(errors.InvalidOption, match=r"'max_steps': got 10.*at least 20"):
+            RequestLimits(max_steps=10, default_steps=20)
+
+    def test_a_default_strength_that_leaves_no_step_is_none(self):
+        fields = {
+            steps: requests_of(
+                classic_endpoints(RequestLimits(max_steps=steps, default_steps=steps))
+            )["img2img"].model_fields["strength"]
+            for steps in (1, 2)
+        }
+        assert fields[1].is_required()
+        assert fields[2].default == 0.8
+
+    def test_modular(self, modular_model):
+        tag = str(modular_model.tag)
+        with pytest.raises(errors.InvalidOption, match=r"'max_steps': got 10"):
+            find_endpoints(tag, ModelOptions(), RequestLimits(max_steps=10))
+        narrow = find_endpoints(tag, ModelOptions(), RequestLimits(max_steps=10, default_steps=10))
+        for request in requests_of(narrow).values():
+            assert request.model_fields["num_inference_steps"].default == 10
+
+
+class TestSize:
+    @pytest.mark.parametrize(
+        ("limits", "option"),
+        [({"max_side": 16}, "max_side"), ({"max_pixels": 32 * 31}, "max_pixels")],
+    )
+    def test_a_service_whose_model_makes_more_does_not_start(self, stored, limits, option):
+        service = bentoml_diffusers.service(stored, limits=RequestLimits(**limits))
+        with pytest.raises(errors.InvalidOption, match=f"'{option}'.*32 x 32 .*default_side"):
+            service.inner()
+
+    def test_it_starts_with_a_default_within(self, stored):
+        limits = RequestLimits(max_side=16, default_side=16)
+        running = bentoml_diffusers.service(stored, limits=limits).inner()
+        running.close_engine()
+        request = requests_of(classic_endpoints(limits))["txt2img"]
+        assert request(prompt="a").width == request(prompt="a").height == 16
+
+    def test_what_the_model_can_not_do_is_no_hindrance(self, engine):
+        check_default_sizes(engine, requests_of(classic_endpoints(RequestLimits(max_side=32))))
+
+    @pytest.mark.parametrize("side", [12, 24])
+    def test_the_default_is_one_that_can_be(self, side):
+        with pytest.raises(errors.InvalidOption, match=r"default_side|max_side"):
+            RequestLimits(max_side=16, default_side=side)
+
+    def test_one_side_with_the_default_of_the_other(self, engine):
+        limits = RequestLimits(max_side=64, max_pixels=32 * 40)
+        request = requests_of(classic_endpoints(limits))["txt2img"]
+        check_whole_size(engine, "txt2img", request, {"height": 40})
+        with pytest.raises(errors.InvalidRequest, match=r"^height: .*32 x 48"):
+            check_whole_size(engine, "txt2img", request, {"height": 48})
+
+    def test_modular(self, modular_model):
+        limits = RequestLimits(max_side=16)
+        endpoints = find_endpoints(str(modular_model.tag), ModelOptions(), limits)
+        with (
+            Engine.from_model(modular_model, device="cpu") as engine,
+            pytest.raises(errors.InvalidOption, match="'max_side': got 16"),
+        ):
+            check_default_sizes(engine, requests_of(endpoints))
+
+
+class TestReplay:
+    @pytest.fixture(scope="class")
+    def values(self, engine):
+        call = {"prompt": "a", "num_inference_steps": 2, "guidance_scale": 5.0}
+        result = engine.run("txt2img", **call, negative_prompt="", return_workflow=True)
+        return json.loads(result.workflow.to_json())
+
+    def read(self, engine, values, limits, **overrides):
+        workflow = Workflow.from_json(json.dumps(values))
+        return read_overrides(engine, requests_of(classic_endpoints(limits)), workflow, overrides)
+
+    def test_a_workflow_without_a_size(self, engine, values):
+        assert values["arguments"]["height"] is None
+        assert self.read(engine, values, RequestLimits(max_side=32)) == {}
+        narrow = RequestLimits(max_side=16, default_side=16)
+        with pytest.raises(errors.InvalidWorkflow, match=r"workflow\.arguments\.height: .*32 x 32"):
+            self.read(engine, values, narrow)
+        assert self.read(engine, values, narrow, height=16, width=16) == {"height": 16, "width": 16}
