@@ -13,10 +13,13 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml import Tag
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,42 @@ def fix_execution_device(pipeline: Any) -> None:
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     fixed = {"_execution_device": pipeline._execution_device, **names}
     pipeline.__class__ = type(cls.__name__, (cls,), fixed)
+
+
+def compile_in_place(pipeline: Any) -> None:
+    """Turns what ``torch.compile(module)`` wrapped into modules that are compiled in their place.
+
+    A wrapper is of no class of diffusers, and is in the path of each layer in it, so that neither
+    diffusers nor PEFT finds them. Until diffusers (0.42) loads LoRAs into wrapped modules.
+    """
+    import torch
+
+    for name, part in pipeline.components.items():
+        plain = _compile_in_place(part) if isinstance(part, torch.nn.Module) else part
+        if plain is not part:
+            setattr(pipeline, name, plain)
+
+
+def _compile_in_place(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns the module without its wrapper, if it has one."""
+    parts = module._modules
+    for name, part in parts.items():
+        if part is not None:
+            parts[name] = _compile_in_place(part)
+    wrapped: Any = parts.get("_orig_mod")
+    if wrapped is None:
+        return module
+    # As `Module.compile` does it.
+    wrapped._compiled_call_impl = module.dynamo_ctx(wrapped._call_impl)  # type: ignore[operator]
+    return wrapped  # type: ignore[no-any-return]
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """True if a module, or a part of it, is compiled in its place.
+
+    Until torch (2.13) tells it in public.
+    """
+    return any(part._compiled_call_impl is not None for part in module.modules())
 
 
 def quiet_lora_loading() -> None:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import is_compiled
 from bentoml_diffusers.adapters.files import is_finite
 from bentoml_diffusers.errors import InvalidModel
 
@@ -103,8 +104,8 @@ class LayerMap:
 
     def is_compiled(self, component: str) -> bool:
         """True if ``torch.compile`` is on for the component or for a part of it."""
-        modules = self._modules.get(component, {}).values()
-        return any(module._compiled_call_impl is not None for module in modules)
+        module = self.module(component, "")
+        return module is not None and is_compiled(module)
 
     def servable(self, key: LayerKey) -> Target:
         """Returns a layer that slots can serve."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 
 from bentoml_diffusers import _names
+from bentoml_diffusers._compat import compile_in_place
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.engine.admission import Admission, Entry
 from bentoml_diffusers.engine.arguments import (
@@ -64,7 +65,8 @@ class Engine:
     of threads.
 
     Args:
-        pipeline: A diffusers pipeline; the engine owns it until :meth:`close`.
+        pipeline: A diffusers pipeline; the engine owns it until :meth:`close`. Modules that
+            ``torch.compile`` wrapped become modules that are compiled in their place.
         options: Adapters and where requests may take theirs from.
         limits: How much is taken on at once.
         model: The stored model that the pipeline is from; workflows name it.
@@ -77,6 +79,7 @@ class Engine:
         limits: EngineLimits | None = None,
         model: bentoml.Model | None = None,
     ) -> None:
+        compile_in_place(pipeline)
         self.pipeline = pipeline
         self.options = options or ModelOptions()
         self.limits = limits or EngineLimits()

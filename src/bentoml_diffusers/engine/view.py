@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bentoml_diffusers._compat import fix_execution_device
+from bentoml_diffusers._compat import fix_execution_device, is_compiled
 from bentoml_diffusers.engine.conductor import SharedModule, parameter_defaults
 from bentoml_diffusers.engine.preview import paint_preview
 from bentoml_diffusers.loading import denoiser_names
@@ -142,14 +142,7 @@ def _describe(
         max_rows=limits.max_decode_rows if is_decode else limits.max_batch_rows,
         defaults=parameter_defaults(getattr(module, method)),
         ignored=frozenset({"generator"} if unused else ()),
-        in_buckets=not is_decode and _is_compiled(module),
-    )
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    return any(
-        part._compiled_call_impl is not None or hasattr(part, "_orig_mod")
-        for part in module.modules()
+        in_buckets=not is_decode and is_compiled(module),
     )
 
 
