@@ -143,6 +143,32 @@ def test_leaving_a_stream_cancels_the_request():
     assert engine.report().counts["cancelled"] == 1
 
 
+@pytest.mark.parametrize("steps", [2, 900])
+def test_an_event_loop_that_is_closed_cancels_its_stream(gate, caplog, steps):
+    """Without a word to it: the request finds out at its next step, or when it is done."""
+    call = {"prompt": "a", "num_inference_steps": steps, "callback_on_step_end": gate}
+    with engine_with() as engine:
+        loop = asyncio.new_event_loop()
+        stream = engine.stream("txt2img", **call)
+        assert loop.run_until_complete(anext(stream)).step == 1
+        loop.close()
+        gate.opened.set()
+    assert engine.report().counts == {"submitted": 1, "cancelled": 1}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_event_loop_that_is_closed_leaves_a_request_that_it_awaits_alone(gate, caplog):
+    with engine_with() as engine:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(engine.arun("txt2img", **CALL, callback_on_step_end=gate))
+        loop.run_until_complete(asyncio.to_thread(gate.reached.wait, 30))
+        task._log_destroy_pending = False
+        loop.close()
+        gate.opened.set()
+    assert engine.report().counts == {"submitted": 1, "done": 1}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize(
     ("name", "cls", "changes"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,22 @@ def _cancel_submitted(submitted: Future[Handle]) -> None:
 
 async def wait_for(handle: Handle) -> Result:
     """Waits for a request."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    # Not by `asyncio.wrap_future`, which raises in the thread of the request if the loop is closed.
+    handle.future.add_done_callback(lambda _: tell(loop, ended.set))
     try:
-        return await asyncio.wrap_future(handle.future)
+        await ended.wait()
     except asyncio.CancelledError:
         handle.cancel()
         raise
+    return handle.result(0)
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> bool:
+    """Calls a function in an event loop of another thread; ``False`` if that is closed by now."""
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:  # nothing else than a closed loop raises here
+        return False
+    return True

@@ -25,7 +25,7 @@ from bentoml_diffusers.engine.arguments import (
     read_parameters,
     with_rgb_images,
 )
-from bentoml_diffusers.engine.awaiting import submit_beside, wait_for
+from bentoml_diffusers.engine.awaiting import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.latents import fit_latents
 from bentoml_diffusers.engine.modular import ModularTasks
@@ -151,13 +151,12 @@ class Engine:
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
 
         def notice(step: Progress) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, step)
+            if not tell(loop, events.put_nowait, step):
+                ticket.cancel()
 
         ticket = Ticket(on_step=notice)
         handle = self._submit(ticket, task, args, {**arguments, "preview_every": preview_every})
-        handle.future.add_done_callback(
-            lambda _: loop.call_soon_threadsafe(events.put_nowait, None)
-        )
+        handle.future.add_done_callback(lambda _: tell(loop, events.put_nowait, None))
         try:
             while (event := await events.get()) is not None:
                 yield event
