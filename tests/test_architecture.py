@@ -188,3 +188,9 @@ def dynamic_code(path):
 )
 def test_text_becomes_code_in_one_file_only(path):
     assert list(dynamic_code(path)) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_value_has_one_lock_for_all_instances_of_its_class(path):
+    """Up to Python 3.11 `cached_property` has, and one instance waits for the other."""
+    assert "cached_property" not in path.read_text().replace("``functools.cached_property``", "")

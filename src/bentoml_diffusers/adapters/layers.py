@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,6 +80,7 @@ class LayerMap:
             if isinstance(part, torch.nn.Module)
         }
         self._targets: dict[LayerKey, Target | None] = {}
+        self._device: torch.device | None = None
 
     def find(self, component: str, path: str) -> Target | None:
         """Returns the layer; ``None`` if it is of a kind that slots cannot serve.
@@ -143,10 +143,12 @@ class LayerMap:
             )
         return HostLora(name, layers, rank, sum(_size(layer) for layer in layers.values()))
 
-    @functools.cached_property
+    @property
     def device(self) -> torch.device:
         """Returns where layers run; their weights may be elsewhere while offloaded."""
-        return self._pipeline._execution_device  # type: ignore[no-any-return]
+        if self._device is None:
+            self._device = self._pipeline._execution_device
+        return self._device
 
     def _checked(self, name: str, component: str, path: str, lora: LayerLora) -> Target | None:
         try:

@@ -38,21 +38,14 @@ class Run:
         index: Slots of each sample, shape ``(samples, LoRAs)``, filled up with the empty slot 0;
             one row for a single owner.
         scales: Their scales, of the same shape.
+        gains_by_gathering: One batched product takes less time than one for each LoRA.
     """
 
     spans: tuple[Span, ...]
     samples: int
     index: torch.Tensor
     scales: torch.Tensor
-
-    @functools.cached_property
-    def gains_by_gathering(self) -> bool:
-        """True where one batched product takes less time than one for each LoRA.
-
-        A CPU spends its time on the numbers, other devices on the number of kernels.
-        """
-        products = sum(len(span.pairs) for span in self.spans)
-        return bool(self.samples) and products > _FEW and self.index.device.type != "cpu"
+    gains_by_gathering: bool = False
 
 
 @dataclass
@@ -125,9 +118,13 @@ def _with_tensors(spans: tuple[Span, ...], samples: int, device: torch.device | 
         for _ in range(max(span.stop - span.start, 1)):
             index.append([slot for slot, _ in padded])
             scales.append([scale for _, scale in padded])
+    slots = torch.tensor(index, dtype=torch.long, device=device)
+    # A CPU spends its time on the numbers, other devices on the number of kernels.
+    products = sum(len(span.pairs) for span in spans)
     return Run(
         spans,
         samples,
-        torch.tensor(index, dtype=torch.long, device=device),
+        slots,
         torch.tensor(scales, dtype=torch.float32, device=device),
+        gains_by_gathering=bool(samples) and products > _FEW and slots.device.type != "cpu",
     )

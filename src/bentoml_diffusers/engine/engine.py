@@ -259,9 +259,13 @@ class Engine:
             AdapterNotFound: 404, no such adapter here, and it is strict.
             QueueFull: 429, too many requests wait.
             RequestCancelled: 503, the engine is closed.
+            DeadlineExceeded: 504, the time was over before all was read.
         """
-        plan = self._planner.plan(workflow, overrides, strict=strict, limits=limits)
-        return self._submit(Ticket(), plan.task, (), plan.given, plan)
+        timeout_s = overrides.get("timeout_s")
+        _check_timeout(timeout_s)
+        ticket = Ticket(timeout_s)
+        plan = self._planner.plan(workflow, overrides, ticket, strict=strict, limits=limits)
+        return self._submit(ticket, plan.task, (), plan.given, plan)
 
     @property
     def is_ready(self) -> bool:
@@ -323,7 +327,7 @@ class Engine:
         return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
 
     def _run(self, entry: Entry) -> Result:
-        captured = self._recorder.begin(entry.request)
+        captured = self._recorder.begin(entry.request, entry.ticket)
         result = self._worker.run(entry)
         return self._recorder.finish(entry.request, captured, result)
 

@@ -36,9 +36,13 @@ class ModularTasks:
     def __init__(self, pipeline: Any, only: str | None = None) -> None:
         self._pipeline = pipeline
         self._only = only
+        self._read = functools.cache(self._read_workflows)
 
-    @functools.cached_property
+    @property
     def _workflows(self) -> dict[str, ModularWorkflow]:
+        return self._read()
+
+    def _read_workflows(self) -> dict[str, ModularWorkflow]:
         blocks = self._pipeline.blocks
         whole = read_whole(blocks)
         cut = {self._only: replace(whole, name=self._only)} if self._only else {}

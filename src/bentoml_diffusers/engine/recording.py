@@ -13,7 +13,8 @@ from bentoml_diffusers.adapters import (
     hash_adapter,
     local_file,
 )
-from bentoml_diffusers.engine.request import Recording
+from bentoml_diffusers.engine.once import Once
+from bentoml_diffusers.engine.request import Recording, Ticket
 from bentoml_diffusers.errors import DiffusersError
 from bentoml_diffusers.store import hash_of_model, read_record
 from bentoml_diffusers.store.adapter_files import describe_lora, read_adapter
@@ -94,10 +95,24 @@ class Recorder:
         self._options = options
         self._model = model
         self._in_turn = in_turn
+        self._described = Once(self._describe)
 
-    @functools.cached_property
+    @property
     def pipeline(self) -> Pipeline:
-        """The engine's pipeline; the first time takes long where files have no hash yet."""
+        """The engine's pipeline. See :meth:`describe`."""
+        return self.describe(Ticket())
+
+    def describe(self, ticket: Ticket) -> Pipeline:
+        """Returns the engine's pipeline; the first time takes long where files have no hash yet.
+
+        Raises:
+            InvalidModel: 400, the files of the model are not what was stored.
+            RequestCancelled: 503, the request was cancelled while it waited.
+            DeadlineExceeded: 504, its time is over.
+        """
+        return self._described.get(ticket)
+
+    def _describe(self) -> Pipeline:
         found = self._in_turn(lambda: describe_pipeline(self._pipeline))
         given = self._options.to_dict()
         changes: dict[str, Any] = {
@@ -108,16 +123,18 @@ class Recorder:
             changes["model"] = _describe_model(self._model)
         return found.model_copy(update=changes)
 
-    def begin(self, request: Request) -> Captured | None:
+    def begin(self, request: Request, ticket: Ticket) -> Captured | None:
         """Reads what a request is about to run with; ``None`` if nothing is to be recorded.
 
         Raises:
             InvalidModel: 400, the files of the model are not what was stored.
+            RequestCancelled: 503, the request was cancelled while it waited for that.
+            DeadlineExceeded: 504, its time is over.
         """
         recording = request.recording
         if recording is None or not recording.returns_workflow:
             return None
-        self.pipeline  # noqa: B018 - what can fail fails before the picture is painted
+        self.describe(ticket)  # what can fail fails before the picture is painted
         return capture(recording.arguments)
 
     def finish(self, request: Request, captured: Captured | None, result: Result) -> Result:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters import AdapterBank
     from bentoml_diffusers.engine.arguments import Parameters
     from bentoml_diffusers.engine.recording import Recorder
+    from bentoml_diffusers.engine.request import Ticket
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.workflow.schema import Adapter, Workflow
 
@@ -59,6 +60,7 @@ class Planner:
         self,
         workflow: Workflow,
         overrides: Mapping[str, Any],
+        ticket: Ticket,
         *,
         strict: bool,
         limits: RequestLimits | None = None,
@@ -69,6 +71,8 @@ class Planner:
             WorkflowMismatch: 409, the engine has something else, and it is strict.
             InvalidWorkflow: 400, something in it cannot be.
             AdapterNotFound: 404, no such adapter, and it is strict.
+            RequestCancelled: 503, the request was cancelled meanwhile.
+            DeadlineExceeded: 504, its time is over.
         """
         check_workflow(workflow)
         if limits is not None:
@@ -76,7 +80,7 @@ class Planner:
         task, differences = self._find_task(workflow)
         parameters = self._find_parameters(task)
         environment = read_environment(self._pipeline)
-        differences += compare(workflow, self._recorder.pipeline, environment)
+        differences += compare(workflow, self._recorder.describe(ticket), environment)
         differences += self._compare_guiders(workflow)
         given: dict[str, Any] = {"exclusive": True, "seed": _join_seeds(workflow.seeds)}
         for field in _FIELDS.values():
