@@ -8,9 +8,11 @@ Sides, each with the same requests, in turns within one run:
 - ``separate``: this engine, but only requests with the same LoRA share a forward.
 - ``engine``: this package.
 
-A ratio is that side's time divided by the engine's, beside it the largest difference of the
-pictures in levels of 8 bits. CPU seconds are the process's own, so they mean something on a machine
-that others use too; wall-clock is for an idle one::
+Arrivals over time come at a fraction of what ``plain`` can serve per second, which is measured
+first, so that the load is the same on any machine: 0.7 leaves it idle now and then, 1.2 is more
+than it can do. A ratio is that side's time divided by the engine's, beside it the largest
+difference of the images in levels of 8 bits. CPU seconds are the process's own, so they mean
+something on a machine that others use too; wall-clock is for an idle one::
 
     OMP_NUM_THREADS=1 python benchmarks/engine_mixed.py --out benchmarks/results/engine.json
 """
@@ -18,9 +20,9 @@ that others use too; wall-clock is for an idle one::
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -40,12 +42,13 @@ from measuring import make_pipeline, save_lora
 
 from bentoml_diffusers import Engine, EngineLimits, ModelOptions
 from bentoml_diffusers.engine import conductor
+from bentoml_diffusers.workflow.environment import processor_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LORAS = ("one", "two", "three")
-ARRIVALS_PER_S = 4.0
+LOADS = (0.7, 1.2)
 SIZES = {"small": (32, 64, 64, 96), "large": (128, 256, 512, 512)}
 
 
@@ -73,7 +76,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a side took, and painted."""
+    """What a side took, and its images."""
 
     wall_s: float
     cpu_s: float
@@ -245,10 +248,17 @@ def _compare_mixed(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> 
     )
 
 
-def _compare_arrivals(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
+def _compare_arrivals(
+    load: float, name: str, sides: Sides, wishes: list[Wish], rounds: int
+) -> dict[str, Any]:
+    """Poisson arrivals at ``load`` times what plain diffusers can serve."""
+    now = [0.0] * len(wishes)
+    alone = measure(lambda: sides.one_at_a_time(sides.run_plain, wishes, now))
+    capacity = len(wishes) / alone.wall_s
     rng = random.Random(1)
-    arrivals = list(np.cumsum([rng.expovariate(ARRIVALS_PER_S) for _ in wishes]))
-    return compare(
+    arrivals = list(np.cumsum([rng.expovariate(load * capacity) for _ in wishes]))
+    print(f"plain serves {capacity:.2f} requests/s; they arrive at {load * capacity:.2f}/s")
+    figures = compare(
         name,
         {
             "upstream": lambda: sides.one_at_a_time(sides.run_upstream, wishes, arrivals),
@@ -258,6 +268,7 @@ def _compare_arrivals(name: str, sides: Sides, wishes: list[Wish], rounds: int) 
         },
         rounds,
     )
+    return {**figures, "plain_requests_per_s": round(capacity, 3), "load": load}
 
 
 def _compare_equal(name: str, sides: Sides, wishes: list[Wish], rounds: int) -> dict[str, Any]:
@@ -321,7 +332,12 @@ class Figure:
 
 FIGURES = {
     "24 mixed at once, small": Figure("small", _compare_mixed, draw_wishes(24, 64, (8, 20)), 3),
-    "32 mixed, 4/s, small": Figure("small", _compare_arrivals, draw_wishes(32, 64, (8, 20)), 2),
+    **{
+        f"32 mixed over time at {load} of plain's capacity, small": Figure(
+            "small", functools.partial(_compare_arrivals, load), draw_wishes(32, 64, (8, 20)), 2
+        )
+        for load in LOADS
+    },
     "8 equal, small": Figure("small", _compare_equal, _equal(8), 3),
     "alone, small": Figure("small", _compare_lone, _equal(1), 12),
     "12 mixed at once, large": Figure("large", _compare_mixed, draw_wishes(12, 64, (4, 8)), 2),
@@ -367,7 +383,7 @@ def _write(path: Path, figures: list[dict[str, Any]]) -> None:
     held = json.loads(path.read_text())["figures"] if path.exists() else []
     merged = {one["what"]: one for one in (*held, *figures)}
     report = {
-        "machine": f"{platform.machine()}, 1 thread",
+        "machine": f"{processor_name()}, 1 thread",
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers, bentoml)},
         "figures": list(merged.values()),
     }
