@@ -1,5 +1,6 @@
 """`bentoml diffusers import|info|verify|list|lora|embedding`, in this process by click's runner."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,27 @@ def test_errors_are_one_line(run, arguments):
     assert done.exit_code == 1
     assert "Traceback" not in done.output
     assert "Error: model" in done.output
+
+
+class TestReproducible:
+    @pytest.fixture
+    def started(self, monkeypatch):
+        """The environment of the server that would have taken this process's place."""
+        environments = []
+        monkeypatch.setattr(os, "execv", lambda *_: environments.append(dict(os.environ)))
+        for variable in ("MKL_CBWR", "BENTOML_DIFFUSERS_TAG", "BENTOML_DIFFUSERS_EMBED"):
+            monkeypatch.setenv(variable, "")  # restored after the test
+            monkeypatch.delenv(variable)
+        return environments
+
+    def test_the_server_gets_it(self, run, model, started):
+        assert run("serve", model.tag).exit_code == 0
+        assert run("serve", model.tag, "--reproducible").exit_code == 0
+        assert [found.get("MKL_CBWR") for found in started] == [None, "AUTO,STRICT"]
+
+    def test_another_setting_is_not_overridden(self, run, model, started, monkeypatch):
+        monkeypatch.setenv("MKL_CBWR", "AVX2")
+        done = run("serve", model.tag, "--reproducible")
+        assert done.exit_code == 2
+        assert "MKL_CBWR is 'AVX2' in the environment, expected 'AUTO,STRICT'" in done.output
+        assert not started

@@ -19,6 +19,7 @@ from bentoml_diffusers import Engine, demo, errors, testing
 from bentoml_diffusers.engine import recording
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.workflow import Workflow
+from bentoml_diffusers.workflow.environment import processor_name, read_environment
 from bentoml_diffusers.workflow.plain import (
     populate_workflow_from_pipeline,
     replay,
@@ -392,6 +393,16 @@ def test_what_is_recorded(engine):
     assert workflow.environment.versions["diffusers"] == diffusers.__version__
     assert not workflow.batched
     assert workflow.output.parts[0].shape == [32, 32]
+
+
+def test_what_chooses_the_kernels_is_recorded(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setenv("MKL_CBWR", "AUTO,STRICT")
+    environment = read_environment(sd())
+    assert environment.hardware["cpu"] == processor_name() != ""
+    assert environment.numerics["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert environment.numerics["MKL_CBWR"] == "AUTO,STRICT"
+    assert "ATEN_CPU_CAPABILITY" not in environment.numerics
 
 
 def test_overrides_of_an_engine(engine):

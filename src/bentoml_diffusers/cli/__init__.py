@@ -12,6 +12,7 @@ import click
 from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
 from bentoml_diffusers.cli.lines import one_line_errors, print_facts
 from bentoml_diffusers.cli.mellon import mellon
+from bentoml_diffusers.cli.numerics import reproducible_option
 from bentoml_diffusers.cli.running import SERVICE_URL, describe_loaded
 from bentoml_diffusers.cli.workflows import replay, workflow
 
@@ -32,6 +33,7 @@ diffusers_command.add_command(mellon)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
+@reproducible_option
 @click.pass_context
 @one_line_errors
 def demo(context: click.Context) -> None:
@@ -57,6 +59,7 @@ def demo(context: click.Context) -> None:
 @click.argument("tag")
 @click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into pictures.")
 @click.option("--embed-infotext", "infotext", is_flag=True, help="And AUTOMATIC1111's text.")
+@reproducible_option
 @click.pass_context
 @one_line_errors
 def serve(context: click.Context, tag: str, **embed: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bentoml_diffusers.cli.lines import one_line_errors, print_facts
+from bentoml_diffusers.cli.numerics import reproducible_option
 
 if TYPE_CHECKING:
     import bentoml
@@ -99,6 +100,7 @@ def _check_output(
 @click.option("--device", help="Where to run, such as cpu; by default the GPU if there is one.")
 @click.option("--no-strict", is_flag=True, help="Run it with other weights or adapters, too.")
 @click.option("--infotext", is_flag=True, help="Write AUTOMATIC1111's text into the picture.")
+@reproducible_option
 @one_line_errors
 def replay(
     file: str, changes: dict[str, Any], output: str | None, no_strict: bool, infotext: bool,

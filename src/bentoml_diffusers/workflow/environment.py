@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ _PACKAGES = (
     *("bentoml-diffusers", "bentoml", "torch", "diffusers", "transformers", "peft", "accelerate"),
     *("safetensors", "numpy", "pillow"),
 )
+# Each chooses other kernels of MKL, torch or oneDNN, which round otherwise.
+_KERNEL_VARIABLES = ("MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 def read_environment(pipeline: Any) -> Environment:
@@ -23,7 +27,7 @@ def read_environment(pipeline: Any) -> Environment:
     device = device_of(pipeline)
     return Environment(
         versions=_read_versions(),
-        hardware={"machine": platform.machine(), "device": device, **_read_gpu(device)},
+        hardware={"machine": platform.machine(), "device": device, **_read_processor(device)},
         numerics={
             "attention_backend": _compat.attention_backend(),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -32,7 +36,9 @@ def read_environment(pipeline: Any) -> Environment:
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            **{name: os.environ[name] for name in _KERNEL_VARIABLES if name in os.environ},
         },
     )
 
@@ -63,5 +69,18 @@ def _find_version(name: str) -> str | None:
         return None
 
 
-def _read_gpu(device: str) -> dict[str, str]:
-    return {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+def _read_processor(device: str) -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {"cpu": processor_name()}
+
+
+@functools.cache
+def processor_name() -> str:
+    """Returns name, family and model of the processor; libraries choose their kernels by them."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:  # not Linux
+        return platform.processor()
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    parts = [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
+    return ", ".join([facts.get("model name", platform.processor()), *parts])
