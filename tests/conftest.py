@@ -10,7 +10,7 @@ atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ["BENTOML_HOME"] = _HOME
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models run fastest on one thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run fastest on one thread
 
 import itertools  # noqa: E402 - the environment comes first
 import logging  # noqa: E402

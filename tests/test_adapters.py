@@ -394,6 +394,7 @@ def test_slots_are_bounded_and_the_least_recently_used_makes_room(pipeline, fold
     bank.close()
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_is_compiled_for_shapes_and_not_for_loras(tmp_path):
     from torch._dynamo.testing import CompileCounter
 

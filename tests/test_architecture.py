@@ -145,6 +145,7 @@ with contextlib.suppress(SystemExit):
     assert loaded_by(code) == []
 
 
+@pytest.mark.slow
 def test_the_check_for_heavy_imports_works():
     assert "torch" in loaded_by("import bentoml_diffusers; bentoml_diffusers.Engine; import torch")
 

@@ -289,6 +289,7 @@ def test_27_textual_inversion_is_found_below_lora_dir(model, tmp_path, pixels):
     assert "<word>" in pipeline.tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_models_of_bentomls_own_module_load_and_run(pipeline_folder, name):
     """Stored by BentoML's module, in a process without ours; loaded and run by ours."""
     code = (

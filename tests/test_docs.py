@@ -95,6 +95,7 @@ def test_a_block_has_a_language_and_an_excuse_has_a_reason(block):
         assert re.fullmatch(r"no-run: .{8,}", block.excuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
 def test_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -128,7 +129,7 @@ def check_bentoml(arguments):
 
 
 def check_make(arguments):
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     variables = re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in arguments:
         name, is_variable, _ = word.partition("=")

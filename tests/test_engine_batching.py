@@ -173,6 +173,7 @@ def as_call(request):
     return task, {**call, **pictures_of(task)}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=30,
     deadline=None,
@@ -307,6 +308,7 @@ def test_a_late_request_joins_the_next_step():
     assert rows == [2, 2, 4, 4, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_gets_batches_of_few_sizes():
     pipeline = testing.tiny_stable_diffusion()
     pipeline.unet.mid_block.compile(backend="eager")
@@ -402,6 +404,7 @@ def threads():
     return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_from_many_threads_leave_nothing_behind(lora_dir):
     """One in ten is cancelled, one in twenty fails on purpose."""
     threads_before = threads()

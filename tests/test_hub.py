@@ -134,6 +134,7 @@ def weights(server):
     return [name for name in server.fetched if name.endswith(".safetensors")]
 
 
+@pytest.mark.slow
 def test_only_what_the_pipeline_needs_is_fetched(ask, server, repository, worker):
     result = ask(repository, sync_with_hub_version=True, load=True)
     assert result["version"] == hub.COMMIT, result

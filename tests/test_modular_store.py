@@ -344,6 +344,7 @@ def test_blocks_alone_need_a_pipeline(with_code, sdxl_folder, tmp_path, name, sd
 # From memory
 
 
+@pytest.mark.slow
 def test_everything_of_a_pipeline_travels_to_another_store(module, tmp_path, name):
     """Own blocks, guider, ControlNet, IP-Adapter and scale: in a new process, elsewhere."""
     blocks = module(BLOCK, helper="WORD = 'travelled'").Ours()

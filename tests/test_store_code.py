@@ -114,6 +114,7 @@ def test_without_trust_it_is_refused_with_file_and_hash(trusting, write, caplog)
         bentoml_diffusers.load_model(model)
 
 
+@pytest.mark.slow
 def test_trust_does_not_travel(trusting, write, tmp_path):
     """Exported and imported elsewhere, where nobody has trusted this code; also if it says so."""
     model = trusting(write("travelling"))

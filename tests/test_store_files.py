@@ -200,6 +200,7 @@ def test_a_checkpoint_as_pickle_is_read_when_allowed(checkpoint, tmp_path, name,
     assert all(torch.equal(unet[k], v) for k, v in checkpoint[1].unet.state_dict().items())
 
 
+@pytest.mark.slow
 def test_models_of_bentomls_own_module_may_hold_pickles(pickled, name):
     """It stores a folder as it is; what is in its store already still loads."""
     for file in (pickled / "text_encoder").glob("pytorch_model*"):

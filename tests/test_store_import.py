@@ -495,6 +495,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_import_leaves_the_whole_model_or_none(light_folder, name, tmp_path):
     """30 kills at random points; a process that is warm already forks one for each import."""
     for number in range(20):

@@ -113,6 +113,7 @@ def test_the_hook_is_written_used_and_removed(same_place, tmp_path):
     assert list(tmp_path.glob("*.pth")) == []
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_namespace_file(tmp_path):
     import zipfile
 

@@ -77,7 +77,6 @@ def environment():
             **inherited,
             "BENTOML_HOME": str(home),
             "BENTOML_DO_NOT_TRACK": "True",
-            "OMP_NUM_THREADS": "1",  # tiny models only lose by threads
             **more,
         }
 
@@ -142,3 +141,10 @@ def encode():
         return buffer.getvalue()
 
     return to_bytes
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever is below this folder starts processes."""
+    for item in items:
+        if ROOT / "tests" / "services" in item.path.parents:
+            item.add_marker(pytest.mark.slow)

@@ -2,4 +2,8 @@
 
 import bentoml_diffusers
 
-svc = bentoml_diffusers.service("demo:latest", service_options={"traffic": {"timeout": 4}})
+svc = bentoml_diffusers.service(
+    "demo:latest",
+    limits=bentoml_diffusers.RequestLimits(max_steps=900),
+    service_options={"traffic": {"timeout": 4}},
+)

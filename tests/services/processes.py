@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ import psutil
 ROOT = Path(__file__).parents[2]
 BENTOML = str(Path(sys.executable).with_name("bentoml"))
 
-# Half a minute for a tiny pipeline on one core: whoever is served soon has not waited for it.
+# Half a minute for a tiny pipeline on one core, within the limits of a service.
 SLOW = {"prompt": "a blue star", "num_inference_steps": 150, "height": 1024, "width": 1024}
+# Minutes, longer than any client waits: whoever is served meanwhile has not waited for it.
+ENDLESS = {**SLOW, "num_inference_steps": 900}
 
 # A legacy service is three processes, and each of them imports torch.
 _START_S = 120
@@ -45,12 +48,17 @@ class Server:
         return answer.content
 
     def stop(self):
-        """Stops the server as an operator does; returns the seconds that it took."""
-        started = time.monotonic()
+        """Stops the server as an operator does; its return code is `None` if it does not end."""
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_S)
-        return time.monotonic() - started
+
+    def wait_for_metric(self, pattern, within_s=60):
+        """Waits until a line of the metrics matches."""
+        give_up = time.monotonic() + within_s
+        while not re.search(pattern, metrics := self.client.get("/metrics").text, re.MULTILINE):
+            assert time.monotonic() < give_up, metrics
+            time.sleep(0.1)
 
     def kill(self):
         """Stops the server, and kills what then still runs: workers have sessions of their own."""

@@ -1,7 +1,5 @@
 """`bentoml diffusers ...`, and servers that cannot start."""
 
-import time
-
 from processes import ROOT
 
 
@@ -50,13 +48,11 @@ def test_serve_unknown_tag(run_command, tiny_home):
 
 
 def test_service_without_its_model_does_not_start(run_command, make_home):
-    started = time.monotonic()
     folder = ROOT / "services"
     modern = run_command("serve", "service:svc", home=make_home(), folder=folder)
     complain(modern, "demo:latest", "not be found")
     legacy = run_command("serve", "legacy_mega:svc", home=make_home(), folder=folder)
     complain(legacy, "'demo:latest' is not in the model store")
-    assert time.monotonic() - started < 60
 
 
 def test_service_of_a_lora_does_not_start(run_command, tiny_home):

@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,7 +40,6 @@ def refused(server, tiny_home):
     def post(path="/txt2img", field=None, **body):
         answer = server.client.post(path, **body)
         assert 400 <= answer.status_code < 500, answer.text
-        assert answer.elapsed.total_seconds() < 1
         if field is not None:
             assert field in str(answer.json()["detail"][0]["loc"])
             assert field in answer.json()["error"]
@@ -499,9 +497,8 @@ def test_wrong_latents_are_refused(refused, latents, size, said):
 def test_client_that_goes_away_frees_the_server(server, plain):
     with pytest.raises(httpx.ReadTimeout):
         server.client.post("/txt2img", json=SLOW, timeout=1)
-    started = time.monotonic()
+    server.wait_for_metric(r'outcome="cancelled",task="txt2img"\} 1\.0$')
     assert server.paint() == plain
-    assert time.monotonic() - started < 8
 
 
 def test_example_client(server, tmp_path, plain, open_picture):
