@@ -16,6 +16,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 help:
 	@echo "make demo    serve the bundled demo model on http://localhost:3000"
 	@echo "make test    run the tests"
+	@echo "make test-numerics   run the tests with the numeric kernels of other processors"
 	@echo "make lint    check style and format"
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
@@ -27,6 +28,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	BENTOML_DO_NOT_TRACK=True $(BIN)/python $(PYTEST) $(ARGS)
+
+test-numerics: $(VENV)/.installed-test
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m tools.numerics $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -62,5 +66,5 @@ $(LOWEST)/.installed: pyproject.toml
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-.PHONY: help demo test lint types docs lowest clean
+.PHONY: help demo test test-numerics lint types docs lowest clean
 .PRECIOUS: $(VENV)/.installed-%
