@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,7 @@ class AdapterBank:
         self._said_exclusive = False
         self._layers = LayerMap(pipeline)
         self._running: dict[int, Running] = {}
+        self._tree = threading.Lock()  # of the pipeline's modules, for PEFT and for who reads them
         self._max_rank = options.max_lora_rank or DEFAULT_MAX_RANK
         slots = options.lora_slots or DEFAULT_SLOTS
         self._pool = SlotPool(self._layers, slots, self._max_rank, self._runs_on)
@@ -227,8 +229,20 @@ class AdapterBank:
             for name in self._pipeline.components:
                 stack.enter_context(self.forwarding(name, [(lease, None)]))
             if lease.exclusive:
-                stack.enter_context(self._switch.applied(lease.prepared.wanted.loras))
+                stack.enter_context(self._through_peft(lease))
             yield
+
+    @contextlib.contextmanager
+    def _through_peft(self, lease: Lease) -> Iterator[None]:
+        """Nobody reads a file against modules that are half changed."""
+        with contextlib.ExitStack() as stack:
+            with self._tree:
+                stack.enter_context(self._switch.applied(lease.prepared.wanted.loras))
+            try:
+                yield
+            finally:
+                with self._tree:
+                    stack.close()
 
     def report(self) -> AdapterReport:
         """Says what is known, in memory and in slots. Safe from any thread; lists files."""
@@ -277,7 +291,9 @@ class AdapterBank:
         return self._pool.find(key) or self._loras.get(key, lambda: self._load_lora(adapter, key))
 
     def _load_lora(self, adapter: Adapter, key: object) -> HostLora:
-        raw = convert_lora(self._pipeline, self._layers, adapter.name, local_file(adapter))
+        path = local_file(adapter)
+        with self._tree:
+            raw = convert_lora(self._pipeline, self._layers, adapter.name, path)
         fitted = self._layers.fit(
             adapter.name, raw, self._max_rank, check_finite=self._check_finite
         )

@@ -94,7 +94,9 @@ class HostCache(Generic[T]):
         with self._lock:
             self.counts.misses += 1
             self.counts.load_s += load_s
-            for old in list_outdated(self._held, key):
+            # Another thread may have read it as well, where the first try failed.
+            known = [key] if key in self._held else []
+            for old in [*known, *list_outdated(self._held, key)]:
                 self.n_bytes -= self._held.pop(old).n_bytes
             if value.n_bytes > self.max_bytes:
                 return

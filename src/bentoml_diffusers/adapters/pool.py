@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ class _Resident:
 
 
 class SlotPool:
-    """The slots of all layers of a pipeline. Not thread-safe.
+    """The slots of all layers of a pipeline. By the holder of the baton, unless said otherwise.
 
     Args:
         layers: The layers that there are.
@@ -45,6 +46,7 @@ class SlotPool:
         self._running = running
         self._layers: dict[LayerKey, SlotLayer] = {}
         self._residents: OrderedDict[object, _Resident] = OrderedDict()
+        self._lock = threading.Lock()  # to write the residents, or to read them without the baton
         self._free = list(range(slots, 0, -1))
 
     def acquire(self, loras: Iterable[HostLora]) -> list[int]:
@@ -61,7 +63,8 @@ class SlotPool:
             for lora in loras:
                 resident = self._residents.get(lora.key) or self._load(lora)
                 resident.leases += 1
-                self._residents.move_to_end(lora.key)
+                with self._lock:
+                    self._residents.move_to_end(lora.key)
                 held.append(resident.slot)
         except BaseException:
             self.release(held)
@@ -87,18 +90,20 @@ class SlotPool:
 
     def find(self, key: object) -> HostLora | None:
         """Returns a LoRA that is in a slot. Safe from any thread."""
-        resident = self._residents.get(key)
-        if resident is None:
-            return None
-        self.hits += 1
-        return resident.lora
+        with self._lock:
+            resident = self._residents.get(key)
+            if resident is None:
+                return None
+            self.hits += 1
+            return resident.lora
 
     def residents(self) -> list[str]:
         """Returns the names of the LoRAs in slots. Safe from any thread.
 
         A file that was replaced while a request runs with it is in two slots.
         """
-        names = [resident.lora.name for resident in list(self._residents.values())]
+        with self._lock:
+            names = [resident.lora.name for resident in self._residents.values()]
         return list(dict.fromkeys(names))
 
     def close(self) -> None:
@@ -106,7 +111,8 @@ class SlotPool:
         for layer in self._layers.values():
             layer.remove()
         self._layers.clear()
-        self._residents.clear()
+        with self._lock:
+            self._residents.clear()
         self._free = list(range(self.slots, 0, -1))
 
     def _load(self, lora: HostLora) -> _Resident:
@@ -124,7 +130,8 @@ class SlotPool:
             self._free.append(slot)
             raise
         resident = _Resident(lora, slot)
-        self._residents[lora.key] = resident
+        with self._lock:
+            self._residents[lora.key] = resident
         return resident
 
     def _fill(self, slot: int, lora: HostLora) -> None:
@@ -155,7 +162,8 @@ class SlotPool:
         raise AdaptersBusy("lora_slots", self.slots, 1)
 
     def _evict(self, key: object) -> int:
-        resident = self._residents.pop(key)
+        with self._lock:
+            resident = self._residents.pop(key)
         self._clear(resident.slot, resident.lora)
         return resident.slot
 

@@ -48,7 +48,7 @@ class Admission:
     """
 
     def __init__(self, limits: EngineLimits, run: Callable[[Entry], Result]) -> None:
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._limits = limits
         self._run = run
         self._threads = ThreadPoolExecutor(limits.max_running, "diffusers-engine")
@@ -58,6 +58,12 @@ class Admission:
         self._rate = _Rate()
         self._clock: threading.Thread | None = None
         self._closed = False
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Requests by outcome, until now."""
+        with self._lock:
+            return Counter(self._counts)
 
     @property
     def is_closed(self) -> bool:
@@ -85,7 +91,7 @@ class Admission:
             if self._closed:
                 raise RequestCancelled("the engine is closed")
             self._check_room(entry)
-            self.counts["submitted"] += 1
+            self._counts["submitted"] += 1
             self._queue.append(entry)
             self._start_next()
             if entry.ticket.deadline is not None and not entry.future.done():
@@ -124,7 +130,7 @@ class Admission:
         is_full = len(self._queue) >= limits.max_queue
         too_much = work + entry.request.pixel_steps > limits.max_pixel_steps
         if is_full or (too_much and self._queue):
-            self.counts["refused"] += 1
+            self._counts["refused"] += 1
             raise QueueFull(len(self._queue), self._rate.seconds_for(work))
 
     def _start_next(self) -> None:
@@ -143,7 +149,7 @@ class Admission:
 
     def _finish(self, entry: Entry, outcome: Result | BaseException) -> None:
         with self._lock:
-            self.counts[_name_outcome(outcome)] += 1
+            self._counts[_name_outcome(outcome)] += 1
             self._running.discard(entry)
             if not isinstance(outcome, BaseException):
                 self._rate.add(entry.request.pixel_steps)

@@ -139,7 +139,7 @@ class Conductor:
 
     def __init__(self, bank: AdapterBank, max_rows: int) -> None:
         self.profile = CostProfile(max_rows)
-        self.forwards: Counter[int] = Counter()
+        self._forwards: Counter[int] = Counter()
         self._bank = bank
         self._mutex = threading.Lock()
         self._entering: deque[Member] = deque()
@@ -150,6 +150,12 @@ class Conductor:
         self._is_held = False
         self.is_broken = False
         self._unjoinable: set[Hashable] = set()
+
+    @property
+    def forwards(self) -> Counter[int]:
+        """How many forwards were shared by how many requests, until now."""
+        with self._mutex:
+            return Counter(self._forwards)
 
     @contextlib.contextmanager
     def turn(self, member: Member) -> Iterator[None]:
@@ -344,7 +350,8 @@ class Conductor:
         return result
 
     def _count(self, jobs: Sequence[_Job]) -> None:
-        self.forwards[len(jobs)] += 1
+        with self._mutex:
+            self._forwards[len(jobs)] += 1
         for job in jobs:
             job.member.batches[len(jobs)] += 1
 

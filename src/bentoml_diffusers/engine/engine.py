@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -273,12 +272,12 @@ class Engine:
         return not (self._admission.is_closed or self._worker.conductor.is_broken)
 
     def report(self) -> EngineReport:
-        """Returns what the engine has done and does."""
+        """Returns what the engine has done and does. Safe from any thread, at any time."""
         return EngineReport(
             running=self._admission.running,
             waiting=self._admission.waiting,
-            counts=Counter(self._admission.counts),
-            forwards=Counter(self._worker.conductor.forwards),
+            counts=self._admission.counts,
+            forwards=self._worker.conductor.forwards,
             seconds_per_row=self._worker.conductor.profile.table(),
             adapters=self._bank.report(),
         )

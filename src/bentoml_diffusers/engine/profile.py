@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ class CostProfile:
     A small model on a small picture gains by every row that shares its forward; a large one on a
     large picture gains nothing and only waits longer. Which it is depends on model, shape and
     machine, so it is measured. Sizes are tried from the largest down, three forwards each, until
-    a smaller one is slower per row.
+    a smaller one is slower per row. Safe from any thread.
 
     Args:
         max_rows: Largest batch, rows.
@@ -35,37 +36,49 @@ class CostProfile:
         self._max_rows = max_rows
         self._kinds: dict[Hashable, _Kind] = defaultdict(lambda: _Kind(max_rows))
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event, Hashable, int]] = deque()
+        self._lock = threading.Lock()
 
     def choose_rows(self, kind: Hashable, waiting: int) -> int:
         """Returns how many rows the next forward of this kind should have, at most ``waiting``."""
-        self._collect()
-        return min(waiting, self._kinds[kind].max_rows, self._kinds[kind].choose(waiting))
+        with self._lock:
+            self._collect()
+            return min(waiting, self._kinds[kind].max_rows, self._kinds[kind].choose(waiting))
 
     def shrink(self, kind: Hashable, rows: int) -> None:
         """Notes that the device has too little memory for ``rows`` rows."""
-        self._kinds[kind].max_rows = max(1, rows // 2)
+        with self._lock:
+            self._kinds[kind].max_rows = max(1, rows // 2)
 
     def start(self, device: torch.device, kind: Hashable, rows: int) -> Callable[[], None]:
         """Starts a measurement; the returned function ends it. Never waits for a GPU."""
         if device.type != "cuda":
             began = time.perf_counter()
-            return lambda: self._kinds[kind].record(rows, time.perf_counter() - began)
+            return lambda: self._record(kind, rows, time.perf_counter() - began)
         first, last = _new_event(), _new_event()
         first.record()
 
         def stop() -> None:
             last.record()
-            self._pending.append((first, last, kind, rows))
+            with self._lock:
+                self._pending.append((first, last, kind, rows))
 
         return stop
 
     def table(self) -> dict[Hashable, dict[int, float]]:
         """Returns the median seconds per row for each kind and size."""
-        self._collect()
+        with self._lock:
+            self._collect()
+            kinds = [
+                (name, [(size, list(times)) for size, times in kind.times.items() if times])
+                for name, kind in self._kinds.items()
+            ]
         return {
-            name: {size: statistics.median(times) for size, times in kind.times.items() if times}
-            for name, kind in self._kinds.items()
+            name: {size: statistics.median(times) for size, times in sizes} for name, sizes in kinds
         }
+
+    def _record(self, kind: Hashable, rows: int, seconds: float) -> None:
+        with self._lock:
+            self._kinds[kind].record(rows, seconds)
 
     def _collect(self) -> None:
         while self._pending and self._pending[0][1].query():  # type: ignore[no-untyped-call]

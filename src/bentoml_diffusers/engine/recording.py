@@ -24,7 +24,7 @@ from bentoml_diffusers.workflow.describing import (
     describe_pipeline,
     describe_scheduler,
 )
-from bentoml_diffusers.workflow.environment import read_environment
+from bentoml_diffusers.workflow.environment import device_of, read_environment
 from bentoml_diffusers.workflow.outputs import hash_output
 from bentoml_diffusers.workflow.plain import report
 from bentoml_diffusers.workflow.schema import Adapter, Pipeline, StoredModel
@@ -75,7 +75,7 @@ def make_recording(
 
 
 class Recorder:
-    """Records requests of one engine.
+    """Records requests of one engine. Safe from any thread.
 
     Args:
         pipeline: The engine's.
@@ -95,6 +95,8 @@ class Recorder:
         self._options = options
         self._model = model
         self._in_turn = in_turn
+        # Looked for by a walk over all modules: not while a request may be changing them.
+        self.device = device_of(pipeline)
         self._described = Once(self._describe)
 
     @property
@@ -170,7 +172,7 @@ class Recorder:
             scheduler=describe_scheduler(scheduler, recording.scheduler),
             guider=describe_guider(guider, guidance_scale=request.guidance_scale),
             adapters=describe_adapters(request.adapters),
-            environment=read_environment(self._pipeline),
+            environment=read_environment(self.device),
             exclusive=request.exclusive,
         )
 

@@ -14,7 +14,7 @@ from bentoml_diffusers.workflow.bounds import LOCAL, Bounds
 from bentoml_diffusers.workflow.calls import check_method, check_workflow
 from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
 from bentoml_diffusers.workflow.describing import describe_guider, is_modular
-from bentoml_diffusers.workflow.environment import device_of, read_environment
+from bentoml_diffusers.workflow.environment import read_environment
 from bentoml_diffusers.workflow.limits import check_limits
 from bentoml_diffusers.workflow.rebuilding import find_scheduler
 from bentoml_diffusers.workflow.values import Decoder
@@ -79,7 +79,7 @@ class Planner:
             check_limits(workflow, limits, overrides)
         task, differences = self._find_task(workflow)
         parameters = self._find_parameters(task)
-        environment = read_environment(self._pipeline)
+        environment = read_environment(self._recorder.device)
         differences += compare(workflow, self._recorder.describe(ticket), environment)
         differences += self._compare_guiders(workflow)
         given: dict[str, Any] = {"exclusive": True, "seed": _join_seeds(workflow.seeds)}
@@ -104,8 +104,7 @@ class Planner:
         bounds: Bounds,
     ) -> dict[str, Any]:
         """Without what equals a default: checks look at what a caller gave."""
-        device = device_of(self._pipeline)
-        decoder = Decoder(workflow.blobs, workflow.generators, device, bounds)
+        decoder = Decoder(workflow.blobs, workflow.generators, self._recorder.device, bounds)
         arguments: dict[str, Any] = {}
         for name, value in decoder.decode_all(workflow.arguments).items():
             if not parameters.takes(name):

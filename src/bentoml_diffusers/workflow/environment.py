@@ -22,9 +22,8 @@ _PACKAGES = (
 _KERNEL_VARIABLES = ("MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
-def read_environment(pipeline: Any) -> Environment:
-    """Returns versions, hardware and numerics of the process, for a pipeline's device."""
-    device = device_of(pipeline)
+def read_environment(device: str) -> Environment:
+    """Returns versions, hardware and numerics of the process, for a type of device."""
     return Environment(
         versions=_read_versions(),
         hardware={"machine": platform.machine(), "device": device, **_read_processor(device)},

@@ -106,7 +106,7 @@ def replay(
     known = _known_names(pipeline, method)
     found = [
         *_compare_calls(workflow, here.class_name, known),
-        *compare(workflow, here, read_environment(pipeline)),
+        *compare(workflow, here, read_environment(device_of(pipeline))),
     ]
     differences = check_differences(found, strict=strict)
     for text in differences:
@@ -151,7 +151,7 @@ def _capture(pipeline: Any, method: str, arguments: Mapping[str, Any]) -> Workfl
         pipeline=describe_pipeline(pipeline).model_copy(update={"method": method}),
         scheduler=describe_scheduler(getattr(pipeline, "scheduler", None)),
         guider=describe_guider(getattr(pipeline, "guider", None)),
-        environment=read_environment(pipeline),
+        environment=read_environment(device_of(pipeline)),
         exclusive=True,
     )
 
