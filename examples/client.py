@@ -31,6 +31,8 @@ def paint(url: str, task: str, **fields: Any) -> tuple[bytes, str]:
         headers={"content-type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+        for warning in json.loads(answer.headers.get("x-warnings", "[]")):
+            print(f"warning: {warning}", file=sys.stderr)
         return answer.read(), answer.headers["x-seed"]
 
 

@@ -12,12 +12,16 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run fastest on one thread
 
-import itertools  # noqa: E402 - the environment comes first
+import contextlib  # noqa: E402 - the environment comes first
+import itertools  # noqa: E402
 import logging  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from bentoml._internal.configuration.containers import BentoMLContainer  # noqa: E402
 from modular_models import paint  # noqa: E402
+from prometheus_client import REGISTRY  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
 
 import bentoml_diffusers  # noqa: E402
 from bentoml_diffusers import testing  # noqa: E402
@@ -80,6 +84,26 @@ def lora_dir(tmp_path_factory):
 def model(pipeline_folder):
     """A tiny Stable Diffusion in the model store."""
     return bentoml_diffusers.import_model("tiny", pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def open_service():
+    """Answers HTTP in this process, until the block ends."""
+
+    @contextlib.contextmanager
+    def open_client(service):
+        before = BentoMLContainer.config.get()  # `to_asgi` puts that of the service in its place
+        known = set(REGISTRY._collector_to_names)
+        try:
+            with TestClient(service.to_asgi()) as client:
+                yield client
+        finally:
+            BentoMLContainer.config.set(before)
+            for collector in set(REGISTRY._collector_to_names) - known:
+                if collector._name.startswith("bentoml_"):  # made anew for each service
+                    REGISTRY.unregister(collector)
+
+    return open_client
 
 
 @pytest.fixture

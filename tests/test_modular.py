@@ -8,12 +8,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from bentoml._internal.configuration.containers import BentoMLContainer
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from starlette.testclient import TestClient
 
 from bentoml_diffusers import Engine, RequestLimits, save_model, service, testing
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, InvalidRequest
@@ -222,17 +220,12 @@ class TestService:
     """Shipped blocks, in this process; other processes: tests/services/test_modular_service.py."""
 
     @pytest.fixture(scope="class")
-    def client(self, tmp_path_factory):
+    def client(self, tmp_path_factory, open_service):
         folder = tmp_path_factory.mktemp("loras")
         save_lora(folder)
         save_model("shipped", testing.tiny_modular_stable_diffusion_xl())
-        made = service("shipped", lora_dir=str(folder))
-        before = BentoMLContainer.config.get()  # `to_asgi` puts that of the service in its place
-        try:
-            with TestClient(made.to_asgi()) as client:
-                yield client
-        finally:
-            BentoMLContainer.config.set(before)
+        with open_service(service("shipped", lora_dir=str(folder))) as client:
+            yield client
 
     @pytest.fixture
     def post(self, client, picture):

@@ -228,6 +228,20 @@ class TestInfotext:
         text = make_infotext(workflow.model_copy(update={"pipeline": pipeline}), SIZE)
         assert read_a1111(text)[2]["Model"] == tag
 
+    @pytest.mark.parametrize(
+        ("prompt", "written"),
+        [
+            ("a (red:1.4) [star]", r"a \(red:1.4\) \[star\]"),
+            (r"a \(red\)", r"a \\\(red\\\)"),
+            ("a <lora:x:0.8> <teal>", "a lora:x:0.8 <teal>"),
+            ("a cat AND a dog BREAK", "a cat and a dog break"),
+            ("BRAND new: sand", "BRAND new: sand"),
+        ],
+    )
+    def test_no_syntax_that_was_read_as_letters(self, prompt, written):
+        workflow = make_workflow(prompt=prompt, negative_prompt=prompt, guidance_scale=1.0)
+        assert read_a1111(make_infotext(workflow, SIZE))[:2] == (written, written)
+
     def test_second_picture_of_several_prompts(self):
         workflow = make_workflow(prompt=["a", "b"], num_images_per_prompt=2)
         workflow = workflow.model_copy(update={"seeds": [1, 2, 3, 4]})

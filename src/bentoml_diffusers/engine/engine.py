@@ -28,6 +28,7 @@ from bentoml_diffusers.engine.awaiting import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.latents import fit_latents
 from bentoml_diffusers.engine.modular import ModularTasks
+from bentoml_diffusers.engine.prompts import find_sequence_length
 from bentoml_diffusers.engine.recording import Recorder, make_recording
 from bentoml_diffusers.engine.replaying import Planner
 from bentoml_diffusers.engine.report import EngineReport
@@ -358,6 +359,7 @@ class Engine:
             pixel_steps=count_pixel_steps(self.pipeline, parameters, bound),
             preview_every=own["preview_every"] or 0,
             recording=recording,
+            max_sequence_length=find_sequence_length(parameters.defaults, bound),
         )
 
     def _find_task(self, task: str) -> _Call:

@@ -7,6 +7,7 @@ a wrong join would give wrong pictures without any error.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,7 +110,7 @@ def split(output: Any, counts: Sequence[int], rows: int | None = None) -> list[A
     Raises:
         NotSplittable: A leaf is neither a tensor of all rows nor a plain constant.
     """
-    leaves, spec = tree_flatten(output)
+    leaves, spec = tree_flatten(output, is_leaf=_is_list_of_numbers)
     total = rows or sum(counts)
     parts: list[list[Any]] = [[] for _ in counts]
     for leaf in leaves:
@@ -166,9 +167,22 @@ def _split_leaf(leaf: Any, counts: Sequence[int], total: int) -> Sequence[Any]:
         if leaf.ndim == 0 or leaf.shape[0] != total:
             raise NotSplittable(f"an output of shape {tuple(leaf.shape)} for {total} samples")
         return torch.split(leaf[: sum(counts)], list(counts))
-    if leaf is None or isinstance(leaf, (bool, int, float, str)):
+    if isinstance(leaf, list) and len(leaf) == total:
+        if not isinstance(leaf[0], bool):
+            raise NotSplittable(f"{total} numbers for {total} samples, perhaps one for each")
+        ends = itertools.accumulate(counts)
+        return [leaf[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    if leaf is None or isinstance(leaf, (bool, int, float, str, list)):
         return [leaf] * len(counts)
     raise NotSplittable(f"an output of type {type(leaf).__name__}")
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    """True for what may have an entry for each row, as the flags of a safety checker."""
+    numbers = (bool, int, float)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(one, numbers) for one in value)
+    )
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

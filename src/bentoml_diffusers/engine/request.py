@@ -76,6 +76,7 @@ class Request:
         pixel_steps: Size of the work: pixels times images times steps.
         preview_every: Steps between two preview pictures; 0 for none.
         recording: What to record of it, if anything.
+        max_sequence_length: Tokens of a prompt that text encoders other than CLIP read.
     """
 
     pipeline_class: type[DiffusionPipeline]
@@ -89,6 +90,7 @@ class Request:
     pixel_steps: int = 0
     preview_every: int = 0
     recording: Recording | None = None
+    max_sequence_length: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,10 @@ class Result:
         run_s: Seconds that it ran.
         workflow: What repeats it, where that was asked for.
         replay: How the replay of a workflow went.
+        nsfw_content_detected: What the model's safety checker said of each image; none without
+            one. A flagged image is black.
+        warnings: What was not done as it was written: tokens that a text encoder cut off, syntax
+            of other programs that was read as letters, images that were flagged.
     """
 
     output: tuple[Any, ...]
@@ -118,6 +124,8 @@ class Result:
     run_s: float = 0.0
     workflow: Workflow | None = None
     replay: ReplayReport | None = None
+    nsfw_content_detected: tuple[bool, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def images(self) -> list[Image.Image]:

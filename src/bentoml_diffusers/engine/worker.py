@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bentoml_diffusers.engine.arguments import invalid_request_from
 from bentoml_diffusers.engine.conductor import Conductor, Member
+from bentoml_diffusers.engine.flags import read_flags, warn_of_flags
+from bentoml_diffusers.engine.prompts import warn_of_prompts
 from bentoml_diffusers.engine.request import Result, Ticket
 from bentoml_diffusers.engine.solitude import reason_to_run_alone
 from bentoml_diffusers.engine.view import Views
@@ -105,15 +107,16 @@ class Worker:
         member.lease = lease
         try:
             view = self._views.make(request, member, self.conductor, lease.components)
+            warnings = warn_of_prompts(view, request.arguments, request.max_sequence_length)
             # What slots cannot hold, or modules called directly, needs adapters all the time.
             is_whole = lease.exclusive or not self._shares_modules
             with lease.applied() if is_whole else contextlib.nullcontext():
-                output = _to_tuple(self._call(view, request))
+                returned = self._call(view, request)
         finally:
             self._release(lease)
-        ticket = member.ticket
+        ticket, flags = member.ticket, read_flags(view, returned)
         return Result(
-            output=output,
+            output=_to_tuple(returned),
             seeds=tuple(request.seeds),
             scheduler=type(view.scheduler).__name__ if hasattr(view, "scheduler") else "",
             steps=ticket.steps_done,
@@ -123,6 +126,8 @@ class Worker:
             batches=dict(member.batches),
             queue_s=started - ticket.submitted,
             run_s=time.monotonic() - started,
+            nsfw_content_detected=flags,
+            warnings=(*warn_of_flags(flags), *warnings),
         )
 
     def _call(self, view: DiffusionPipeline, request: Request) -> Any:

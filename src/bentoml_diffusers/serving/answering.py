@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
@@ -20,7 +21,7 @@ from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.workflow.pictures import Embedding, embed_workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping, Sequence
 
     import bentoml
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.serving.endpoints import Endpoint
 
 NOTHING = EmbedOptions()
+_MAX_HEADER_BYTES = 2048  # of 4 to 8 KiB that proxies take for all headers
 
 
 async def answer(
@@ -132,13 +134,33 @@ def _picture_response(
     embedding = Embedding()
     if result.workflow is not None:
         embedding = embed_workflow(result.workflow, picture, output_format, options)
-    headers = {"x-seed": str(result.seeds[0])} if result.seeds else {}
+    headers = _say_result(result)
     if options.workflow:
         headers["x-workflow"] = "embedded" if embedding.is_whole else "too-large"
     if result.replay is not None and result.replay.matches is not None:
         headers["x-workflow-match"] = str(result.replay.matches).lower()
     body = encode_image(picture, output_format, embedding.arguments)
     return Response(body, media_type=f"image/{output_format}", headers=headers)
+
+
+def _say_result(result: Result) -> dict[str, str]:
+    """Returns the headers that any service answers with."""
+    headers = {"x-seed": str(result.seeds[0])} if result.seeds else {}
+    if result.nsfw_content_detected:
+        headers["x-nsfw-content-detected"] = str(result.nsfw_content_detected[0]).lower()
+    if result.warnings:
+        headers["x-warnings"] = _as_header(result.warnings)
+    return headers
+
+
+def _as_header(texts: Sequence[str]) -> str:
+    """Returns a JSON list in ASCII, of as many texts as proxies let through."""
+    for count in range(len(texts), 0, -1):
+        more = [f"and {len(texts) - count} more"] if count < len(texts) else []
+        value = json.dumps([*texts[:count], *more])
+        if len(value) <= _MAX_HEADER_BYTES:
+            return value
+    return json.dumps([f"{len(texts)} warnings, too long for a header"])
 
 
 def refuse(ctx: bentoml.Context, task: str, error: DiffusersError) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers import _names
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 def make_infotext(workflow: Workflow, size: tuple[int, int], index: int = 0) -> str:
     """Returns A1111's ``parameters`` of a picture.
+
+    Of its syntax only ``<lora:name:scale>`` for the LoRAs that were used is written: what stands in
+    a prompt was read as letters.
 
     There is no place in it for pictures, masks, textual inversions or hashes that A1111 would know:
     it is for reading, the workflow is for replaying.
@@ -55,7 +59,18 @@ def _pick(workflow: Workflow, name: str, index: int) -> str:
     if isinstance(value, list) and value:
         per_prompt = workflow.arguments.get("num_images_per_prompt")
         value = value[index // per_prompt % len(value) if isinstance(per_prompt, int) else 0]
-    return value if isinstance(value, str) else ""
+    return _as_letters(value) if isinstance(value, str) else ""
+
+
+def _as_letters(prompt: str) -> str:
+    """Writes a prompt so that A1111 reads it as it was read here: without any syntax.
+
+    Brackets are escaped, as A1111 has it; for ``<lora:...>``, ``AND`` and ``BREAK`` it has no
+    escape, so they lose what makes them syntax.
+    """
+    escaped = re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)
+    plain = re.sub(r"<(\w+:[^<>]*)>", r"\1", escaped)
+    return re.sub(r"\b(?:AND|BREAK)\b", lambda match: match.group().lower(), plain)
 
 
 def _loras(workflow: Workflow) -> list[str]:
