@@ -398,7 +398,7 @@ def test_what_is_recorded(engine):
 def test_what_chooses_the_kernels_is_recorded(monkeypatch):
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     monkeypatch.setenv("MKL_CBWR", "AUTO,STRICT")
-    environment = read_environment(sd())
+    environment = read_environment("cpu")
     assert environment.hardware["cpu"] == processor_name() != ""
     assert environment.numerics["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert environment.numerics["MKL_CBWR"] == "AUTO,STRICT"
