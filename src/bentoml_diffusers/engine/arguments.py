@@ -225,7 +225,7 @@ def _check_steps(
     scheduler: SchedulerMixin | None,
 ) -> None:
     steps = arguments.get("num_inference_steps")
-    limit = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    limit = _most_steps(scheduler)
     if steps is not None and limit is not None and steps > limit:
         raise InvalidRequest("num_inference_steps", steps, f"from 1 to {limit}")
     strength = arguments.get("strength")
@@ -241,6 +241,15 @@ def _check_steps(
         raise InvalidRequest(
             "strength", strength, f"at least {1 / steps:.3g} with {steps} num_inference_steps"
         )
+
+
+def _most_steps(scheduler: SchedulerMixin | None) -> int | None:
+    """A flow may be cut into any number of steps, however many it was trained with."""
+    config = getattr(scheduler, "config", None)
+    is_flow = type(scheduler).__name__.startswith("FlowMatch")
+    if is_flow or getattr(config, "use_flow_sigmas", False):
+        return None
+    return getattr(config, "num_train_timesteps", None)
 
 
 def check_number(name: str, value: object) -> None:

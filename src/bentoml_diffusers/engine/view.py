@@ -9,19 +9,18 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from bentoml_diffusers._compat import fix_execution_device, is_compiled
 from bentoml_diffusers.engine.conductor import SharedModule, parameter_defaults
-from bentoml_diffusers.engine.preview import paint_preview
+from bentoml_diffusers.engine.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from diffusers import DiffusionPipeline
-
     from bentoml_diffusers.engine.conductor import Conductor, Member
-    from bentoml_diffusers.engine.request import Request, Ticket
+    from bentoml_diffusers.engine.request import Request
     from bentoml_diffusers.options import EngineLimits
 
 # Decoders that take a generator and never use it.
@@ -38,6 +37,9 @@ class Views:
         limits: Bounds of the batches.
         shares_modules: ``False`` gives views with the modules themselves, whose calls are not
             collected.
+
+    Attributes:
+        shared: By the ids of modules, each with its functions whose calls can be joined.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class Views:
     ) -> None:
         self._base = base
         self._prototypes: dict[type[DiffusionPipeline], DiffusionPipeline] = {}
-        self._shared = _list_shared_modules(base, limits) if shares_modules else {}
+        self.shared = _list_shared_modules(base, limits) if shares_modules else {}
 
     def make(
         self, request: Request, member: Member, conductor: Conductor, replaced: Mapping[str, Any]
     ) -> DiffusionPipeline:
-        """Returns a pipeline for one request: shared modules, its own scheduler and state.
+        """Returns a pipeline for one request: shared modules, its own schedulers and state.
 
         Args:
             request: What was asked.
@@ -58,29 +60,65 @@ class Views:
             conductor: Runs the calls of shared modules.
             replaced: Components of this request's own, such as tokenizers.
         """
-        view = copy.copy(self._prototype(request.pipeline_class))
-        # Not by `setattr`: that also rewrites the pipeline's config.
-        view.__dict__.update(replaced)
-        for name, functions in self._shared.items():
-            view.__dict__[name] = _shadow(getattr(self._base, name), functions, member, conductor)
+        prototype = self._prototype(request.pipeline_class)
+        parts: dict[int, Any] = {
+            key: _shadow(module, functions, member, conductor)
+            for key, (module, functions) in self.shared.items()
+        }
         guider = getattr(self._base, "guider", None)
         if guider is not None:
-            view.__dict__["guider"] = _copy_guider(guider, request.guidance_scale)
-        scheduler = getattr(view, "scheduler", None)
-        if scheduler is not None:
-            choice = request.scheduler
-            own = copy.deepcopy(scheduler) if choice is None else choice.build(scheduler)
-            view.__dict__["scheduler"] = own
-            _count_steps(view, own, request, member.ticket)
+            parts[id(guider)] = _copy_guider(guider, request.guidance_scale)
+        for pipeline in _with_inner(prototype):
+            for scheduler in _schedulers_of(pipeline):
+                parts[id(scheduler)] = copy.deepcopy(scheduler)
+        main = getattr(prototype, "scheduler", None)
+        if main is not None and request.scheduler is not None:
+            parts[id(main)] = request.scheduler.build(main)
+        for name, part in replaced.items():
+            parts[id(getattr(self._base, name))] = part
+        view = _with_parts(prototype, parts)
+        view.__dict__.update(replaced)
+        for pipeline in _with_inner(view):
+            for scheduler in _schedulers_of(pipeline):
+                count_steps(scheduler, pipeline, request, member.ticket)
         return view
 
     def _prototype(self, cls: type[DiffusionPipeline]) -> DiffusionPipeline:
         if cls not in self._prototypes:
-            prototype = _as_class(self._base, cls)
-            _silence(prototype)
-            fix_execution_device(prototype)
+            prototype = _with_parts(_as_class(self._base, cls), {})
+            for pipeline in _with_inner(prototype):
+                _silence(pipeline)
+                fix_execution_device(pipeline)
             self._prototypes[cls] = prototype
         return self._prototypes[cls]
+
+
+def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
+    """Returns a copy with other parts, by their ids; also of the pipelines that it holds.
+
+    Not by `setattr`: that also rewrites the pipeline's config.
+    """
+    view = copy.copy(pipeline)
+    for name, part in vars(pipeline).items():
+        if id(part) in parts:
+            view.__dict__[name] = parts[id(part)]
+        elif isinstance(part, DiffusionPipeline):
+            view.__dict__[name] = _with_parts(part, parts)
+    return view
+
+
+def _with_inner(pipeline: DiffusionPipeline) -> list[DiffusionPipeline]:
+    """Returns the pipelines that a pipeline holds, such as a prior and a decoder, then itself."""
+    held = [part for part in vars(pipeline).values() if isinstance(part, DiffusionPipeline)]
+    return [*(inner for one in held for inner in _with_inner(one)), pipeline]
+
+
+def _schedulers_of(pipeline: DiffusionPipeline) -> list[Any]:
+    return [
+        part
+        for name, part in vars(pipeline).items()
+        if isinstance(part, SchedulerMixin) or (name == "scheduler" and part is not None)
+    ]
 
 
 def _silence(pipeline: Any) -> None:
@@ -110,17 +148,19 @@ def modules_of(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
 
 def _list_shared_modules(
     base: DiffusionPipeline, limits: EngineLimits
-) -> dict[str, dict[str, SharedModule]]:
-    """Returns, for each component, its functions whose calls can be joined."""
-    denoisers = denoiser_names(base)
-    return {
-        name: {
-            method: _describe(name, method, module, limits, denoises=name in denoisers)
-            for method in ("forward", "decode")
-            if method == "forward" or (hasattr(module, "decode") and _is_decoder(module))
-        }
-        for name, module in modules_of(base).items()
-    }
+) -> dict[int, tuple[torch.nn.Module, dict[str, SharedModule]]]:
+    denoisers = [getattr(base, name) for name in denoiser_names(base)]
+    shared: dict[int, tuple[torch.nn.Module, dict[str, SharedModule]]] = {}
+    for pipeline in reversed(_with_inner(base)):
+        for name, module in modules_of(pipeline).items():
+            denoises = any(module is denoiser for denoiser in denoisers)
+            functions = {
+                method: _describe(name, method, module, limits, denoises=denoises)
+                for method in ("forward", "decode")
+                if method == "forward" or (hasattr(module, "decode") and _is_decoder(module))
+            }
+            shared.setdefault(id(module), (module, functions))
+    return shared
 
 
 def _is_decoder(module: Any) -> bool:
@@ -182,24 +222,3 @@ def _as_class(base: DiffusionPipeline, cls: type[DiffusionPipeline]) -> Diffusio
     own = {"scheduler": copy.deepcopy(getattr(base, "scheduler", None))}
     given = {**dict(base.config), **base.components, **own}
     return cls(**{name: given[name] for name in known if name in given})
-
-
-def _count_steps(view: DiffusionPipeline, scheduler: Any, request: Request, ticket: Ticket) -> None:
-    name = "step" if hasattr(scheduler, "step") else "step_pred"  # the score SDEs call it so
-    step = getattr(scheduler, name, None)
-    if step is None:
-        return
-    every = request.preview_every
-
-    @functools.wraps(step)
-    def counted_step(*args: Any, **kwargs: Any) -> Any:
-        ticket.check()
-        result = step(*args, **kwargs)
-        total = len(scheduler.timesteps)
-        done = ticket.steps_done + 1
-        wants_preview = every and done % every == 0 and done < total
-        preview = paint_preview(view, result, request.arguments) if wants_preview else None
-        ticket.count_step(total, preview)
-        return result
-
-    setattr(scheduler, name, counted_step)

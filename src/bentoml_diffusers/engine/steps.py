@@ -1,0 +1,83 @@
+"""Counts the steps of a request's schedulers, and stops it between two of them."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.engine.preview import paint_preview
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from bentoml_diffusers.engine.request import Request, Ticket
+
+
+def count_steps(scheduler: Any, view: DiffusionPipeline, request: Request, ticket: Ticket) -> None:
+    """Lets a scheduler of a request look at the ticket before each step, and count it after.
+
+    By its class: a pipeline that copies its scheduler, such as LTX-2, gets a copy that steps
+    itself. Copies stop with the request, but only the original counts.
+
+    Args:
+        scheduler: The request's own.
+        view: The pipeline that steps it, for previews. The first one of several stays.
+        request: What was asked.
+        ticket: Of the request.
+    """
+    name = "step" if hasattr(scheduler, "step") else "step_pred"  # the score SDEs call it so
+    cls: Any = type(scheduler)
+    if hasattr(cls, name) and _COUNTER not in vars(scheduler):
+        scheduler.__class__ = _counting_class(cls, name)
+        scheduler.__dict__[_COUNTER] = _Counter(scheduler, view, request, ticket)
+
+
+_COUNTER = "_bentoml_diffusers_counter"
+
+
+@functools.lru_cache(maxsize=256)
+def _counting_class(cls: Any, name: str) -> type[Any]:
+    """Returns a subclass of the same name whose steps are counted."""
+    step = getattr(cls, name)
+
+    @functools.wraps(step)
+    def counted_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        counter: _Counter = self.__dict__[_COUNTER]
+        counter.ticket.check()
+        result = step(self, *args, **kwargs)
+        counter.count(self, result)
+        return result
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), {name: counted_step, **names})
+
+
+class _Counter:
+    """Belongs to one scheduler of one request."""
+
+    def __init__(
+        self, scheduler: Any, view: DiffusionPipeline, request: Request, ticket: Ticket
+    ) -> None:
+        self.ticket = ticket
+        self._scheduler = scheduler
+        self._view = view
+        self._request = request
+        self._timesteps: Any = None
+        self._done_before = 0
+
+    def __deepcopy__(self, memo: object) -> _Counter:
+        return self
+
+    def count(self, scheduler: Any, result: Any) -> None:
+        """Counts a step, unless a copy of the scheduler did it."""
+        if scheduler is not self._scheduler:
+            return
+        if scheduler.timesteps is not self._timesteps:  # one of several runs, such as a prior's
+            self._timesteps = scheduler.timesteps
+            self._done_before = self.ticket.steps_done
+        total = self._done_before + len(scheduler.timesteps)
+        done, every = self.ticket.steps_done + 1, self._request.preview_every
+        wants_preview = every and done % every == 0 and done < total
+        arguments = self._request.arguments
+        preview = paint_preview(self._view, result, arguments) if wants_preview else None
+        self.ticket.count_step(total, preview)
