@@ -4,12 +4,54 @@ import contextlib
 import itertools
 from pathlib import Path
 
+import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 
 from bentoml_diffusers import testing
+from bentoml_diffusers.testing.text import tiny_t5, tiny_t5_tokenizer
 
 CALL = {"num_inference_steps": 2, "output_type": "np", "height": 32, "width": 32}
+
+
+def tiny_wan(two=True):
+    """Wan 2.2, whose second denoiser runs the last steps; ``two=False``: Wan 2.1."""
+
+    def denoiser(seed):
+        torch.manual_seed(seed)
+        return diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = tiny_t5_tokenizer()
+        return diffusers.WanPipeline(
+            tokenizer=tokenizer,
+            text_encoder=tiny_t5(tokenizer, width=32),
+            vae=diffusers.AutoencoderKLWan(
+                base_dim=3,
+                z_dim=16,
+                dim_mult=[1, 1, 1, 1],
+                num_res_blocks=1,
+                temperal_downsample=[False, True, True],
+            ),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+            transformer=denoiser(1),
+            transformer_2=denoiser(2) if two else None,
+            boundary_ratio=0.875 if two else None,
+        )
 
 
 FAMILIES = {
@@ -90,17 +132,17 @@ def edit(path, change, to=None):
 def paint(pipeline, seed=7, prompt="a red circle", **call):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    return torch.as_tensor(pipeline(prompt, generator=generator, **{**CALL, **call}).images)
+    return torch.as_tensor(pipeline(prompt, generator=generator, **{**CALL, **call})[0])
 
 
 def paint_by_peft(make, loras, **call):
-    """The picture that diffusers and PEFT paint; ``loras`` are files and scales."""
+    """The picture that diffusers and PEFT paint; ``loras`` are files, scales and arguments."""
     pipeline = make()
     names = [f"adapter{index}" for index in range(len(loras))]
-    for name, (path, _) in zip(names, loras, strict=True):
-        pipeline.load_lora_weights(str(path), adapter_name=name)
+    for name, (path, _, *arguments) in zip(names, loras, strict=True):
+        pipeline.load_lora_weights(str(path), adapter_name=name, **dict(*arguments))
     if names:
-        pipeline.set_adapters(names, [scale for _, scale in loras])
+        pipeline.set_adapters(names, [scale for _, scale, *_ in loras])
     return paint(pipeline, **call)
 
 

@@ -130,6 +130,18 @@ class TestPictures:
         assert none == plain
         assert len({plain, half, whole}) == 3
 
+    def test_scales_of_lora_by_component_and_block(self, server, plain):
+        """JSON, and JSON text in a form; some blocks at 0 are neither all nor none."""
+        loras = [{"name": "tiny-lora", "scale": {"unet": {"down": 0, "up": {"block_0": [0.5]}}}}]
+        painted = server.paint(lora_weights=loras)
+        assert painted not in (plain, server.paint(lora_weights="tiny-lora"))
+        form = {"prompt": "a red circle", "num_inference_steps": "4", "seed": "1"}
+        form["lora_weights"] = json.dumps(loras)
+        answer = server.client.post("/txt2img", data=form)
+        assert answer.content == painted
+        whole = [{"name": "tiny-lora", "scale": {"unet": 1}}]
+        assert server.paint(lora_weights=whole) == server.paint(lora_weights="tiny-lora")
+
     @pytest.mark.parametrize(
         "value", ["tiny-lora", [" tiny-lora"], {"name": "tiny-lora"}, [{"name": "tiny-lora"}]]
     )
@@ -257,6 +269,11 @@ class TestBadInput:
             ("lora_weights", [""]),
             ("lora_weights", [{"scale": 1}]),
             ("lora_weights", [{"name": "tiny-lora", "scale": 1e9}]),
+            ("lora_weights", [{"name": "tiny-lora", "scale": "much"}]),
+            ("lora_weights", [{"name": "tiny-lora", "scale": {"unet": {"down": 11}}}]),
+            ("lora_weights", [{"name": "tiny-lora", "scale": {"unet": {"left": 1}}}]),
+            ("lora_weights", [{"name": "tiny-lora", "scale": {"vae": 1}}]),
+            ("lora_weights", [{"name": "tiny-lora", "components": ["unet"]}]),
             ("lora_weights", [{"name": "tiny-lora"}] * 17),
             ("lora_weights", [{"name": "/etc/passwd"}]),
             ("lora_weights", [{"name": "../../etc/passwd"}]),

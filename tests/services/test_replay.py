@@ -40,6 +40,10 @@ CALLS = {
         "lora_weights": [{"name": "outline", "scale": 0.8}, {"name": "stripes", "scale": 0.3}],
         "textual_inversions": [{"name": "teal", "token": "<teal>"}],
     },
+    "scales by block": {
+        "seed": 8,
+        "lora_weights": [{"name": "outline", "scale": {"unet": {"down": 0.3, "mid": 0}}}],
+    },
     "drawn seed": {},
     "latents": {"height": 64, "width": 64, "seed": 1, "latents": make_latents(16)},
 }

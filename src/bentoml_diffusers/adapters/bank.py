@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.files import file_key, local_file, read_tensors
 from bentoml_diffusers.adapters.layers import LayerMap
-from bentoml_diffusers.adapters.lora import supports_lora
+from bentoml_diffusers.adapters.lora import check_choices, supports_lora
 from bentoml_diffusers.adapters.pool import SlotPool
 from bentoml_diffusers.adapters.reading import convert_lora
 from bentoml_diffusers.adapters.records import AdapterReport, AdapterSet, PreparedAdapters
 from bentoml_diffusers.adapters.runs import Running, make_run
+from bentoml_diffusers.adapters.scales import expand_scales
 from bentoml_diffusers.adapters.sources import read_layer_scale
 from bentoml_diffusers.adapters.static import attach_static_adapters, request_finder
 from bentoml_diffusers.adapters.words import (
@@ -151,6 +152,8 @@ class AdapterBank:
             raise UnsupportedByPipeline(name, "LoRA")
         if inversions and not self._encoders:
             raise UnsupportedByPipeline(name, "textual inversion")
+        for lora in loras:
+            check_choices(self._pipeline, self._lora_finder.field, lora, self._layers.paths)
         if len(loras) > self._pool.slots:
             raise InvalidRequest(
                 "lora_weights", len(loras), f"at most {self._pool.slots}, the number of lora_slots"
@@ -164,7 +167,8 @@ class AdapterBank:
             InvalidModel: 400, a file that is no such adapter for this pipeline.
             InvalidRequest: 400, a word that exists already.
         """
-        loras = tuple((self._read_lora(one), one.scale) for one in wanted.loras)
+        read = [self._read_lora(one) for one in wanted.loras]
+        loras = tuple(one for one in read if one[0].layers or one[0].beyond_slots)
         words = tuple(self._read_word(one) for one in wanted.inversions)
         self._check_room(words)
         tokenizers = self._tokenizers.get(words) if words else {}
@@ -286,14 +290,19 @@ class AdapterBank:
             )
         return self._tables[encoder.name]
 
-    def _read_lora(self, adapter: Adapter) -> HostLora:
-        key = file_key(adapter)
-        return self._pool.find(key) or self._loras.get(key, lambda: self._load_lora(adapter, key))
+    def _read_lora(self, adapter: Adapter) -> tuple[HostLora, float]:
+        key, scale = file_key(adapter), adapter.scale
+        lora = self._pool.find(key) or self._loras.get(key, lambda: self._load_lora(adapter, key))
+        if isinstance(scale, float):
+            return lora, scale
+        field = f"{self._lora_finder.field}.scale"
+        expanded = expand_scales(self._pipeline, field, scale, self._layers.paths)
+        return lora.scaled(expanded), 1.0
 
     def _load_lora(self, adapter: Adapter, key: object) -> HostLora:
         path = local_file(adapter)
         with self._tree:
-            raw = convert_lora(self._pipeline, self._layers, adapter.name, path)
+            raw = convert_lora(self._pipeline, self._layers, adapter.name, path, adapter.components)
         fitted = self._layers.fit(
             adapter.name, raw, self._max_rank, check_finite=self._check_finite
         )

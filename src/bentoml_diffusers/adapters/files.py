@@ -36,6 +36,11 @@ class FileKey(NamedTuple):
     state: tuple[int, ...] = ()
 
 
+def extend_key(key: object, part: str) -> object:
+    """Returns the key of something that is made of what ``key`` stands for."""
+    return key._replace(place=(*key.place, part)) if isinstance(key, FileKey) else (key, part)
+
+
 def list_outdated(keys: Iterable[object], new: object) -> list[object]:
     """Returns those keys that are of earlier files in the place of the ``new`` one."""
     return [
@@ -51,7 +56,7 @@ def list_outdated(keys: Iterable[object], new: object) -> list[object]:
 def file_key(adapter: Adapter) -> FileKey:
     """Returns what tells the content of an adapter from others; costs a ``stat``."""
     arguments = tuple(sorted((key, repr(value)) for key, value in adapter.arguments.items()))
-    place = (adapter.path, *arguments)
+    place = (adapter.path, *arguments, *adapter.components)
     try:
         found = os.stat(adapter.path)
         if stat.S_ISDIR(found.st_mode):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers._compat import is_compiled
-from bentoml_diffusers.adapters.files import is_finite
+from bentoml_diffusers.adapters.files import extend_key, is_finite
+from bentoml_diffusers.adapters.scales import scale_of
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.adapters.raw import LayerLora, RawLora
+    from bentoml_diffusers.adapters.scales import LayerScales
 
 LayerKey = tuple[str, str]
 LayerWeights = tuple["torch.Tensor", "torch.Tensor", float]
@@ -66,6 +68,15 @@ class HostLora:
     beyond_slots: str | None = None
     key: object = None
 
+    def scaled(self, scales: LayerScales) -> HostLora:
+        """Returns a LoRA whose layers are scaled, for a slot of its own; shares the tensors."""
+        layers = {}
+        for (component, path), (down, up, factor) in self.layers.items():
+            scale = scale_of(scales, component, path)
+            if scale != 0:
+                layers[component, path] = (down, up, factor * scale)
+        return replace(self, layers=layers, key=extend_key(self.key, repr(scales)))
+
 
 class LayerMap:
     """All layers of a pipeline that could take a LoRA, as they are now."""
@@ -96,6 +107,10 @@ class LayerMap:
     def module(self, component: str, path: str) -> torch.nn.Module | None:
         """Returns what is at a path, ``None`` if nothing is."""
         return self._modules.get(component, {}).get(path)
+
+    def paths(self, component: str) -> list[str]:
+        """Returns the paths of all modules of a component."""
+        return list(self._modules.get(component, ()))
 
     def keys(self, component: str) -> list[LayerKey]:
         """Returns all layers of a component that slots can serve."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _compat
+from bentoml_diffusers.adapters.denoisers import (
+    check_components,
+    loader_arguments,
+    standing_for,
+)
 from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.adapters.lycoris import inject, kind_of, read_lycoris
+from bentoml_diffusers.adapters.scales import expand_scales, scale_of
 from bentoml_diffusers.errors import (
     DiffusersError,
     InvalidModel,
@@ -17,11 +24,12 @@ from bentoml_diffusers.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import torch
     from diffusers import DiffusionPipeline
 
+    from bentoml_diffusers.adapters.scales import LayerScales, Scale
     from bentoml_diffusers.adapters.sources import Adapter
 
 _compat.quiet_lora_loading()
@@ -42,8 +50,9 @@ class LoraSwitch:
     def __init__(self, pipeline: DiffusionPipeline, static: Sequence[Adapter] = ()) -> None:
         self._pipeline = pipeline
         self._counter = itertools.count()
-        self._static: dict[str, float] = {}
+        self._static: dict[str, Scale] = {}
         for adapter in static:
+            check_choices(pipeline, "lora_weights", adapter)
             self._static[self._load(adapter)] = adapter.scale
         self._activate(self._static)
 
@@ -64,7 +73,7 @@ class LoraSwitch:
         if not wanted:
             yield
             return
-        loaded: dict[str, float] = {}
+        loaded: dict[str, Scale] = {}
         try:
             for adapter in wanted:
                 loaded[self._load(adapter)] = adapter.scale
@@ -104,16 +113,24 @@ class LoraSwitch:
     def _inject(self, adapter: Adapter, name: str) -> None:
         path = Path(adapter.path)
         tensors = read_tensors(adapter.name, path).tensors if path.is_file() else {}
-        if kind_of(tensors) is not None:
-            inject(self._pipeline, read_lycoris(self._pipeline, adapter.name, tensors), name)
-            return
-        self._pipeline.load_lora_weights(
-            adapter.path, adapter_name=name, use_safetensors=True, **adapter.arguments
-        )
+        for component in adapter.components or ("",):
+            if kind_of(tensors) is not None:
+                denoiser = standing_for(self._pipeline, component)
+                inject(denoiser, read_lycoris(denoiser, adapter.name, tensors), name)
+            else:
+                arguments = {**adapter.arguments, **loader_arguments(component)}
+                self._pipeline.load_lora_weights(
+                    adapter.path, adapter_name=name, use_safetensors=True, **arguments
+                )
 
-    def _activate(self, scales: dict[str, float]) -> None:
-        if scales:
-            self._pipeline.set_adapters(list(scales), list(scales.values()))
+    def _activate(self, scales: Mapping[str, Scale]) -> None:
+        if not scales:
+            return
+        plain = [scale if isinstance(scale, float) else 1.0 for scale in scales.values()]
+        self._pipeline.set_adapters(list(scales), plain)
+        for name, scale in scales.items():
+            if isinstance(scale, Mapping):
+                _set_scales(self._pipeline, name, expand_scales(self._pipeline, "scale", scale))
 
     def _remove_all_but_static(self) -> None:
         if not self._static:
@@ -128,12 +145,37 @@ class LoraSwitch:
         self._activate(self._static)
 
 
+def check_choices(
+    pipeline: DiffusionPipeline,
+    field: str,
+    adapter: Adapter,
+    paths_of: Callable[[str], Iterable[str]] | None = None,
+) -> None:
+    """Refuses components and blocks that a LoRA names and the pipeline has not.
+
+    Raises:
+        InvalidRequest: 400, there is no such one.
+    """
+    check_components(pipeline, f"{field}.components", adapter.components)
+    if isinstance(adapter.scale, Mapping):
+        expand_scales(pipeline, f"{field}.scale", adapter.scale, paths_of)
+
+
 def supports_lora(pipeline: DiffusionPipeline | type[DiffusionPipeline]) -> bool:
     """True if the pipeline, or its class, takes LoRAs; asked of diffusers, not of one mixin."""
     from diffusers.loaders.lora_base import LoraBaseMixin
 
     cls = pipeline if isinstance(pipeline, type) else type(pipeline)
     return issubclass(cls, LoraBaseMixin)
+
+
+def _set_scales(pipeline: DiffusionPipeline, name: str, scales: LayerScales) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for component in pipeline.get_list_adapters():
+        for path, layer in getattr(pipeline, component).named_modules():
+            if isinstance(layer, BaseTunerLayer) and name in _adapters_of(layer):
+                layer.set_scale(name, scale_of(scales, component, path))
 
 
 def _resident(pipeline: DiffusionPipeline) -> set[str]:

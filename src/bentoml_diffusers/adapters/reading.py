@@ -11,6 +11,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.adapters.denoisers import loader_arguments, standing_for
 from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.adapters.lycoris import kind_of, read_lycoris
 from bentoml_diffusers.adapters.raw import LayerLora, RawLora
@@ -37,7 +38,13 @@ _BEYOND_SLOTS = {
 }
 
 
-def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path: Path) -> RawLora:
+def convert_lora(
+    pipeline: DiffusionPipeline,
+    layers: LayerMap,
+    name: str,
+    path: Path,
+    components: Sequence[str] = (),
+) -> RawLora:
     """Reads a LoRA as ``type(pipeline)`` reads it.
 
     Args:
@@ -45,6 +52,7 @@ def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path:
         layers: Its layers.
         name: Name of the LoRA, for messages.
         path: A safetensors file.
+        components: Denoisers that it is for; none: the one that diffusers takes.
 
     Raises:
         InvalidModel: 400, no LoRA for this pipeline.
@@ -56,12 +64,19 @@ def convert_lora(pipeline: DiffusionPipeline, layers: LayerMap, name: str, path:
     raw = RawLora(is_mapped=bool(file.about), is_finite=file.is_finite)
     raw.beyond_slots = kind_of(file.tensors)
     if raw.beyond_slots is not None:
-        read_lycoris(pipeline, name, file.tensors)
+        for component in components or ("",):
+            read_lycoris(standing_for(pipeline, component), name, file.tensors)
         return raw
     source = str(path) if file.about else file.tensors
     stand_in = _stand_in(pipeline, layers, name, raw)
     try:
-        stand_in.load_lora_weights(source, adapter_name="request", use_safetensors=True)
+        for component in components or ("",):
+            stand_in.load_lora_weights(
+                source,
+                adapter_name="request",
+                use_safetensors=True,
+                **loader_arguments(component),
+            )
     except InvalidModel:
         raise
     except Exception as err:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bentoml_diffusers.adapters.scales import Scale, read_scale, read_scales
 from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest, UntrustedSource
 from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
 from bentoml_diffusers.store import find_adapter, has_adapter, list_names
@@ -20,15 +20,18 @@ Kind = Literal["lora", "textual_inversion"]
 _Place = tuple[str, str | None, str | None]  # path, word of its file, tag in the store
 
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
-MAX_SCALE = 100.0
 MAX_PER_REQUEST = 16
 _MAX_NAME = 1024
 _NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")  # NUL, and half characters
 _MAX_COMPARED = 200
 _LISTING_S = 5.0
 # Of a request; an operator's mapping may hold whatever diffusers' loader takes.
-_ITEM_KEYS = ("name", "model_name", "scale", "token", "weight_name")
+_ITEM_KEYS: dict[Kind, tuple[str, ...]] = {
+    "lora": ("name", "model_name", "scale", "components", "weight_name"),
+    "textual_inversion": ("name", "model_name", "token", "weight_name"),
+}
 _HUB_KEYS = ("revision", "subfolder")
+_OWN_KEYS = ("scale", "token", "components", "load_into_transformer_2")  # not for the loader
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,21 @@ class Adapter:
     Attributes:
         name: As it was asked for.
         path: A local file, or a folder or hub repository for diffusers to look into.
-        scale: Weight of a LoRA; 1 is as trained, 0 is none, negative is the opposite.
+        scale: Weight of a LoRA; 1 is as trained, 0 is none, negative is the opposite. By component
+            and block if it is a mapping, see :mod:`bentoml_diffusers.adapters.scales`.
         token: Word of a textual inversion, ``None`` for what its file says.
         arguments: More arguments for diffusers' loader, such as ``weight_name``.
         tag: Of the store's entry, where it is from the store.
+        components: Denoisers that a LoRA is loaded into; none is the one that diffusers takes.
     """
 
     name: str
     path: str
-    scale: float = 1.0
+    scale: Scale = 1.0
     token: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tag: str | None = None
+    components: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,27 +97,42 @@ class AdapterFinder:
 
     def _find(self, item: object) -> Adapter:
         if isinstance(item, str):
-            return self._find_name(item.strip(), scale=1.0, token=None)
+            return self._find_name(item.strip())
         if not isinstance(item, Mapping):
             raise InvalidRequest(self.field, item, "a name, a mapping, or a list of either")
         values = dict(item)
         name = values.pop("name", None) or values.pop("model_name", None)
         if not isinstance(name, str):
             raise InvalidRequest(f"{self.field}.name", item, "the name of an adapter")
-        scale = _read_scale(self.field, values.pop("scale", 1.0))
-        token = values.pop("token", None)
-        weight_name = values.pop("weight_name", None)
+        known = (*_ITEM_KEYS[self.kind], *(_HUB_KEYS if "hub" in self.sources else ()))
+        if not (self.is_trusted or {*item} <= {*known}):
+            raise InvalidRequest(self.field, item, f"only the keys {', '.join(known)}")
+        found = self._find_place(name, values)
+        return replace(found, **self._read_own(values, found))
+
+    def _read_own(self, values: Mapping[str, Any], found: Adapter) -> dict[str, Any]:
+        """Returns what a mapping says beside the place."""
+        token, components = values.get("token"), values.get("components")
         if token is not None and not (isinstance(token, str) and token.strip() == token != ""):
             raise InvalidRequest(f"{self.field}.token", token, "a word")
-        for key in () if self.is_trusted else values:
-            known = (*_ITEM_KEYS, *(_HUB_KEYS if "hub" in self.sources else ()))
-            if key not in known:
-                raise InvalidRequest(self.field, item, f"only the keys {', '.join(known)}")
-        if weight_name is None:
-            return self._find_name(name, scale=scale, token=token, **values)
-        return self._find_in_folder(name, str(weight_name), scale, token, values)
+        if components is None and values.get("load_into_transformer_2"):
+            components = ["transformer_2"]  # as diffusers' loader of Wan takes it
+        if not isinstance(components, (list, tuple)):
+            components = [] if components is None else [components]
+        names = tuple(components)
+        if not all(isinstance(one, str) for one in names) or len(set(names)) != len(names):
+            raise InvalidRequest(f"{self.field}.components", components, "names of components")
+        scale = read_scales(f"{self.field}.scale", values.get("scale", 1.0))
+        return {"scale": scale, "token": token or found.token, "components": names}
 
-    def _find_name(self, name: str, scale: float, token: str | None, **more: Any) -> Adapter:
+    def _find_place(self, name: str, values: Mapping[str, Any]) -> Adapter:
+        more = {key: value for key, value in values.items() if key not in _OWN_KEYS}
+        weight_name = more.pop("weight_name", None)
+        if weight_name is None:
+            return self._find_name(name, **more)
+        return self._find_in_folder(name, str(weight_name), more)
+
+    def _find_name(self, name: str, **more: Any) -> Adapter:
         self._check_name(name)
         for source in self.sources:
             found = getattr(self, f"_in_{source}")(name)
@@ -121,21 +142,19 @@ class AdapterFinder:
                     # "owner/repository/file", as bentoml.diffusers wrote it
                     owner, repository, more["weight_name"] = name.split("/", 2)
                     path = f"{owner}/{repository}"
-                return Adapter(name, path, scale, token or known_token, more, tag)
+                return Adapter(name, path, token=known_token, arguments=more, tag=tag)
         raise self._not_found(name)
 
-    def _find_in_folder(
-        self, name: str, weight_name: str, scale: float, token: str | None, more: dict[str, Any]
-    ) -> Adapter:
+    def _find_in_folder(self, name: str, weight_name: str, more: dict[str, Any]) -> Adapter:
         """``{"model_name": folder or repository, "weight_name": file}``."""
         self._check_name(f"{name}/{weight_name}")
         if self.folder is not None and os.path.isdir(self.folder / name):
-            return self._find_name(f"{name}/{weight_name}", scale, token, **more)
+            return self._find_name(f"{name}/{weight_name}", **more)
         if "path" in self.sources and os.path.isdir(os.path.expanduser(name)):
             path = Path(name).expanduser() / weight_name
-            return self._find_name(str(path), scale, token, **more)
+            return self._find_name(str(path), **more)
         if "hub" in self.sources and not Path(name).is_absolute():
-            return Adapter(name, name, scale, token, {**more, "weight_name": weight_name})
+            return Adapter(name, name, arguments={**more, "weight_name": weight_name})
         raise self._not_found(f"{name}/{weight_name}")
 
     def _check_name(self, name: str) -> None:
@@ -241,13 +260,5 @@ def read_layer_scale(arguments: Mapping[str, Any]) -> float:
     scale = 1.0
     for name, value in arguments.items():
         if name.endswith("attention_kwargs") and isinstance(value, Mapping) and "scale" in value:
-            scale *= _read_scale(name, value["scale"])
+            scale *= read_scale(f"{name}.scale", value["scale"])
     return scale
-
-
-def _read_scale(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRequest(f"{name}.scale", value, "a number")
-    if abs(value) > MAX_SCALE or not math.isfinite(value):
-        raise InvalidRequest(f"{name}.scale", value, f"from {-MAX_SCALE:g} to {MAX_SCALE:g}")
-    return float(value)

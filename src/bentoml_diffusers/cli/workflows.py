@@ -163,7 +163,7 @@ def _read_options(recorded: Workflow, lora_dir: str | None) -> dict[str, Any]:
     if lora_dir:
         options["lora_dir"] = lora_dir
     loras = [
-        {"name": name, "scale": one.scale}
+        {"name": name, "scale": one.scale, "components": one.components}
         for one in static
         if one.kind == "lora" and (name := _find_static(one, lora_dir))
     ]

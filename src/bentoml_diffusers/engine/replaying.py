@@ -172,9 +172,10 @@ class Planner:
 
     def _find_adapter(self, recorded: Adapter, field: str) -> tuple[dict[str, Any], str]:
         """By its tag, else by its name: another store may have it in another version."""
-        item = {**recorded.arguments, "name": recorded.name}
+        item: dict[str, Any] = {**recorded.arguments, "name": recorded.name}
         if recorded.kind == "lora":
             item["scale"] = recorded.scale
+            item["components"] = list(recorded.components)
         if recorded.token is not None:
             item["token"] = recorded.token
         names = [name for name in (recorded.tag, recorded.name) if name]

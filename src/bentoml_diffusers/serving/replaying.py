@@ -285,7 +285,7 @@ def _read_choices(engine: Engine, workflow: Workflow) -> Iterator[tuple[str, Any
             field = f"workflow.adapters[{index}].arguments"
             raise InvalidWorkflow(field, one.arguments, "none: a request gives name and scale")
         if one.kind == "lora":
-            loras.append({"name": one.name, "scale": one.scale})
+            loras.append({"name": one.name, "scale": one.scale, "components": one.components})
         else:
             inversions.append({"name": one.name, "token": one.token})
     if loras:

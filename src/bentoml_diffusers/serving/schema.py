@@ -12,6 +12,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -20,6 +23,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from bentoml_diffusers.adapters.scales import read_scales
+from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.serving.codecs import SIZE_STEP, OutputFormat, decode_latents
 from bentoml_diffusers.serving.reading import RequestModel
 
@@ -31,13 +36,54 @@ _STEPS = 25  # of a request to a classic pipeline that gives none
 _ANY_STEP = 16  # pixels; sides that are multiples of it suit every family
 
 
+_MAX_SCALE = 10.0
+_NUMBER = TypeAdapter(Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)])
+
+
+def _read_scale(value: Any) -> Any:
+    """Not a union: its errors would name a field once for each of its types."""
+    try:
+        if isinstance(value, dict):
+            return read_scales("scale", value, _MAX_SCALE)
+        return _NUMBER.validate_python(value)
+    except InvalidRequest as err:
+        raise PydanticCustomError("scales", "{text}", {"text": str(err)}) from err
+    except ValidationError as err:
+        fault = err.errors(include_url=False)[0]
+        raise PydanticCustomError("scale", "{text}", {"text": fault["msg"]}) from err
+
+
+LoraScale = Annotated[
+    Any,
+    PlainValidator(_read_scale),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": -_MAX_SCALE, "maximum": _MAX_SCALE},
+                {"type": "object"},
+            ],
+            "default": 1.0,
+        }
+    ),
+]
+
+
 class LoraChoice(BaseModel):
     """A LoRA by name, with its weight."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, description="Tag in the model store, or file below lora_dir.")
-    scale: float = Field(1.0, ge=-10, le=10, description="Weight; 1 is as trained, 0 is none.")
+    scale: LoraScale = Field(
+        1.0,
+        description="Weight; 1 is as trained, 0 is none. An object has one for each component or "
+        'block, as diffusers takes it: {"unet": {"down": 0.3, "up": {"block_0": [1, 0.5]}}}.',
+    )
+    components: list[str] = Field(
+        default_factory=list,
+        max_length=2,
+        description="Denoisers to load it into, where a model has two: transformer, transformer_2.",
+    )
 
 
 class InversionChoice(BaseModel):

@@ -146,7 +146,8 @@ def _name_model(model: StoredModel) -> str:
 
 def _name_adapter(one: Adapter) -> str:
     fused = ", fused" if one.is_fused else ""
-    return f"{one.kind} {one.token or one.name} at {one.scale}{fused} ({one.sha256})"
+    on = f" on {', '.join(one.components)}" if one.components else ""
+    return f"{one.kind} {one.token or one.name} at {one.scale}{on}{fused} ({one.sha256})"
 
 
 def _name_attached(one: Attached) -> str:

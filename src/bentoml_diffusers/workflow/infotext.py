@@ -74,8 +74,12 @@ def _as_letters(prompt: str) -> str:
 
 
 def _loras(workflow: Workflow) -> list[str]:
-    adapters = [*workflow.pipeline.static_adapters, *workflow.adapters]
-    return [f"<lora:{_short(one.name)}:{one.scale:g}>" for one in adapters if one.kind == "lora"]
+    """Those with one scale for everything, which is all that A1111's text can say."""
+    return [
+        f"<lora:{_short(one.name)}:{one.scale:g}>"
+        for one in [*workflow.pipeline.static_adapters, *workflow.adapters]
+        if one.kind == "lora" and isinstance(one.scale, float) and not one.components
+    ]
 
 
 def _short(name: str) -> str:

@@ -83,7 +83,10 @@ class Adapter(Part):
     kind: Literal["lora", "textual_inversion"]
     name: str = Field(description="As it was asked for.")
     tag: str | None = Field(None, description="Of the store's entry.")
-    scale: float = 1.0
+    scale: float | Config = Field(1.0, description="A number, or by component and block.")
+    components: list[str] = Field(
+        default_factory=list, description="Denoisers that it was loaded into by choice."
+    )
     token: str | None = None
     arguments: Config = Field(default_factory=dict)
     details: Config = Field(default_factory=dict, description="Rank, alpha ..., where known.")

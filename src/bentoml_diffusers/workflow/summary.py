@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
@@ -80,7 +81,9 @@ def _adapters(workflow: Workflow) -> list[Adapter]:
 
 
 def _describe_adapter(one: Adapter) -> str:
-    how = f"as {one.token}" if one.token else f"at {one.scale:g}"
+    scale = f"{one.scale:g}" if isinstance(one.scale, float) else json.dumps(one.scale)
+    how = f"as {one.token}" if one.token else f"at {scale}"
+    how += f" on {', '.join(one.components)}" if one.components else ""
     name = one.tag or one.name
     return f"{one.kind} {name} {how}, sha256 {one.sha256[:_HEX]}"
 
