@@ -65,11 +65,39 @@ def test_masks_of_any_mode_mean_the_same(inpaint, scene, open_picture, mode):
     assert plain.tobytes() == other.tobytes()
 
 
-def test_the_size_is_that_of_the_picture(inpaint, scene, open_picture):
-    answer = inpaint(scene.resize((60, 92)), make_mask((60, 92)), num_inference_steps="1")
-    assert open_picture(answer.content).size == (48, 80)
-    smaller = inpaint(scene, make_mask(), num_inference_steps="1", width="48", height="32")
-    assert open_picture(smaller.content).size == (48, 32)
+@pytest.mark.parametrize("size", [(60, 92), (33, 17), (64, 48)])
+def test_the_size_is_that_of_the_picture(inpaint, demo_server, scene, open_picture, size):
+    answer = inpaint(scene.resize(size), make_mask(size), num_inference_steps="1")
+    assert open_picture(answer.content).size == size
+    again = demo_server.client.post("/replay", files={"workflow": ("a.png", answer.content)})
+    assert again.headers["x-workflow-match"] == "true"
+    assert open_picture(again.content).tobytes() == open_picture(answer.content).tobytes()
+
+
+def test_a_size_that_is_asked_for(inpaint, scene, open_picture):
+    for width, height in ((48, 32), (None, 40), (40, None)):
+        sides = {"width": width, "height": height}
+        sides = {name: str(side) for name, side in sides.items() if side}
+        answer = inpaint(scene, make_mask(), num_inference_steps="1", **sides)
+        assert open_picture(answer.content).size == (width or 64, height or 64)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (60, 92)])
+@pytest.mark.parametrize("padding", ["0", "8", "500"])
+def test_black_stays_to_the_pixel_where_what_was_made_is_pasted(
+    inpaint, demo_server, open_picture, size, padding
+):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    image, mask = Image.fromarray(noise), Image.new("L", size)
+    ImageDraw.Draw(mask).rectangle((20, 20, 40, 50), fill="white")
+    answer = inpaint(image, mask, num_inference_steps="2", padding_mask_crop=padding)
+    assert answer.status_code == 200, answer.text
+    after = np.asarray(open_picture(answer.content))
+    kept = np.asarray(mask) == 0
+    assert (after[kept] == noise[kept]).all()
+    assert (after[~kept] != noise[~kept]).any(axis=-1).mean() > 0.9
+    again = demo_server.client.post("/replay", files={"workflow": ("a.png", answer.content)})
+    assert again.headers["x-workflow-match"] == "true"
 
 
 def test_strength(inpaint, scene, open_picture):
@@ -99,6 +127,7 @@ def test_it_paints_itself_again(inpaint, demo_server, scene):
         ({"width": "33"}, "width"),
         ({"width": "5000"}, "width"),
         ({"mask_blur": "4"}, "mask_blur"),
+        ({"padding_mask_crop": "-1"}, "padding_mask_crop"),
     ],
 )
 def test_what_is_wrong_is_named(demo_server, scene, fields, place):
@@ -111,6 +140,12 @@ def test_what_is_wrong_is_named(demo_server, scene, fields, place):
     assert answer.status_code == 400
     assert answer.json()["detail"][0]["loc"] == [place]
     assert answer.json()["error"].startswith(f"{place}: ")
+
+
+def test_nothing_to_paste(inpaint, scene):
+    answer = inpaint(scene, Image.new("L", scene.size), padding_mask_crop="8")
+    assert answer.status_code == 400
+    assert "padding_mask_crop needs white in mask_image" in answer.json()["error"]
 
 
 def test_a_wrong_mask_in_a_replay_is_named(inpaint, demo_server, scene):

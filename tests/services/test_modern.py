@@ -223,9 +223,10 @@ class TestPictureFromPicture:
         picture = open_picture(self.paint(server, "a", data, "application/octet-stream"))
         assert picture.size == (32, 32)
 
-    def test_side_that_is_no_multiple_of_8(self, server, encode, open_picture):
-        data = encode(size=(47, 33))
-        assert open_picture(self.paint(server, "a.png", data, "image/png")).size == (40, 32)
+    @pytest.mark.parametrize("size", [(47, 33), (40, 32), (9, 100)])
+    def test_the_size_is_that_of_the_picture(self, server, encode, open_picture, size):
+        data = encode(size=size)
+        assert open_picture(self.paint(server, "a.png", data, "image/png")).size == size
 
     def test_lora_in_a_form(self, server, encode):
         plain = self.paint(server, "a.png", encode(), "image/png")

@@ -32,17 +32,25 @@ from bentoml_diffusers.engine.prompts import find_sequence_length
 from bentoml_diffusers.engine.recording import Recorder, make_recording
 from bentoml_diffusers.engine.replaying import Planner
 from bentoml_diffusers.engine.report import EngineReport
-from bentoml_diffusers.engine.request import Handle, Plan, Progress, Request, Result, Ticket
+from bentoml_diffusers.engine.request import (
+    OWN_ARGUMENTS,
+    Handle,
+    Plan,
+    Progress,
+    Request,
+    Result,
+    Ticket,
+    check_timeout,
+)
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.engine.seeds import choose_seeds
 from bentoml_diffusers.engine.sizes import complete_size
 from bentoml_diffusers.engine.worker import Worker
-from bentoml_diffusers.errors import (
-    InvalidRequest,
-)
+from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.loading import load_pipeline, stored_options
 from bentoml_diffusers.options import EngineLimits, ModelOptions
 from bentoml_diffusers.store import get
+from bentoml_diffusers.workflow.canvas import fit_to_image
 from bentoml_diffusers.workflow.describing import is_modular
 
 if TYPE_CHECKING:
@@ -176,6 +184,7 @@ class Engine:
         exclusive: bool = False,
         timeout_s: float | None = None,
         return_workflow: bool = False,
+        keep_size: bool = False,
         **arguments: Any,
     ) -> Handle:
         """Checks a request and queues it.
@@ -197,6 +206,8 @@ class Engine:
                 asked for at that time. It waits for all that run before it, and all others wait.
             timeout_s: Seconds, waiting included, after which the request is stopped.
             return_workflow: Record the request, so that :meth:`replay` can repeat it.
+            keep_size: Answer in the size of ``image``, which is padded to what the pipeline takes,
+                and cropped; else the pipeline chooses.
             **arguments: Arguments of the pipeline.
 
         Raises:
@@ -214,8 +225,9 @@ class Engine:
             "textual_inversions": textual_inversions,
             "exclusive": exclusive,
             "return_workflow": return_workflow,
+            "keep_size": keep_size,
         }
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         return self._submit(Ticket(timeout_s), task, args, given)
 
     def replay(self, workflow: Workflow, /, *, strict: bool = True, **overrides: Any) -> Result:
@@ -262,7 +274,7 @@ class Engine:
             DeadlineExceeded: 504, the time was over before all was read.
         """
         timeout_s = overrides.get("timeout_s")
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         ticket = Ticket(timeout_s)
         plan = self._planner.plan(workflow, overrides, ticket, strict=strict, limits=limits)
         return self._submit(ticket, plan.task, (), plan.given, plan)
@@ -321,7 +333,7 @@ class Engine:
     ) -> Handle:
         if "timeout_s" in given:
             ticket.timeout_s = given.pop("timeout_s")
-            _check_timeout(ticket.timeout_s)
+            check_timeout(ticket.timeout_s)
         entry = Entry(self._resolve(task, args, given, plan), ticket)
         self._admission.submit(entry)
         return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
@@ -335,7 +347,7 @@ class Engine:
         self, task: str, args: tuple[Any, ...], given: dict[str, Any], plan: Plan | None
     ) -> Request:
         arguments = dict(given)
-        own = {name: arguments.pop(name, None) for name in _OWN_ARGUMENTS}
+        own = {name: arguments.pop(name, None) for name in OWN_ARGUMENTS}
         cls, method, parameters = self._find_call(task)
         guidance_scale = arguments.pop("guidance_scale", None) if parameters.guided else None
         check_number("guidance_scale", guidance_scale)
@@ -346,6 +358,9 @@ class Engine:
         base = getattr(self.pipeline, "scheduler", None)
         check_arguments(parameters, bound, base)
         check_clip_skip(self.pipeline, bound)
+        canvas = None
+        if own["keep_size"]:
+            bound, canvas = fit_to_image(self.pipeline, parameters.defaults, bound)
         bound = fit_latents(self.pipeline, bound)
         return Request(
             pipeline_class=cls,
@@ -359,6 +374,7 @@ class Engine:
             pixel_steps=count_pixel_steps(self.pipeline, parameters, bound),
             preview_every=own["preview_every"] or 0,
             recording=recording,
+            canvas=canvas,
             max_sequence_length=find_sequence_length(parameters.defaults, bound),
         )
 
@@ -380,20 +396,3 @@ class Engine:
 
 
 _Call = tuple[type[Any], str, Parameters]
-
-# Arguments of a request that are the engine's, not the pipeline's.
-_OWN_ARGUMENTS = (
-    "seed",
-    "scheduler",
-    "lora_weights",
-    "textual_inversions",
-    "exclusive",
-    "preview_every",
-    "return_workflow",
-)
-
-
-def _check_timeout(timeout_s: float | None) -> None:
-    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
-    if timeout_s is not None and not (is_number and timeout_s > 0):
-        raise InvalidRequest("timeout_s", timeout_s, "a number of seconds above 0")

@@ -70,6 +70,7 @@ def make_recording(
         arguments=arguments,
         scheduler=scheduler,
         returns_workflow=bool(own["return_workflow"]),
+        keep_size=bool(own["keep_size"]),
         plan=plan,
     )
 
@@ -174,6 +175,7 @@ class Recorder:
             adapters=describe_adapters(request.adapters),
             environment=read_environment(self.device),
             exclusive=request.exclusive,
+            keep_size=recording.keep_size,
         )
 
 

@@ -82,7 +82,11 @@ class Planner:
         environment = read_environment(self._recorder.device)
         differences += compare(workflow, self._recorder.describe(ticket), environment)
         differences += self._compare_guiders(workflow)
-        given: dict[str, Any] = {"exclusive": True, "seed": _join_seeds(workflow.seeds)}
+        given: dict[str, Any] = {
+            "exclusive": True,
+            "keep_size": workflow.keep_size,
+            "seed": _join_seeds(workflow.seeds),
+        }
         for field in _FIELDS.values():
             if field not in overrides:
                 given[field] = self._find_adapters(workflow, field, differences, strict=strict)

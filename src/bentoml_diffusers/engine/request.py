@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.errors import DeadlineExceeded, RequestCancelled
+from bentoml_diffusers.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,21 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters import AdapterSet
     from bentoml_diffusers.engine.schedulers import SchedulerChoice
+    from bentoml_diffusers.workflow.canvas import Canvas
     from bentoml_diffusers.workflow.comparing import ReplayReport
     from bentoml_diffusers.workflow.schema import Workflow
+
+# Arguments of a request that are the engine's, not the pipeline's.
+OWN_ARGUMENTS = (
+    "seed",
+    "scheduler",
+    "lora_weights",
+    "textual_inversions",
+    "exclusive",
+    "preview_every",
+    "return_workflow",
+    "keep_size",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class Recording:
         arguments: All arguments of the method, as they were given.
         scheduler: Name of a scheduler, as it was asked for.
         returns_workflow: The result has the workflow.
+        keep_size: The answer has the size of the image that came.
         plan: The replay that the request is.
     """
 
@@ -57,6 +71,7 @@ class Recording:
     arguments: Mapping[str, Any]
     scheduler: object = None
     returns_workflow: bool = False
+    keep_size: bool = False
     plan: Plan | None = None
 
 
@@ -76,6 +91,7 @@ class Request:
         pixel_steps: Size of the work: pixels times images times steps.
         preview_every: Steps between two preview pictures; 0 for none.
         recording: What to record of it, if anything.
+        canvas: Restores the size of the image that came.
         max_sequence_length: Tokens of a prompt that text encoders other than CLIP read.
     """
 
@@ -90,6 +106,7 @@ class Request:
     pixel_steps: int = 0
     preview_every: int = 0
     recording: Recording | None = None
+    canvas: Canvas | None = None
     max_sequence_length: int | None = None
 
 
@@ -199,6 +216,17 @@ class Ticket:
         self.steps_total = total
         if self.on_step is not None:
             self.on_step(Progress(step=self.steps_done, total=total, preview=preview))
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Checks the seconds after which a request is stopped.
+
+    Raises:
+        InvalidRequest: 400, not a number above 0.
+    """
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (is_number and timeout_s > 0):
+        raise InvalidRequest("timeout_s", timeout_s, "a number of seconds above 0")
 
 
 @dataclass(frozen=True)

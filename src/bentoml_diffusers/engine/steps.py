@@ -80,4 +80,6 @@ class _Counter:
         wants_preview = every and done % every == 0 and done < total
         arguments = self._request.arguments
         preview = paint_preview(self._view, result, arguments) if wants_preview else None
+        if preview is not None and self._request.canvas is not None:
+            preview = self._request.canvas.restore_image(preview)
         self.ticket.count_step(total, preview)

@@ -115,6 +115,8 @@ class Worker:
         finally:
             self._release(lease)
         ticket, flags = member.ticket, read_flags(view, returned)
+        if request.canvas is not None:
+            returned = request.canvas.restore(returned)
         return Result(
             output=_to_tuple(returned),
             seeds=tuple(request.seeds),

@@ -49,6 +49,8 @@ async def answer(
     async def paint() -> Result:
         arguments = _without_idle_defaults(engine, endpoint, read_arguments(fields))
         check_whole_size(engine, task, endpoint.request, arguments)
+        if "image" in fields and engine.find_call(task)[2].modular is None:
+            arguments["keep_size"] = True  # blocks have inputs for the size, and other images
         if embed.workflow or embed.infotext:
             arguments["return_workflow"] = True
         return await engine.arun(task, **arguments)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 
 _STEPS = 25  # of a request to a classic pipeline that gives none
-_ANY_STEP = 16  # pixels; sides that are multiples of it suit every family
 
 
 _MAX_SCALE = 10.0
@@ -170,7 +169,7 @@ def make_img2img_model(limits: RequestLimits) -> type[RequestModel]:
 
 def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of inpaint under the limits of a service."""
-    side = _make_side(limits, f"that of `image`, rounded down to a multiple of {_ANY_STEP}")
+    side = _make_side(limits, "that of `image`, of any number")
 
     class Inpaint(make_img2img_model(limits)):  # type: ignore[misc]
         image: PILImage = Field(description="The picture to change: a file, or base64.")
@@ -178,6 +177,15 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
             description="What is painted anew is white, what stays is black; as large as `image`."
         )
         strength: float = _make_strength(limits, 1.0, "the picture below the mask", 0.9)
+        padding_mask_crop: int | None = Field(
+            None,
+            ge=0,
+            le=limits.max_side,
+            description="Paint only the part of the picture around the mask, with this many pixels "
+            "beside it, and paste it back: what is black in the mask stays to the pixel. A large "
+            "number takes the whole picture.",
+            examples=[32],
+        )
         height: int | None = side
         width: int | None = side
 
@@ -191,10 +199,11 @@ def make_inpaint_model(limits: RequestLimits) -> type[RequestModel]:
             return mask
 
         @model_validator(mode="after")
-        def _complete_size(self) -> Self:
-            width, height = (side - side % _ANY_STEP or _ANY_STEP for side in self.image.size)
-            self.width, self.height = self.width or width, self.height or height
-            check_pixels(self.height, self.width, limits)
+        def _check_crop(self) -> Self:
+            if self.padding_mask_crop is not None and self.mask_image.getbbox() is None:
+                raise PydanticCustomError("no_mask", "padding_mask_crop needs white in mask_image")
+            width, height = self.image.size
+            check_pixels(self.height or height, self.width or width, limits)
             return self
 
     return Inpaint

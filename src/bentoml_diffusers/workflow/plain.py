@@ -12,6 +12,7 @@ import torch
 
 from bentoml_diffusers.errors import InvalidRequest, suggest
 from bentoml_diffusers.workflow.calls import check_method, check_workflow
+from bentoml_diffusers.workflow.canvas import fit_to_image
 from bentoml_diffusers.workflow.capturing import capture, complete_arguments
 from bentoml_diffusers.workflow.comparing import (
     Difference,
@@ -114,9 +115,12 @@ def replay(
     decoder = Decoder(workflow.blobs, workflow.generators, device_of(pipeline))
     arguments = _with_seeds(decoder.decode_all(workflow.arguments), workflow.seeds)
     arguments = {name: value for name, value in arguments.items() if known is None or name in known}
-    output = getattr(_as_recorded(pipeline, workflow), method)(
-        **arguments | _check_overrides(overrides, arguments, known)
-    )
+    arguments |= _check_overrides(overrides, arguments, known)
+    canvas = None
+    if workflow.keep_size:
+        arguments, canvas = fit_to_image(pipeline, arguments, arguments)
+    output = getattr(_as_recorded(pipeline, workflow), method)(**arguments)
+    output = output if canvas is None else canvas.restore(output)
     return output, report(workflow, output, differences, is_changed=bool(overrides))
 
 

@@ -178,6 +178,7 @@ class Workflow(Part):
         unsupported: Arguments that cannot be kept, such as callbacks, with what they were.
         environment: Versions, hardware, numerics.
         exclusive: It ran alone by demand.
+        keep_size: The image that came was padded to what the pipeline takes, the output cropped.
         batched: Other requests shared its forwards, so its last bits depend on them.
         output: Hash over what came out.
     """
@@ -195,6 +196,7 @@ class Workflow(Part):
     unsupported: dict[str, str] = Field(default_factory=dict)
     environment: Environment = Field(default_factory=Environment)
     exclusive: bool = False
+    keep_size: bool = False
     batched: bool = False
     output: Output | None = None
 
