@@ -41,7 +41,7 @@ import torch
 from measuring import make_pipeline, save_lora
 
 from bentoml_diffusers import Engine, EngineLimits, ModelOptions
-from bentoml_diffusers.engine import conductor
+from bentoml_diffusers.engine import jobs
 from bentoml_diffusers.workflow.environment import processor_name
 
 if TYPE_CHECKING:
@@ -187,9 +187,9 @@ class Sides:
         self, wishes: Sequence[Wish], arrivals: Sequence[float]
     ) -> list[tuple[Any, float]]:
         """As servers do that switch LoRAs between batches."""
-        key = conductor._Job.key.fget
+        key = jobs.Job.key.fget
         with_lora = property(lambda job: (key(job), _lora_names(job)))
-        with mock.patch.object(conductor._Job, "key", with_lora):
+        with mock.patch.object(jobs.Job, "key", with_lora):
             return self.by_engine(wishes, arrivals)
 
     def in_one_call(self, wishes: Sequence[Wish]) -> list[tuple[Any, float]]:

@@ -5,8 +5,8 @@ from diffusers import (
     DDPMScheduler,
     KandinskyV22CombinedPipeline,
     PriorTransformer,
-    UNet2DConditionModel,
     UnCLIPScheduler,
+    UNet2DConditionModel,
     VQModel,
 )
 from transformers import (

@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from bentoml_diffusers.engine.conductor import Member
+from bentoml_diffusers.engine.jobs import Member
 from bentoml_diffusers.engine.request import Ticket
 
 
@@ -17,3 +17,13 @@ def held(engine, count):
         while len(conductor._ready) + len(conductor._entering) < count:
             assert time.monotonic() < give_up
             time.sleep(0.001)
+
+
+class _All:
+    def __contains__(self, mark):
+        return True
+
+
+def skip_verification(engine):
+    """Leaves out the lone forwards beside the first shared ones, for tests that count."""
+    engine._worker.conductor._runs._verified = _All()

@@ -9,124 +9,25 @@ one of their threads, and split.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import threading
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bentoml_diffusers.engine import joining
-from bentoml_diffusers.engine.profile import CostProfile, bucket
+from bentoml_diffusers.engine.forwards import Forwards
+from bentoml_diffusers.engine.jobs import Job, Member, SharedModule, error_of
+from bentoml_diffusers.engine.processors import AttentionProcessors
+from bentoml_diffusers.engine.profile import CostProfile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections import Counter
+    from collections.abc import Iterable, Iterator
 
-    from bentoml_diffusers.adapters import AdapterBank, Lease
-    from bentoml_diffusers.adapters.runs import Pairs
-    from bentoml_diffusers.engine.request import Ticket
+    import torch
+
+    from bentoml_diffusers.adapters import AdapterBank
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Member:
-    """The thread of one running request.
-
-    Attributes:
-        ticket: Says when to stop.
-        alone: No other request may run beside this one.
-        lease: Adapters of this request.
-        batches: How often its forwards were shared by how many requests.
-    """
-
-    ticket: Ticket
-    alone: bool = False
-    lease: Lease | None = None
-    batches: Counter[int] = field(default_factory=Counter)
-    wake: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    task: list[_Job] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SharedModule:
-    """A function of a module whose calls by several requests can be joined.
-
-    Attributes:
-        name: Name of the component, with the method if it is not ``forward``.
-        run: The real function.
-        device: Where it computes.
-        denoises: It is called at every step.
-        max_rows: Largest batch.
-        ignored: Arguments that the function takes but does not use.
-        in_buckets: Batches are padded to powers of two: it is compiled for each size.
-    """
-
-    name: str
-    run: Callable[..., Any]
-    device: torch.device
-    denoises: bool
-    max_rows: int
-    defaults: Mapping[str, Any]
-    ignored: frozenset[str] = frozenset()
-    in_buckets: bool = False
-
-    @property
-    def component(self) -> str:
-        """Name of the component without the method."""
-        return self.name.partition(".")[0]
-
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns the arguments by name without those that say nothing; ``None``: unclear."""
-        names = list(self.defaults)
-        if len(args) > len(names):
-            return None
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        order = [name for name in names if name in given]
-        return {
-            name: given[name]
-            for name in [*order, *(name for name in given if name not in self.defaults)]
-            if name not in self.ignored and not _is_default(given[name], self.defaults.get(name))
-        }
-
-
-def parameter_defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Returns each named parameter of a function with its default value, in order."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
-        item.name: item.default
-        for item in inspect.signature(function).parameters.values()
-        if item.kind in kinds
-    }
-
-
-@dataclass(eq=False)
-class _Job:
-    """A call that waits to be run."""
-
-    member: Member
-    module: SharedModule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    call: joining.Call | None
-    kind: Hashable
-    result: Any = None
-    error: BaseException | None = None
-
-    @property
-    def key(self) -> Hashable:
-        """Jobs of equal key can share a forward."""
-        return id(self) if self.call is None else (id(self.module), self.call.key)
-
-    @property
-    def rows(self) -> int:
-        return 1 if self.call is None else self.call.samples
-
-    @property
-    def pairs(self) -> Pairs:
-        return self.member.lease.pairs if self.member.lease else ()
 
 
 class Conductor:
@@ -135,27 +36,29 @@ class Conductor:
     Args:
         bank: The adapters; it is told which rows of a batch belong to whom.
         max_rows: Largest batch of a denoiser, rows.
+        modules: The shared modules.
     """
 
-    def __init__(self, bank: AdapterBank, max_rows: int) -> None:
+    def __init__(
+        self, bank: AdapterBank, max_rows: int, modules: Iterable[torch.nn.Module] = ()
+    ) -> None:
         self.profile = CostProfile(max_rows)
-        self._forwards: Counter[int] = Counter()
-        self._bank = bank
+        self._runs = Forwards(bank, self.profile)
         self._mutex = threading.Lock()
         self._entering: deque[Member] = deque()
         self._ready: deque[Member] = deque()
-        self._waiting: list[_Job] = []
+        self._waiting: list[Job] = []
         self._live = 0
         self._alone: Member | None = None
         self._is_held = False
         self.is_broken = False
-        self._unjoinable: set[Hashable] = set()
+        self._said: set[type[Any]] = set()
+        self._processors = AttentionProcessors(modules)
 
     @property
     def forwards(self) -> Counter[int]:
         """How many forwards were shared by how many requests, until now."""
-        with self._mutex:
-            return Counter(self._forwards)
+        return self._runs.counts
 
     @contextlib.contextmanager
     def turn(self, member: Member) -> Iterator[None]:
@@ -169,6 +72,7 @@ class Conductor:
         try:
             yield
         finally:
+            self._processors.take_back()
             with self._mutex:
                 self._live -= 1
                 if self._alone is member:
@@ -186,10 +90,12 @@ class Conductor:
             DeadlineExceeded: 504, its time is over.
         """
         member.ticket.check()
+        if not member.alone:
+            self._isolate_changes(member)
         kind = (module.name, *(part.shape[1:] for part in args[:1] if hasattr(part, "shape")))
-        if self._is_lone() and not module.in_buckets:
-            return self._run_lone(_Job(member, module, args, kwargs, None, kind))
-        job = _Job(member, module, args, kwargs, self._take_apart(module, args, kwargs), kind)
+        if self._is_lone() and (member.owns_rows or not module.in_buckets):
+            return self._runs.run_lone(Job(member, module, args, kwargs, None, kind))
+        job = Job(member, module, args, kwargs, self._runs.take_apart(module, args, kwargs), kind)
         with self._mutex:
             self._waiting.append(job)
             self._pass_on()
@@ -201,15 +107,27 @@ class Conductor:
             raise job.error
         return job.result
 
+    def _isolate_changes(self, member: Member) -> None:
+        """Lets a request that replaced attention processors go on when no other one runs."""
+        changes = self._processors.take_back()
+        if not changes:
+            return
+        kind = type(changes[0][1])
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.info("requests with %s run alone", kind.__name__)
+        member.alone = member.owns_rows = True
+        with self._mutex:
+            self._live -= 1
+            self._entering.appendleft(member)
+            self._admit()
+            self._pass_on()
+        member.wake.acquire()
+        member.ticket.check()
+        self._processors.put(changes)
+
     def _is_lone(self) -> bool:
         return self._live == 1 and not self._entering
-
-    def _take_apart(
-        self, module: SharedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> joining.Call | None:
-        arguments = module.bind(args, kwargs)
-        call = joining.take_apart(arguments) if arguments else None
-        return None if _mark(module, call) in self._unjoinable else call
 
     # -- all below up to `_perform` runs under the mutex
 
@@ -219,6 +137,8 @@ class Conductor:
             if self._entering[0].alone and self._live:
                 return
             member = self._entering.popleft()
+            if not self._live:
+                self._processors.note()
             self._alone = member if member.alone else None
             self._live += 1
             self._ready.append(member)
@@ -254,11 +174,11 @@ class Conductor:
             self._ready.append(member)
         for job in [job for job in self._waiting if job.member.ticket.must_stop]:
             self._waiting.remove(job)
-            with _error_of(job):
+            with error_of(job):
                 job.member.ticket.check()
             self._ready.append(job.member)
 
-    def _choose_group(self) -> list[_Job]:
+    def _choose_group(self) -> list[Job]:
         """Takes the oldest forward and those that can be joined with it.
 
         What comes before and after the steps goes first: so a new request shares the next step of
@@ -280,93 +200,7 @@ class Conductor:
         # Neighbours with the same LoRAs share their products.
         return sorted(chosen, key=lambda job: job.pairs)
 
-    # -- all below runs with the baton
-
-    def _perform(self, jobs: list[_Job]) -> None:
-        self._run_joint(jobs)
+    def _perform(self, jobs: list[Job]) -> None:
+        self._runs.run(jobs)
         with self._mutex:
             self._ready.extend(job.member for job in jobs[1:])
-
-    def _run_joint(self, jobs: list[_Job]) -> None:
-        """Runs the jobs; each has a result or an error of its own afterwards."""
-        if len(jobs) == 1 and not (jobs[0].call and jobs[0].module.in_buckets):
-            with _error_of(jobs[0]):
-                jobs[0].result = self._run_lone(jobs[0])
-            return
-        try:
-            results = self._run_together(jobs)
-        except torch.OutOfMemoryError as err:
-            self._after_out_of_memory(jobs, err)
-        except Exception as err:  # noqa: BLE001 - each is run again alone, and keeps its own error
-            self._after_failure(jobs, err)
-        else:
-            for job, result in zip(jobs, results, strict=True):
-                job.result = result
-
-    def _after_out_of_memory(self, jobs: list[_Job], error: Exception) -> None:
-        torch.cuda.empty_cache()
-        if len(jobs) == 1:
-            jobs[0].error = error
-            return
-        self.profile.shrink(jobs[0].kind, sum(job.rows for job in jobs))
-        half = len(jobs) // 2
-        self._run_joint(jobs[:half])
-        self._run_joint(jobs[half:])
-
-    def _after_failure(self, jobs: list[_Job], error: Exception) -> None:
-        for job in jobs:
-            with _error_of(job):
-                job.result = self._run_lone(job)
-        if all(job.error is None and job.call is not None for job in jobs):
-            logger.info("forwards of %s are not shared: %s", jobs[0].module.name, error)
-            self._unjoinable.add(_mark(jobs[0].module, jobs[0].call))
-
-    def _run_together(self, jobs: list[_Job]) -> list[Any]:
-        module = jobs[0].module
-        calls = [job.call for job in jobs if job.call is not None]
-        counts = [call.samples for call in calls]
-        rows = bucket(sum(counts)) if module.in_buckets else sum(counts)
-        shares: list[tuple[Lease | None, int | None]] = [
-            (job.member.lease, count) for job, count in zip(jobs, counts, strict=True)
-        ]
-        if rows > sum(counts):
-            shares.append((None, rows - sum(counts)))
-        arguments = joining.join(calls, rows)
-        stop = self.profile.start(module.device, jobs[0].kind, rows)
-        with self._bank.forwarding(module.component, shares):
-            output = module.run(**arguments)
-        stop()
-        parts = joining.split(output, counts, rows)
-        self._count(jobs)
-        return parts
-
-    def _run_lone(self, job: _Job) -> Any:
-        rows = job.args[0].shape[0] if job.args and hasattr(job.args[0], "shape") else 1
-        stop = self.profile.start(job.module.device, job.kind, rows)
-        with self._bank.forwarding(job.module.component, [(job.member.lease, None)]):
-            result = job.module.run(*job.args, **job.kwargs)
-        stop()
-        self._count([job])
-        return result
-
-    def _count(self, jobs: Sequence[_Job]) -> None:
-        with self._mutex:
-            self._forwards[len(jobs)] += 1
-        for job in jobs:
-            job.member.batches[len(jobs)] += 1
-
-
-@contextlib.contextmanager
-def _error_of(job: _Job) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as err:  # noqa: BLE001 - raised again in the thread of its request
-        job.error = err
-
-
-def _mark(module: SharedModule, call: joining.Call | None) -> Hashable:
-    return module.name, None if call is None else call.key
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    return value is default or (isinstance(value, (bool, int, float, str)) and value == default)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -104,6 +104,15 @@ def join(calls: Sequence[Call], rows: int | None = None) -> dict[str, Any]:
     return tree_unflatten(joined, calls[0].spec)  # type: ignore[no-any-return]
 
 
+def perturb(call: Call, share: float) -> Call:
+    """Returns the call with each number of its samples changed by a share, up and down in turn."""
+    leaves = [
+        _perturb_leaf(leaf, share) if role == "sample" else leaf
+        for leaf, role in zip(call.leaves, call.roles, strict=True)
+    ]
+    return replace(call, leaves=tuple(leaves))
+
+
 def split(output: Any, counts: Sequence[int], rows: int | None = None) -> list[Any]:
     """Returns the part of ``output`` that belongs to each call; padding is dropped.
 
@@ -160,6 +169,14 @@ def _expand_timesteps(
         tensor.to(device=device, dtype=torch.float32 if mixed else None).reshape(-1).expand(count)
         for tensor, count in zip(tensors, counts, strict=True)
     ]
+
+
+def _perturb_leaf(leaf: torch.Tensor, share: float) -> torch.Tensor:
+    if not leaf.is_floating_point():
+        return leaf
+    odd = torch.arange(leaf.numel(), device=leaf.device).remainder(2).reshape(leaf.shape)
+    changed: torch.Tensor = leaf * (1 + share * (1 - 2 * odd)).to(leaf.dtype)
+    return changed
 
 
 def _split_leaf(leaf: Any, counts: Sequence[int], total: int) -> Sequence[Any]:

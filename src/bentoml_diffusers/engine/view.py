@@ -12,14 +12,15 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from bentoml_diffusers._compat import fix_execution_device, is_compiled
-from bentoml_diffusers.engine.conductor import SharedModule, parameter_defaults
+from bentoml_diffusers.engine.jobs import SharedModule, parameter_defaults
 from bentoml_diffusers.engine.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bentoml_diffusers.engine.conductor import Conductor, Member
+    from bentoml_diffusers.engine.conductor import Conductor
+    from bentoml_diffusers.engine.jobs import Member
     from bentoml_diffusers.engine.request import Request
     from bentoml_diffusers.options import EngineLimits
 
@@ -39,7 +40,7 @@ class Views:
             collected.
 
     Attributes:
-        shared: By the ids of modules, each with its functions whose calls can be joined.
+        modules: All modules of the pipeline.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class Views:
     ) -> None:
         self._base = base
         self._prototypes: dict[type[DiffusionPipeline], DiffusionPipeline] = {}
-        self.shared = _list_shared_modules(base, limits) if shares_modules else {}
+        self._shared = _list_shared_modules(base, limits) if shares_modules else {}
+        self.modules = [
+            module for part in _with_inner(base) for module in modules_of(part).values()
+        ]
 
     def make(
         self, request: Request, member: Member, conductor: Conductor, replaced: Mapping[str, Any]
@@ -63,7 +67,7 @@ class Views:
         prototype = self._prototype(request.pipeline_class)
         parts: dict[int, Any] = {
             key: _shadow(module, functions, member, conductor)
-            for key, (module, functions) in self.shared.items()
+            for key, (module, functions) in self._shared.items()
         }
         guider = getattr(self._base, "guider", None)
         if guider is not None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bentoml_diffusers.engine.arguments import invalid_request_from
-from bentoml_diffusers.engine.conductor import Conductor, Member
+from bentoml_diffusers.engine.conductor import Conductor
 from bentoml_diffusers.engine.flags import read_flags, warn_of_flags
+from bentoml_diffusers.engine.jobs import Member
 from bentoml_diffusers.engine.prompts import warn_of_prompts
 from bentoml_diffusers.engine.request import Result, Ticket
 from bentoml_diffusers.engine.solitude import reason_to_run_alone
@@ -55,12 +56,12 @@ class Worker:
         solitude = reason_to_run_alone(pipeline)
         if solitude is not None:
             logger.info("requests run one at a time: %s", solitude.reason)
-        self.conductor = Conductor(bank, limits.max_batch_rows)
         self._bank = bank
         self._is_exclusive = solitude is not None
         self._shares_modules = solitude is None or solitude.calls_can_be_collected
         self._views = Views(pipeline, limits, shares_modules=self._shares_modules)
         self._releases = _Releases()
+        self.conductor = Conductor(bank, limits.max_batch_rows, self._views.modules)
 
     def run(self, entry: Entry) -> Result:
         """Runs one request in the calling thread.
