@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
@@ -71,6 +72,16 @@ class TestSize:
         with pytest.raises(errors.InvalidOption, match=f"'{option}'.*32 x 32 .*default_side"):
             service.inner()
 
+    @pytest.mark.parametrize("limits", [{"max_side": 16}, {"max_pixels": 32 * 31}])
+    def test_it_is_said_before_a_worker_starts(self, stored, limits):
+        service = bentoml_diffusers.service(stored, limits=RequestLimits(**limits))
+        with pytest.raises(errors.InvalidOption, match="32 x 32"):
+            service.inner.check_model()
+
+    @pytest.mark.parametrize("limits", [{"max_side": 32}, {"max_side": 16, "default_side": 16}])
+    def test_nothing_is_said_of_what_is_within(self, stored, limits):
+        bentoml_diffusers.service(stored, limits=RequestLimits(**limits)).inner.check_model()
+
     def test_it_starts_with_a_default_within(self, stored):
         limits = RequestLimits(max_side=16, default_side=16)
         running = bentoml_diffusers.service(stored, limits=limits).inner()
@@ -88,10 +99,9 @@ class TestSize:
 
     def test_one_side_with_the_default_of_the_other(self, engine):
         limits = RequestLimits(max_side=64, max_pixels=32 * 40)
-        request = requests_of(classic_endpoints(limits))["txt2img"]
-        check_whole_size(engine, "txt2img", request, {"height": 40})
+        check_whole_size(engine, "txt2img", limits, {"height": 40})
         with pytest.raises(errors.InvalidRequest, match=r"^height: .*32 x 48"):
-            check_whole_size(engine, "txt2img", request, {"height": 48})
+            check_whole_size(engine, "txt2img", limits, {"height": 48})
 
     def test_modular(self, modular_model):
         limits = RequestLimits(max_side=16)
@@ -121,3 +131,22 @@ class TestReplay:
         with pytest.raises(errors.InvalidWorkflow, match=r"workflow\.arguments\.height: .*32 x 32"):
             self.read(engine, values, narrow)
         assert self.read(engine, values, narrow, height=16, width=16) == {"height": 16, "width": 16}
+
+    def test_a_workflow_with_an_image_whose_size_the_model_chooses(self):
+        """Flux makes 1024 x 1024 of any image, if nobody says a size."""
+        image = Image.new("RGB", (48, 32), "red")
+        call = {"prompt": "a", "num_inference_steps": 2, "guidance_scale": 5.0, "strength": 0.9}
+        limits = RequestLimits(max_side=64)
+        with Engine(testing.tiny_flux()) as engine:
+            result = engine.run(
+                "img2img", **call, image=image, keep_size=True, return_workflow=True
+            )
+            values = json.loads(result.workflow.to_json())
+            assert self.read(engine, values, limits) == {}
+            with pytest.raises(errors.InvalidWorkflow, match="1024 x 1024"):
+                self.read(engine, {**values, "keep_size": False}, limits)
+
+    def test_an_image_that_is_not_there_says_no_size(self, engine, values):
+        narrow = RequestLimits(max_side=16, default_side=16)
+        with pytest.raises(errors.InvalidWorkflow, match="32 x 32"):
+            self.read(engine, {**values, "keep_size": True}, narrow)

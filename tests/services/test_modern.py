@@ -558,6 +558,16 @@ class TestOpenApi:
                 assert '"minimum"' in text or '"exclusiveMinimum"' in text, name
                 assert '"maximum"' in text, name
 
+    def test_headers_of_the_answer_are_described(self, document, server):
+        body = {"prompt": "a (red:1.4) circle", "num_inference_steps": 1}
+        answer = server.client.post("/txt2img", json=body)
+        sent = {name for name in answer.headers if name.startswith("x-")}
+        for path in ("/txt2img", "/img2img", "/inpaint", "/replay"):
+            headers = document["paths"][path]["post"]["responses"]["200"]["headers"]
+            assert sent - {"x-bentoml-request-id"} <= set(headers)
+            assert ("x-workflow-match" in headers) == (path == "/replay")
+            assert all(one["description"] and one["schema"] for one in headers.values())
+
 
 def resolve(document, schema):
     while "$ref" in schema:

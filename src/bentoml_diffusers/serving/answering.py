@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from bentoml_diffusers.serving.endpoints import Endpoint
 
 NOTHING = EmbedOptions()
+# What the headers of an answer with an image say, for the OpenAPI document.
+HEADERS = {
+    "x-seed": "The seed that was used.",
+    "x-warnings": "What was not done as it was written: a JSON list of texts; where there is any.",
+    "x-nsfw-content-detected": "true or false: the model's safety checker flagged the image, which "
+    "is black then; where the model has one.",
+    "x-workflow": "embedded or too-large: whether the workflow is in the image; where the service "
+    "embeds workflows.",
+}
 _MAX_HEADER_BYTES = 2048  # of 4 to 8 KiB that proxies take for all headers
 
 
@@ -48,9 +57,9 @@ async def answer(
 
     async def paint() -> Result:
         arguments = _without_idle_defaults(engine, endpoint, read_arguments(fields))
-        check_whole_size(engine, task, endpoint.request, arguments)
         if "image" in fields and engine.find_call(task)[2].modular is None:
             arguments["keep_size"] = True  # blocks have inputs for the size, and other images
+        check_whole_size(engine, task, endpoint.request.limits, arguments)
         if embed.workflow or embed.infotext:
             arguments["return_workflow"] = True
         return await engine.arun(task, **arguments)

@@ -22,6 +22,7 @@ from bentoml_diffusers.errors import (
     InvalidWorkflow,
     UnreadableRequest,
 )
+from bentoml_diffusers.serving.answering import HEADERS as IMAGE_HEADERS
 from bentoml_diffusers.serving.answering import answer_with, read_arguments, refuse
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.faults import MAX_FAULTS
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine import Engine, Result
     from bentoml_diffusers.options import EmbedOptions, RequestLimits
 
+HEADERS = {
+    **IMAGE_HEADERS,
+    "x-workflow-match": "true or false: the pixels are those that the workflow recorded; where no "
+    "override makes another image.",
+}
 _WORKFLOW = {
     "type": "file",
     "format": "binary",
@@ -195,10 +201,12 @@ def _check_size(
     engine: Engine, model: type[RequestModel], workflow: Workflow, request: RequestModel
 ) -> None:
     """A workflow that gives no size makes what the model makes, not what the service would."""
-    given = {name: workflow.arguments.get(name) for name in ("height", "width")}
+    has_image = workflow.arguments.get("image") is not None
+    given: dict[str, Any] = {"keep_size": workflow.keep_size and has_image}
+    given |= {name: workflow.arguments.get(name) for name in ("height", "width")}
     given |= {name: getattr(request, name) for name in request.model_fields_set & set(given)}
     try:
-        check_whole_size(engine, str(workflow.task), model, given)
+        check_whole_size(engine, str(workflow.task), model.limits, given)
     except InvalidRequest as err:
         raise InvalidWorkflow.within(err, "workflow.arguments") from err
 

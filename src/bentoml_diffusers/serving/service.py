@@ -12,13 +12,15 @@ from bentoml import Tag
 from bentoml.models import BentoModel
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 
+from bentoml_diffusers._compat import api_with_headers
 from bentoml_diffusers.engine import Engine
 from bentoml_diffusers.errors import InvalidModel, InvalidRequest
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
-from bentoml_diffusers.serving.answering import NOTHING, answer
+from bentoml_diffusers.serving.answering import HEADERS, NOTHING, answer
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
+from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
-from bentoml_diffusers.serving.sizes import check_default_sizes
+from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
 from bentoml_diffusers.store import read_record
 
 if TYPE_CHECKING:
@@ -78,9 +80,11 @@ def service(
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:
             """Runs once, before the workers: BentoML restarts one that fails for ever."""
-            _check_is_pipeline(_find_model(DiffusersService, model))
+            found = _find_model(DiffusersService, model)
+            _check_is_pipeline(found)
+            check_stored_size(found, requests)
 
-        @bentoml.api(input_spec=make_replay_model(bounds))  # type: ignore[untyped-decorator]
+        @api_with_headers(REPLAY_HEADERS, input_spec=make_replay_model(bounds))
         async def replay(self, ctx: bentoml.Context, **fields: Any) -> Image:
             """Paints again what a workflow says, or a picture that holds one.
 
@@ -116,7 +120,7 @@ def _make_api(endpoint: Endpoint, embed: EmbedOptions) -> Any:
 
     paint.__name__ = endpoint.name
     paint.__doc__ = endpoint.description
-    return bentoml.api(input_spec=endpoint.request)(paint)
+    return api_with_headers(HEADERS, input_spec=endpoint.request)(paint)
 
 
 def _find_model(service: Any, tag: str) -> bentoml.Model:

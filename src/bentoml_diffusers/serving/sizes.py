@@ -6,15 +6,21 @@ Only the loaded model knows it.
 from __future__ import annotations
 
 import contextlib
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine import default_size
 from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.store.layout import PIPELINE_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import bentoml
+
     from bentoml_diffusers.engine import Engine
+    from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.serving.reading import RequestModel
 
 
@@ -31,8 +37,40 @@ def check_default_sizes(engine: Engine, requests: Mapping[str, type[RequestModel
                 request.limits.check_default_size(*_complete(engine, task, defaults))
 
 
+def check_stored_size(model: bentoml.Model, requests: Mapping[str, type[RequestModel]]) -> None:
+    """Checks the same before a model is loaded, where the configs of its components tell.
+
+    BentoML restarts a worker that fails for ever, but nothing after a failure here.
+
+    Raises:
+        InvalidOption: 400, more than the limits of the service allow.
+    """
+    request = requests.get("txt2img")
+    side = _read_stored_side(Path(model.path_of(PIPELINE_FOLDER)))
+    if request is not None and request.model_fields["height"].default is None and side is not None:
+        request.limits.check_default_size(side, side)
+
+
+def _read_stored_side(folder: Path) -> int | None:
+    """Returns the side, px, that a classic pipeline makes of its latents' side."""
+    denoisers = [_read_config(folder / name) for name in ("unet", "transformer")]
+    samples = [config["sample_size"] for config in denoisers if "sample_size" in config]
+    blocks = _read_config(folder / "vae").get("block_out_channels")
+    if not samples or not isinstance(samples[0], int) or not isinstance(blocks, list):
+        return None
+    return int(samples[0] * 2 ** (len(blocks) - 1))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def check_whole_size(
-    engine: Engine, task: str, request: type[RequestModel], arguments: Mapping[str, Any]
+    engine: Engine, task: str, limits: RequestLimits, arguments: Mapping[str, Any]
 ) -> None:
     """Checks the size of a request of which one side, or both, are the model's.
 
@@ -40,10 +78,10 @@ def check_whole_size(
         InvalidRequest: 400, larger than the limits of the service allow.
     """
     given = [name for name in _SIDES if arguments.get(name) is not None]
-    if len(given) == len(_SIDES) or not _has_free_size(engine, task, request):
+    is_chosen = len(given) == len(_SIDES) or bool(arguments.get("keep_size"))
+    if is_chosen or not set(_SIDES) <= set(engine.find_call(task)[2].defaults):
         return
     height, width = _complete(engine, task, arguments)
-    limits = request.limits
     if max(height, width) > limits.max_side or height * width > limits.max_pixels:
         field = given[0] if given else _SIDES[0]
         raise InvalidRequest(
