@@ -8,6 +8,7 @@ from holding import held
 
 from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
 from bentoml_diffusers.engine.profile import CostProfile, bucket
+from bentoml_diffusers.engine.request import Ticket
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 
@@ -86,6 +87,95 @@ def test_a_deadline_passes_in_the_queue_while_another_request_runs(gate):
         assert engine.report().waiting == 0
         gate.opened.set()
     assert engine.report().counts["expired"] == 1
+
+
+def test_each_error_has_one_outcome_in_all_counts():
+    """The engine and the metrics of a service ask the error."""
+    classes = [errors.DiffusersError]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    outcomes = {cls.__name__: (cls.error_code, cls.outcome) for cls in classes}
+    special = {
+        "QueueFull": (429, "refused"),
+        "AdaptersBusy": (503, "refused"),
+        "RequestCancelled": (503, "cancelled"),
+        "DeadlineExceeded": (504, "expired"),
+    }
+    assert special.items() <= outcomes.items()
+    for name, (status, outcome) in outcomes.items():
+        if name not in special:
+            assert outcome == ("invalid" if status < 500 else "failed"), name
+
+
+def test_outcomes_are_counted_wherever_a_request_ends(gate, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+
+    def fail(*_):
+        raise RuntimeError("on purpose")
+
+    limits = EngineLimits(max_running=1, max_queue=1)
+    with Engine.from_model(
+        testing.tiny_stable_diffusion(), limits=limits, lora_dir=str(tmp_path)
+    ) as engine:
+        assert engine.run("txt2img", **CALL).images
+        for wrong, error in [
+            ({"prompt": 3}, errors.InvalidRequest),
+            ({"lora_weights": "missing"}, errors.AdapterNotFound),
+            ({"lora_weights": "broken.safetensors"}, errors.InvalidModel),
+            ({"callback_on_step_end": fail}, errors.PipelineFailed),
+            ({"timeout_s": 1e-9}, errors.DeadlineExceeded),
+        ]:
+            with pytest.raises(error):
+                engine.run("txt2img", **{**CALL, **wrong})
+        running = engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        waiting = engine.submit("txt2img", **CALL)
+        with pytest.raises(errors.QueueFull):
+            engine.submit("txt2img", **CALL)
+        running.cancel()
+        waiting.cancel()
+        gate.opened.set()
+    counts = dict(engine.report().counts)
+    assert counts.pop("submitted") == 6
+    expected = {"done": 1, "invalid": 3, "failed": 1, "expired": 1, "refused": 1, "cancelled": 2}
+    assert counts == expected
+
+
+def test_a_request_that_gives_no_deadline_has_that_of_the_engine():
+    with engine_with(timeout_s=1e-9) as engine:
+        for call in (engine.run, lambda *args, **given: asyncio.run(engine.arun(*args, **given))):
+            with pytest.raises(errors.DeadlineExceeded):
+                call("txt2img", **CALL)
+        assert engine.run("txt2img", **CALL, timeout_s=60).images
+
+
+def test_a_request_that_is_late_and_then_cancelled_was_late():
+    ticket = Ticket(timeout_s=-1.0)
+    ticket.cancel()
+    with pytest.raises(errors.DeadlineExceeded):
+        ticket.check()
+
+
+def test_steps_are_told_to_who_asks_also_of_a_request_that_fails():
+    steps = []
+
+    def fail_second(pipeline, index, timestep, tensors):
+        assert index == 0
+        return tensors
+
+    with engine_with() as engine:
+        assert engine.run("txt2img", **CALL, on_step=steps.append).images
+        with pytest.raises(errors.PipelineFailed):
+            engine.run("txt2img", **CALL, on_step=steps.append, callback_on_step_end=fail_second)
+        with pytest.raises(errors.InvalidRequest, match="on_step"):
+            asyncio.run(anext(engine.stream("txt2img", **CALL, on_step=steps.append)))
+    assert [(one.step, one.total) for one in steps] == [(1, 2), (2, 2)] * 2
+
+
+@pytest.mark.parametrize("value", [0, -1, "2", True])
+def test_a_deadline_of_the_engine_is_seconds(value):
+    with pytest.raises(errors.InvalidOption, match="timeout_s"):
+        EngineLimits(timeout_s=value)
 
 
 @pytest.mark.parametrize("name", ["max_running", "max_queue", "max_batch_rows"])

@@ -100,6 +100,21 @@ def runner_timeout_s() -> float | None:
     return 0.95 * float(BentoMLContainer.runners_config.get()["traffic"]["timeout"])
 
 
+def service_timeout_s(service: Any) -> float | None:
+    """Seconds that a request of a modern service may take; ``None``: as long as it takes.
+
+    A little less than BentoML's own ``traffic.timeout``, whose answer comes from outside of the
+    service. Until a service can ask for it in public (BentoML 1.4).
+    """
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    known = BentoMLContainer.config.services.get()
+    given = (known.get(service.name, {}), service.config, known)
+    found = (config.get("traffic", {}).get("timeout") for config in given)
+    timeout_s = next((one for one in found if one is not None), None)
+    return None if timeout_s is None else 0.95 * float(timeout_s)
+
+
 def fix_execution_device(pipeline: Any) -> None:
     """Notes where a pipeline runs, by a subclass of its class.
 

@@ -1,4 +1,8 @@
-"""Every error that this package raises on purpose, each with its HTTP status.
+"""Every error that this package raises on purpose, each with its HTTP status and its outcome.
+
+The outcome is what a request that ends with it counts as, in :class:`EngineReport` and in the
+metrics of a service: ``invalid`` for what the caller can mend, ``refused`` where there is no room
+now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
 
 ::
 
@@ -30,7 +34,7 @@ from __future__ import annotations
 import difflib
 import re
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 # Where each fault is, and what it is.
 Faults: TypeAlias = "Sequence[tuple[Sequence[str | int], str]]"
+Outcome: TypeAlias = Literal["invalid", "refused", "expired", "cancelled", "failed"]
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _FAULTS_SAID = 3  # wrong fields in the text of an error
 
@@ -48,6 +53,7 @@ class DiffusersError(BentoMLException):  # type: ignore[misc]
     """Root of the tree; pickles across processes with its text and status."""
 
     error_code = HTTPStatus.INTERNAL_SERVER_ERROR
+    outcome: ClassVar[Outcome] = "failed"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), str(self), dict(self.__dict__))
@@ -68,6 +74,7 @@ class InvalidRequest(DiffusersError, InvalidArgument, ValueError):  # type: igno
     """A field of a request is wrong (400)."""
 
     error_code = HTTPStatus.BAD_REQUEST
+    outcome = "invalid"
 
     def __init__(self, field: str, got: object, expected: str) -> None:
         self.field = field
@@ -93,6 +100,7 @@ class UnreadableRequest(DiffusersError, InvalidArgument, ValueError):  # type: i
     """
 
     error_code = HTTPStatus.BAD_REQUEST
+    outcome = "invalid"
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -106,6 +114,7 @@ class InvalidOption(DiffusersError, InvalidArgument, ValueError):  # type: ignor
     """An option of a model, a runner or a service is unknown or has a wrong value (400)."""
 
     error_code = HTTPStatus.BAD_REQUEST
+    outcome = "invalid"
 
     def __init__(self, option: str, got: object, expected: str) -> None:
         self.option = option
@@ -124,6 +133,7 @@ class InvalidModel(DiffusersError, ValueError):
     """A source holds no pipeline, LoRA or textual inversion (400)."""
 
     error_code = HTTPStatus.BAD_REQUEST
+    outcome = "invalid"
 
     def __init__(self, source: object, problem: str, next_step: str = "") -> None:
         super().__init__(_sentence(f"{str(source)!r} {problem}", next_step))
@@ -133,6 +143,7 @@ class UntrustedSource(DiffusersError, ValueError):
     """A name reaches outside the sources that the operator allowed (400)."""
 
     error_code = HTTPStatus.BAD_REQUEST
+    outcome = "invalid"
 
     def __init__(self, field: str, got: object, allowed: str) -> None:
         self.field = field
@@ -143,6 +154,7 @@ class UnsupportedByPipeline(DiffusersError, NotImplementedError):
     """The pipeline's class lacks what was asked for (400)."""
 
     error_code = HTTPStatus.BAD_REQUEST
+    outcome = "invalid"
 
     def __init__(self, pipeline_class: str, what: str) -> None:
         super().__init__(f"{pipeline_class} does not support {what}")
@@ -152,6 +164,7 @@ class ModelNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[misc
     """The model is not in the store, or not on the hub (404)."""
 
     error_code = HTTPStatus.NOT_FOUND
+    outcome = "invalid"
 
     def __init__(self, name: object, problem: str, next_step: str = "") -> None:
         super().__init__(_sentence(f"model {str(name)!r} {problem}", next_step))
@@ -168,6 +181,7 @@ class AdapterNotFound(DiffusersError, NotFound, LookupError):  # type: ignore[mi
     """There is no LoRA or textual inversion of that name (404)."""
 
     error_code = HTTPStatus.NOT_FOUND
+    outcome = "invalid"
 
     def __init__(self, field: str, name: str, known: Iterable[str]) -> None:
         self.field = field
@@ -182,6 +196,7 @@ class TagConflict(DiffusersError, ValueError):
     """The tag is taken by something else (409)."""
 
     error_code = HTTPStatus.CONFLICT
+    outcome = "invalid"
 
     def __init__(self, tag: object, holds: str, asked: str) -> None:
         super().__init__(
@@ -199,6 +214,7 @@ class WorkflowMismatch(DiffusersError, ValueError):
     """
 
     error_code = HTTPStatus.CONFLICT
+    outcome = "invalid"
 
     def __init__(self, field: str, differences: Sequence[str]) -> None:
         self.field = field
@@ -218,6 +234,7 @@ class QueueFull(DiffusersError):
     """
 
     error_code = HTTPStatus.TOO_MANY_REQUESTS
+    outcome = "refused"
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
@@ -251,6 +268,7 @@ class RequestCancelled(DiffusersError):
     """The request was cancelled by its caller, or by the engine's shutdown (503)."""
 
     error_code = HTTPStatus.SERVICE_UNAVAILABLE
+    outcome = "cancelled"
 
     def __init__(self, reason: str = "the request was cancelled") -> None:
         super().__init__(reason)
@@ -260,6 +278,7 @@ class DeadlineExceeded(DiffusersError, TimeoutError):
     """The request ran past its deadline and was stopped (504)."""
 
     error_code = HTTPStatus.GATEWAY_TIMEOUT
+    outcome = "expired"
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"not finished within {timeout_s:g} seconds; the request was stopped")
@@ -278,6 +297,7 @@ class AdaptersBusy(DiffusersError):
     """Running requests hold so many adapters that there is no room for more (503)."""
 
     error_code = HTTPStatus.SERVICE_UNAVAILABLE
+    outcome = "refused"
 
     def __init__(self, option: str, size: int, wanted: int) -> None:
         super().__init__(
@@ -295,6 +315,11 @@ class DeviceOutOfMemory(DiffusersError):
         super().__init__(
             f"too little device memory for {what}; ask for a smaller or for fewer images"
         )
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Returns what a request that ends with an error counts as."""
+    return error.outcome if isinstance(error, DiffusersError) else "failed"
 
 
 def shorten(value: object, limit: int = 120) -> str:

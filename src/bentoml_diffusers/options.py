@@ -301,6 +301,8 @@ class EngineLimits:
         max_batch_rows: Largest batch of a denoiser or text encoder, in rows; guidance takes two
             rows for an image. What is worth its time is measured, this is only a bound.
         max_decode_rows: Largest batch of the autoencoder, in pictures.
+        timeout_s: Seconds, waiting included, after which a request that gives none is stopped;
+            ``None``: never. A service takes a little less than its ``traffic.timeout``.
     """
 
     max_running: int = 32
@@ -308,10 +310,16 @@ class EngineLimits:
     max_pixel_steps: int = 10**11
     max_batch_rows: int = 64
     max_decode_rows: int = 4
+    timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            _check_whole_number(item.name, getattr(self, item.name), 1, 10**15)
+            if item.name != "timeout_s":
+                _check_whole_number(item.name, getattr(self, item.name), 1, 10**15)
+        seconds: object = self.timeout_s
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and seconds > 0):  # type: ignore[operator]
+            raise InvalidOption("timeout_s", seconds, "a number of seconds above 0")
 
 
 def option_names() -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A server that runs out of time, and one that is stopped."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,9 +11,15 @@ from processes import ENDLESS
 def test_timeout_and_stop_in_the_middle_of_a_request(serve, tiny_home):
     with serve("hurried_service:svc", home=tiny_home, folder=Path(__file__).parent) as server:
         before = server.paint()
+        steps_of_one = count_steps(server)
 
-        answer = server.client.post("/txt2img", json=ENDLESS)
+        answer = server.client.post("/txt2img", json={**ENDLESS, "height": 256, "width": 256})
         assert answer.status_code == 504
+        assert "not finished within" in answer.json()["error"]
+        metrics = server.client.get("/metrics").text
+        assert 'outcome="expired",task="txt2img"} 1.0' in metrics
+        assert 'outcome="cancelled"' not in metrics
+        assert count_steps(server) > steps_of_one > 0
         assert server.paint() == before  # within the client's own timeout: the device is free
 
         with ThreadPoolExecutor(1) as pool:
@@ -37,6 +44,11 @@ def test_too_many_requests_are_told_when_to_come_again(serve, tiny_home):
         metrics = server.client.get("/metrics").text
         assert f'outcome="refused",task="txt2img"}} {float(len(refused))}' in metrics
         assert "diffusers_requests_per_forward_bucket" in metrics
+
+
+def count_steps(server):
+    metrics = server.client.get("/metrics").text
+    return float(re.search(r'diffusers_steps_total\{.*task="txt2img".*\} (\S+)', metrics)[1])
 
 
 def _ends(running):

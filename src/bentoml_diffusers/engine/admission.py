@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -12,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import (
-    DeadlineExceeded,
     DiffusersError,
     QueueFull,
     RequestCancelled,
+    outcome_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bentoml_diffusers.engine.request import Request, Result, Ticket
     from bentoml_diffusers.options import EngineLimits
@@ -80,6 +81,16 @@ class Admission:
         """Requests that have been started."""
         return len(self._running)
 
+    @contextlib.contextmanager
+    def counting_refusals(self) -> Iterator[None]:
+        """Counts what is wrong with a request before it is in the queue."""
+        try:
+            yield
+        except DiffusersError as err:
+            with self._lock:
+                self._counts[err.outcome] += 1
+            raise
+
     def submit(self, entry: Entry) -> None:
         """Queues a request.
 
@@ -130,7 +141,6 @@ class Admission:
         is_full = len(self._queue) >= limits.max_queue
         too_much = work + entry.request.pixel_steps > limits.max_pixel_steps
         if is_full or (too_much and self._queue):
-            self._counts["refused"] += 1
             raise QueueFull(len(self._queue), self._rate.seconds_for(work))
 
     def _start_next(self) -> None:
@@ -149,9 +159,11 @@ class Admission:
 
     def _finish(self, entry: Entry, outcome: Result | BaseException) -> None:
         with self._lock:
-            self._counts[_name_outcome(outcome)] += 1
             self._running.discard(entry)
-            if not isinstance(outcome, BaseException):
+            if isinstance(outcome, BaseException):
+                self._counts[outcome_of(outcome)] += 1
+            else:
+                self._counts["done"] += 1
                 self._rate.add(entry.request.pixel_steps)
             self._start_next()
         if isinstance(outcome, BaseException):
@@ -215,13 +227,3 @@ def _reason_to_stop(ticket: Ticket) -> BaseException:
     except DiffusersError as err:
         return err
     return RequestCancelled()
-
-
-def _name_outcome(outcome: Result | BaseException) -> str:
-    if isinstance(outcome, DeadlineExceeded):
-        return "expired"
-    if isinstance(outcome, RequestCancelled):
-        return "cancelled"
-    if isinstance(outcome, DiffusersError) and outcome.error_code < 500:
-        return "invalid"
-    return "failed" if isinstance(outcome, BaseException) else "done"

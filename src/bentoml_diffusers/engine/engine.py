@@ -8,50 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from bentoml_diffusers import _names
 from bentoml_diffusers._compat import compile_in_place
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.engine.admission import Admission, Entry
-from bentoml_diffusers.engine.arguments import (
-    Parameters,
-    bind_arguments,
-    check_arguments,
-    check_clip_skip,
-    check_number,
-    count_pixel_steps,
-    has_method,
-    read_modular_parameters,
-    read_parameters,
-    with_rgb_images,
-)
 from bentoml_diffusers.engine.awaiting import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.devices import default_device
-from bentoml_diffusers.engine.latents import fit_latents
-from bentoml_diffusers.engine.modular import ModularTasks
-from bentoml_diffusers.engine.prompts import find_sequence_length
-from bentoml_diffusers.engine.recording import Recorder, make_recording
+from bentoml_diffusers.engine.recording import Recorder
 from bentoml_diffusers.engine.replaying import Planner
 from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.request import (
-    OWN_ARGUMENTS,
     Handle,
     Plan,
     Progress,
-    Request,
     Result,
     Ticket,
     check_timeout,
 )
-from bentoml_diffusers.engine.schedulers import choose_scheduler
-from bentoml_diffusers.engine.seeds import choose_seeds
-from bentoml_diffusers.engine.sizes import complete_size
+from bentoml_diffusers.engine.resolving import Resolver
 from bentoml_diffusers.engine.worker import Worker
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.loading import load_pipeline, stored_options
 from bentoml_diffusers.options import EngineLimits, ModelOptions
 from bentoml_diffusers.store import get
-from bentoml_diffusers.workflow.canvas import fit_to_image
-from bentoml_diffusers.workflow.describing import is_modular
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -60,6 +38,7 @@ if TYPE_CHECKING:
     from bentoml import Tag
     from diffusers import DiffusionPipeline
 
+    from bentoml_diffusers.engine.arguments import Parameters
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.workflow import Workflow
 
@@ -95,12 +74,9 @@ class Engine:
         self._worker = Worker(pipeline, self._bank, self.limits)
         self._recorder = Recorder(pipeline, self.options, model, self._worker.in_turn)
         self._admission = Admission(self.limits, self._run)
-        self._modular = (
-            ModularTasks(pipeline, self.options.modular_workflow) if is_modular(pipeline) else None
-        )
-        self._find_call: Callable[[str], _Call] = functools.cache(self._find_task)
+        self._resolver = Resolver(pipeline, self._bank, self.options.modular_workflow)
         self._planner = Planner(
-            pipeline, self._recorder, self._bank, lambda task: self._find_call(task)[2]
+            pipeline, self._recorder, self._bank, lambda task: self.find_call(task)[2]
         )
 
     @classmethod
@@ -155,15 +131,18 @@ class Engine:
             preview_every: Steps between two previews, each decoded by the autoencoder; 0 for none.
             **arguments: See :meth:`submit`.
         """
+        if "on_step" in arguments:
+            raise InvalidRequest("on_step", arguments["on_step"], "none: a stream yields the steps")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
+        ticket = Ticket()
 
         def notice(step: Progress) -> None:
             if not tell(loop, events.put_nowait, step):
                 ticket.cancel()
 
-        ticket = Ticket(on_step=notice)
-        handle = self._submit(ticket, task, args, {**arguments, "preview_every": preview_every})
+        given = {**arguments, "preview_every": preview_every, "on_step": notice}
+        handle = self._submit(ticket, task, args, given)
         handle.future.add_done_callback(lambda _: tell(loop, events.put_nowait, None))
         try:
             while (event := await events.get()) is not None:
@@ -185,6 +164,7 @@ class Engine:
         timeout_s: float | None = None,
         return_workflow: bool = False,
         keep_size: bool = False,
+        on_step: Callable[[Progress], None] | None = None,
         **arguments: Any,
     ) -> Handle:
         """Checks a request and queues it.
@@ -204,10 +184,12 @@ class Engine:
                 ``{"name": ..., "token": ...}``, or a list of either.
             exclusive: Run alone, which makes the picture the same bit for bit whatever else is
                 asked for at that time. It waits for all that run before it, and all others wait.
-            timeout_s: Seconds, waiting included, after which the request is stopped.
+            timeout_s: Seconds, waiting included, after which the request is stopped; ``None``
+                takes that of the :class:`EngineLimits`.
             return_workflow: Record the request, so that :meth:`replay` can repeat it.
             keep_size: Answer in the size of ``image``, which is padded to what the pipeline takes,
                 and cropped; else the pipeline chooses.
+            on_step: Called after each denoising step, in the thread of the request.
             **arguments: Arguments of the pipeline.
 
         Raises:
@@ -227,8 +209,8 @@ class Engine:
             "return_workflow": return_workflow,
             "keep_size": keep_size,
         }
-        check_timeout(timeout_s)
-        return self._submit(Ticket(timeout_s), task, args, given)
+        given |= {"timeout_s": timeout_s, "on_step": on_step}
+        return self._submit(Ticket(), task, args, given)
 
     def replay(self, workflow: Workflow, /, *, strict: bool = True, **overrides: Any) -> Result:
         """Repeats a workflow and waits for it. See :meth:`submit_replay`."""
@@ -273,10 +255,10 @@ class Engine:
             RequestCancelled: 503, the engine is closed.
             DeadlineExceeded: 504, the time was over before all was read.
         """
-        timeout_s = overrides.get("timeout_s")
-        check_timeout(timeout_s)
-        ticket = Ticket(timeout_s)
-        plan = self._planner.plan(workflow, overrides, ticket, strict=strict, limits=limits)
+        ticket = Ticket()
+        with self._admission.counting_refusals():
+            self._set_timeout(ticket, overrides.get("timeout_s"))
+            plan = self._planner.plan(workflow, overrides, ticket, strict=strict, limits=limits)
         return self._submit(ticket, plan.task, (), plan.given, plan)
 
     @property
@@ -321,7 +303,7 @@ class Engine:
         Raises:
             InvalidRequest: 400, the pipeline has no such task.
         """
-        return self._find_call(task)
+        return self._resolver.find_call(task)
 
     def _submit(
         self,
@@ -331,68 +313,18 @@ class Engine:
         given: dict[str, Any],
         plan: Plan | None = None,
     ) -> Handle:
-        if "timeout_s" in given:
-            ticket.timeout_s = given.pop("timeout_s")
-            check_timeout(ticket.timeout_s)
-        entry = Entry(self._resolve(task, args, given, plan), ticket)
-        self._admission.submit(entry)
+        ticket.on_step = given.pop("on_step", None)
+        with self._admission.counting_refusals():
+            self._set_timeout(ticket, given.pop("timeout_s", None))
+            entry = Entry(self._resolver.resolve(task, args, given, plan), ticket)
+            self._admission.submit(entry)
         return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
+
+    def _set_timeout(self, ticket: Ticket, timeout_s: float | None) -> None:
+        check_timeout(timeout_s)
+        ticket.timeout_s = self.limits.timeout_s if timeout_s is None else timeout_s
 
     def _run(self, entry: Entry) -> Result:
         captured = self._recorder.begin(entry.request, entry.ticket)
         result = self._worker.run(entry)
         return self._recorder.finish(entry.request, captured, result)
-
-    def _resolve(
-        self, task: str, args: tuple[Any, ...], given: dict[str, Any], plan: Plan | None
-    ) -> Request:
-        arguments = dict(given)
-        own = {name: arguments.pop(name, None) for name in OWN_ARGUMENTS}
-        cls, method, parameters = self._find_call(task)
-        guidance_scale = arguments.pop("guidance_scale", None) if parameters.guided else None
-        check_number("guidance_scale", guidance_scale)
-        bound = bind_arguments(parameters, args, arguments)
-        recording = make_recording(task, parameters.complete(bound), own, plan)
-        if parameters.modular is not None:
-            bound = parameters.modular.complete(bound)
-        base = getattr(self.pipeline, "scheduler", None)
-        check_arguments(parameters, bound, base)
-        check_clip_skip(self.pipeline, bound)
-        canvas = None
-        if own["keep_size"]:
-            bound, canvas = fit_to_image(self.pipeline, parameters.defaults, bound)
-        bound = fit_latents(self.pipeline, bound)
-        return Request(
-            pipeline_class=cls,
-            method=method,
-            arguments=with_rgb_images(complete_size(self.pipeline, bound)),
-            adapters=self._bank.find(own["lora_weights"], own["textual_inversions"], bound),
-            seeds=choose_seeds(parameters, own["seed"], bound),
-            scheduler=choose_scheduler(own["scheduler"], base),
-            guidance_scale=guidance_scale,
-            exclusive=bool(own["exclusive"]),
-            pixel_steps=count_pixel_steps(self.pipeline, parameters, bound),
-            preview_every=own["preview_every"] or 0,
-            recording=recording,
-            canvas=canvas,
-            max_sequence_length=find_sequence_length(parameters.defaults, bound),
-        )
-
-    def _find_task(self, task: str) -> _Call:
-        own = type(self.pipeline)
-        if task.startswith("_") and task != "__call__":
-            raise InvalidRequest("task", task, "a task or a public method")
-        if self._modular is not None:
-            workflow = self._modular.find(task)
-            return own, "__call__", read_modular_parameters(self.pipeline, workflow)
-        if has_method(own, task):
-            return own, task, read_parameters(own, task)
-        if task in _names.TASKS:
-            cls = _names.task_class(self.pipeline, task)
-            return cls, "__call__", read_parameters(cls, "__call__")
-        raise InvalidRequest(
-            "task", task, f"one of {', '.join(_names.TASKS)}, or a method of {own.__name__}"
-        )
-
-
-_Call = tuple[type[Any], str, Parameters]

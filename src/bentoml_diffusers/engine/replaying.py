@@ -218,5 +218,5 @@ def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
 
 
 def _changes(overrides: Mapping[str, Any]) -> bool:
-    kept = {"timeout_s", "return_workflow", "preview_every", "exclusive"}
+    kept = {"timeout_s", "return_workflow", "preview_every", "exclusive", "on_step"}
     return bool(set(overrides) - kept)

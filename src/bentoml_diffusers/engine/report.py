@@ -18,7 +18,8 @@ class EngineReport:
     Attributes:
         running: Requests that run.
         waiting: Requests in the queue.
-        counts: Requests by outcome: submitted, done, invalid, failed, cancelled, expired, refused.
+        counts: Requests by outcome: ``done``, or that of their error, see
+            :mod:`bentoml_diffusers.errors`; and ``submitted``, those that came into the queue.
         forwards: How many forwards were shared by how many requests.
         seconds_per_row: For each kind of forward, its median cost by batch size in rows.
         adapters: LoRAs and textual inversions.

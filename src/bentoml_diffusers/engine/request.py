@@ -190,12 +190,18 @@ class Ticket:
     @property
     def must_stop(self) -> bool:
         """True if :meth:`check` would raise."""
+        return self._cancelled.is_set() or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """True if its time is over."""
         deadline = self.deadline
-        return self._cancelled.is_set() or (deadline is not None and time.monotonic() > deadline)
+        return deadline is not None and time.monotonic() > deadline
 
     def cancel(self) -> None:
-        """Asks the request to stop."""
-        self._cancelled.set()
+        """Asks the request to stop; one that is late has to already, and stays late."""
+        if not self.is_late:
+            self._cancelled.set()
 
     def check(self) -> None:
         """Raises if the request must stop.

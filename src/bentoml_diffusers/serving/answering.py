@@ -62,7 +62,8 @@ async def answer(
         check_whole_size(engine, task, endpoint.request.limits, arguments)
         if embed.workflow or embed.infotext:
             arguments["return_workflow"] = True
-        return await engine.arun(task, **arguments)
+        on_step = process_metrics().count_steps(task)
+        return await engine.arun(task, on_step=on_step, **arguments)
 
     return await answer_with(paint(), ctx, task, fields["output_format"], embed)
 
@@ -114,6 +115,10 @@ async def answer_with(
         result = await _wait_while_connected(painting, ctx)
     except DiffusersError as error:
         return refuse(ctx, task, error)
+    except asyncio.CancelledError:
+        # By BentoML's timeout, where a single forward takes longer than the engine's is shorter.
+        process_metrics().note_outcome(task, "expired")
+        raise
     process_metrics().note_result(task, result)
     return await asyncio.to_thread(_picture_response, result, output_format, embed)
 

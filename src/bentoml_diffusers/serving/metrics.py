@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Histogram
 
-from bentoml_diffusers.errors import DeadlineExceeded, QueueFull, RequestCancelled
+from bentoml_diffusers.errors import outcome_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bentoml_diffusers.engine import Result
+    from bentoml_diffusers.errors import Outcome
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _REQUESTS_PER_FORWARD = (1, 2, 4, 8, 16, 32, 64)
@@ -36,28 +39,30 @@ class Metrics:
             buckets=_REQUESTS_PER_FORWARD,
         )
 
+    def count_steps(self, task: str) -> Callable[[object], None]:
+        """Returns what counts a step, also one of a request that is not answered in the end."""
+        steps = self._steps.labels(task)
+        return lambda _: steps.inc()
+
     def note_result(self, task: str, result: Result) -> None:
         """Counts a request that was answered."""
         self._requests.labels(task, "done").inc()
         self._queue_s.labels(task).observe(result.queue_s)
         self._run_s.labels(task).observe(result.run_s)
-        self._steps.labels(task).inc(result.steps)
         for size, forwards in result.batches.items():
             for _ in range(forwards):
                 self._batches.observe(size)
 
     def note_error(self, task: str, error: BaseException) -> None:
         """Counts a request that was not."""
-        self._requests.labels(task, _name_outcome(error)).inc()
+        self.note_outcome(task, outcome_of(error))
+
+    def note_outcome(self, task: str, outcome: Outcome) -> None:
+        """Counts a request by its outcome."""
+        self._requests.labels(task, outcome).inc()
 
 
 @functools.cache
 def process_metrics() -> Metrics:
     """Returns the metrics of this process: Prometheus takes each name once."""
     return Metrics()
-
-
-def _name_outcome(error: BaseException) -> str:
-    kinds = {QueueFull: "refused", DeadlineExceeded: "expired", RequestCancelled: "cancelled"}
-    status = getattr(error, "error_code", 500)
-    return kinds.get(type(error), "invalid" if status < 500 else "failed")

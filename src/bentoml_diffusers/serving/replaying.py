@@ -26,6 +26,7 @@ from bentoml_diffusers.serving.answering import HEADERS as IMAGE_HEADERS
 from bentoml_diffusers.serving.answering import answer_with, read_arguments, refuse
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.faults import MAX_FAULTS
+from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.workflow import Workflow
@@ -132,6 +133,7 @@ async def answer_replay(
                 strict=fields["strict"],
                 limits=requests[str(workflow.task)].limits,
                 return_workflow=embed.workflow or embed.infotext,
+                on_step=process_metrics().count_steps("replay"),
                 **read_arguments(overrides),
             )
         except DiffusersError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from bentoml import Tag
 from bentoml.models import BentoModel
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 
-from bentoml_diffusers._compat import api_with_headers
+from bentoml_diffusers._compat import api_with_headers, service_timeout_s
 from bentoml_diffusers.engine import Engine
 from bentoml_diffusers.errors import InvalidModel, InvalidRequest
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
@@ -72,7 +72,9 @@ def service(
 
         def __init__(self) -> None:
             self.engine = Engine.from_model(
-                _find_model(DiffusersService, model), limits=engine_limits, **given.given()
+                _find_model(DiffusersService, model),
+                limits=_with_timeout(engine_limits or EngineLimits(), DiffusersService),
+                **given.given(),
             )
             _find_tasks(self.engine, requests)
             check_default_sizes(self.engine, requests)
@@ -121,6 +123,13 @@ def _make_api(endpoint: Endpoint, embed: EmbedOptions) -> Any:
     paint.__name__ = endpoint.name
     paint.__doc__ = endpoint.description
     return api_with_headers(HEADERS, input_spec=endpoint.request)(paint)
+
+
+def _with_timeout(limits: EngineLimits, service: Any) -> EngineLimits:
+    """So the engine itself knows which requests are late, and answers with its own error."""
+    if limits.timeout_s is not None:
+        return limits
+    return replace(limits, timeout_s=service_timeout_s(service))
 
 
 def _find_model(service: Any, tag: str) -> bentoml.Model:
