@@ -10,6 +10,7 @@ import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, testing
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.canvas import Canvas, fit_to_image
+from bentoml_diffusers.workflow.summary import summarize
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2, "strength": 1.0, "seed": 1}
 
@@ -122,6 +123,11 @@ class TestReplay:
         output, report = bentoml_diffusers.replay(pipeline, workflow)
         assert report.matches
         assert output.images[0].tobytes() == image.tobytes()
+
+    def test_people_read_it(self, recorded):
+        assert ("size", "that of the image that came") in summarize(recorded[1])
+        other = recorded[1].model_copy(update={"keep_size": False})
+        assert "size" not in dict(summarize(other))
 
     def test_a_size_among_the_overrides(self, recorded):
         with Engine(testing.tiny_stable_diffusion()) as engine:

@@ -1,5 +1,6 @@
 """The limits of a service hold for what a request leaves out, too."""
 
+import base64
 import json
 
 import pytest
@@ -111,6 +112,16 @@ class TestSize:
             pytest.raises(errors.InvalidOption, match="'max_side': got 16"),
         ):
             check_default_sizes(engine, requests_of(endpoints))
+
+
+@pytest.mark.parametrize("task", ["img2img", "inpaint"])
+def test_the_largest_images_fit_into_a_body_as_base64_in_lines(task):
+    limits = RequestLimits(max_upload_bytes=3_000_000, max_prompt_chars=1)
+    request = requests_of(classic_endpoints(limits))[task]
+    lines = base64.encodebytes(bytes(limits.max_upload_bytes)).decode().replace("\n", "\r\n")
+    body = dict.fromkeys(("image", "mask_image")[: 1 + (task == "inpaint")], lines)
+    without_margin = request._max_body_bytes() - 2**20
+    assert len(json.dumps(body)) <= without_margin
 
 
 class TestReplay:

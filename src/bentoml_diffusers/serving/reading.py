@@ -147,7 +147,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
     @classmethod
     def _max_body_bytes(cls) -> int:
         """Files as base64, texts as JSON with 12 characters for one, and room for the rest."""
-        files = len(cls.multipart_fields) * cls.limits.max_upload_bytes * 4 // 3
+        files = len(cls.multipart_fields) * cls.limits.max_upload_bytes * 3 // 2  # base64 in lines
         return files + len(cls.model_fields) * cls.limits.max_prompt_chars * 12 + 2**20
 
     @classmethod

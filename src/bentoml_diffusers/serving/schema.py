@@ -150,9 +150,9 @@ def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
 
         @classmethod
         def _max_body_bytes(cls) -> int:
-            """Latents of 16 channels have a byte for each pixel; base64 adds a third."""
+            """Latents of 16 channels have a byte for each pixel; base64 in lines adds a half."""
             without: int = super()._max_body_bytes()
-            return without + limits.max_pixels * 4 // 3
+            return without + limits.max_pixels * 3 // 2
 
     return TextToImage
 

@@ -39,6 +39,7 @@ def summarize(workflow: Workflow) -> list[tuple[str, str]]:
         ("guider", workflow.guider.class_name if workflow.guider else ""),
         *(("adapter", _describe_adapter(one)) for one in _adapters(workflow)),
         *(("left out", f"{name}: {what}") for name, what in workflow.unsupported.items()),
+        ("size", "that of the image that came" if workflow.keep_size else ""),
         ("ran", _describe_run(workflow)),
         ("made with", ", ".join(f"{a} {b}" for a, b in workflow.environment.versions.items())),
         ("output", _describe_output(output) if output else ""),
