@@ -158,7 +158,8 @@ class AdapterBank:
             raise InvalidRequest(
                 "lora_weights", len(loras), f"at most {self._pool.slots}, the number of lora_slots"
             )
-        return AdapterSet(tuple(loras), tuple(inversions), read_layer_scale(arguments or {}))
+        layer_scale = read_layer_scale(arguments or {}, can_differ=not self._switch.is_fused)
+        return AdapterSet(tuple(loras), tuple(inversions), layer_scale)
 
     def prepare(self, wanted: AdapterSet) -> PreparedAdapters:
         """Reads and checks the files. Safe from any thread; takes milliseconds.

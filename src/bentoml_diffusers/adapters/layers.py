@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers._compat import is_compiled
 from bentoml_diffusers.adapters.files import extend_key, is_finite
 from bentoml_diffusers.adapters.scales import scale_of
+from bentoml_diffusers.adapters.storage import base_of, is_computed_in
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class LayerMap:
         for component, path, lora in _each(raw):
             target = self._checked(name, component, path, lora)
             if target is None:
-                kind = type(_unwrapped(self._modules[component][path])).__name__
+                kind = type(base_of(self._modules[component][path])).__name__
                 beyond = f"a LoRA of a {kind}"
             else:
                 layers[component, path] = self._converted(target, lora, copy=raw.is_mapped)
@@ -200,7 +201,7 @@ class LayerMap:
 def _target(module: torch.nn.Module, pipeline: DiffusionPipeline) -> Target | None:
     import torch
 
-    base = _unwrapped(module)
+    base = base_of(module)
     if isinstance(base, torch.nn.Linear):
         inputs, outputs = base.in_features, base.out_features
         return Target(module, _dtype_of(base, pipeline), inputs, outputs, inputs)
@@ -218,14 +219,10 @@ def _dtype_of(layer: torch.nn.Module, pipeline: DiffusionPipeline) -> torch.dtyp
     """The dtype in which a layer computes; its weights may be stored in fewer bits."""
     import torch
 
-    floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    candidates = (getattr(layer.weight, "dtype", None), pipeline.dtype)
-    return next((one for one in candidates if one in floats), torch.bfloat16)
-
-
-def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    get_base = getattr(module, "get_base_layer", None)
-    return get_base() if get_base is not None else module
+    stored, whole = getattr(layer.weight, "dtype", None), pipeline.dtype
+    if isinstance(stored, torch.dtype) and is_computed_in(stored):
+        return stored
+    return whole if is_computed_in(whole) else torch.bfloat16
 
 
 def _each(raw: RawLora) -> Iterator[tuple[str, str, LayerLora]]:

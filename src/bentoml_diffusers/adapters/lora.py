@@ -17,9 +17,11 @@ from bentoml_diffusers.adapters.denoisers import (
 from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.adapters.lycoris import inject, kind_of, read_lycoris
 from bentoml_diffusers.adapters.scales import expand_scales, scale_of
+from bentoml_diffusers.adapters.storage import is_computed_in, name_storage
 from bentoml_diffusers.errors import (
     DiffusersError,
     InvalidModel,
+    InvalidOption,
     UnsupportedByPipeline,
 )
 
@@ -55,6 +57,7 @@ class LoraSwitch:
             check_choices(pipeline, "lora_weights", adapter)
             self._static[self._load(adapter)] = adapter.scale
         self._activate(self._static)
+        self.is_fused = False
 
     @property
     def has_layers(self) -> bool:
@@ -83,12 +86,23 @@ class LoraSwitch:
             self._remove_all_but_static()
 
     def fuse_static(self) -> None:
-        """Adds the static LoRAs to the base weights, for good."""
-        if self._static:
-            parts = [name for name, here in self._pipeline.get_list_adapters().items() if here]
-            self._pipeline.fuse_lora(components=parts, adapter_names=list(self._static))
-            self._pipeline.unload_lora_weights()
-            self._static = {}
+        """Adds the static LoRAs to the base weights, for good.
+
+        Raises:
+            InvalidOption: 400, they are quantized.
+        """
+        if not self._static:
+            return
+        parts = [name for name, here in self._pipeline.get_list_adapters().items() if here]
+        for storage in _storages(self._pipeline):
+            # PEFT changes a copy of such weights, drops DoRA's magnitudes, or raises.
+            raise InvalidOption(
+                "fuse_static_loras", True, f"a model whose weights are not stored as {storage}"
+            )
+        self._pipeline.fuse_lora(components=parts, adapter_names=list(self._static))
+        self._pipeline.unload_lora_weights()
+        self._static = {}
+        self.is_fused = True
 
     def _load(self, adapter: Adapter) -> str:
         if not supports_lora(self._pipeline):
@@ -101,13 +115,13 @@ class LoraSwitch:
         except Exception as err:
             # A client reads this: no path of the server.
             reason = _first_line(err).replace(adapter.path, adapter.name)
-            raise InvalidModel(
-                adapter.name, f"is no LoRA for {type(self._pipeline).__name__}: {reason}"
-            ) from err
+            base = f"{_first_quantized(self._pipeline)}{type(self._pipeline).__name__}"
+            raise InvalidModel(adapter.name, f"is no LoRA for {base}: {reason}") from err
         if name not in _resident(self._pipeline):
             raise InvalidModel(
                 adapter.name, f"has no layer in common with {type(self._pipeline).__name__}"
             )
+        _check_precision(self._pipeline, adapter.name, name)
         return name
 
     def _inject(self, adapter: Adapter, name: str) -> None:
@@ -170,12 +184,55 @@ def supports_lora(pipeline: DiffusionPipeline | type[DiffusionPipeline]) -> bool
 
 
 def _set_scales(pipeline: DiffusionPipeline, name: str, scales: LayerScales) -> None:
+    for place, layer in _wrappers(pipeline):
+        component, _, path = place.partition(".")
+        if name in _adapters_of(layer):
+            layer.set_scale(name, scale_of(scales, component, path))
+
+
+def _wrappers(pipeline: DiffusionPipeline) -> Iterator[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for component in pipeline.get_list_adapters():
         for path, layer in getattr(pipeline, component).named_modules():
-            if isinstance(layer, BaseTunerLayer) and name in _adapters_of(layer):
-                layer.set_scale(name, scale_of(scales, component, path))
+            if isinstance(layer, BaseTunerLayer):
+                yield f"{component}.{path}", layer
+
+
+def _storages(pipeline: DiffusionPipeline) -> Iterator[str]:
+    """Yields what layers with adapters store their weights as, where they cannot be added to."""
+    return (storage for _, layer in _wrappers(pipeline) if (storage := name_storage(layer)))
+
+
+def _first_quantized(pipeline: DiffusionPipeline) -> str:
+    is_quantized = any(
+        getattr(getattr(part, "config", None), "quantization_config", None)
+        for part in _modules(pipeline)
+    )
+    return "a quantized " if is_quantized else ""
+
+
+def _check_precision(pipeline: DiffusionPipeline, name: str, adapter_name: str) -> None:
+    """Refuses what PEFT rounded to the dtype that a layer stores its weight in.
+
+    Raises:
+        InvalidModel: 400, it did.
+    """
+    for path, layer in _wrappers(pipeline):
+        if any(not is_computed_in(one.dtype) for one in _weights_of(layer, adapter_name)):
+            raise InvalidModel(
+                name,
+                f"would be rounded to {name_storage(layer)}, as which {path} is stored",
+                "load the model without layerwise_casting, or name a plain LoRA in a request",
+            )
+
+
+def _weights_of(layer: Any, adapter_name: str) -> Iterator[torch.Tensor]:
+    for attribute in layer.adapter_layer_names:
+        held = getattr(layer, attribute, {})
+        if adapter_name in held:
+            part = held[adapter_name]
+            yield from part.parameters() if hasattr(part, "parameters") else [part]
 
 
 def _resident(pipeline: DiffusionPipeline) -> set[str]:

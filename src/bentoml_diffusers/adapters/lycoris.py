@@ -7,6 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.adapters.storage import (
+    compute_dtype,
+    count_numbers,
+    is_computed_in,
+    is_packed,
+    name_storage,
+)
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -91,8 +98,9 @@ def inject(pipeline: DiffusionPipeline, layers: Iterable[LycorisLayer], adapter_
     for component, mine in by_component.items():
         module = getattr(pipeline, component)
         module.add_adapter(_config(mine), adapter_name=adapter_name)
+        dtype = compute_dtype(module)
         for layer in mine:
-            _fill(module.get_submodule(layer.path), layer, adapter_name)
+            _fill(module.get_submodule(layer.path), layer, adapter_name, dtype)
 
 
 def _names_of_layers(pipeline: DiffusionPipeline) -> dict[str, tuple[str, str]]:
@@ -169,14 +177,21 @@ def _checked(
         raise InvalidModel(name, f"was made for another base model: there is no layer {layer}")
     component, path = names[layer]
     alpha = parts.pop("alpha", None)
-    weight = getattr(pipeline, component).get_submodule(path).weight
+    target = getattr(pipeline, component).get_submodule(path)
     try:
         numbers = _count(parts)
     except (KeyError, RuntimeError, IndexError) as err:
         raise InvalidModel(name, f"is incomplete at {layer}: {err}") from err
-    if numbers != weight.numel():
+    if numbers != count_numbers(target):
         raise InvalidModel(
             name, f"was made for another base model: {layer} has another shape there"
+        )
+    if is_packed(target):
+        raise InvalidModel(
+            name,
+            f"is a {_KINDS[next(iter(parts))[:5]]}, which PEFT cannot apply to quantized weights: "
+            f"{component}.{path} stores them as {name_storage(target)}",
+            "use a LoRA, or load the model without quantization_config",
         )
     return LycorisLayer(component, path, parts, None if alpha is None else float(alpha))
 
@@ -211,16 +226,18 @@ def _config(layers: list[LycorisLayer]) -> Any:
     return kinds[layers[0].kind](r=1, alpha=1, target_modules=[layer.path for layer in layers])
 
 
-def _fill(wrapper: Any, layer: LycorisLayer, adapter_name: str) -> None:
+def _fill(wrapper: Any, layer: LycorisLayer, adapter_name: str, dtype: torch.dtype) -> None:
+    """Puts the matrices in, in ``dtype`` where that of the weight is only for storing."""
     import torch
 
     weight = wrapper.get_base_layer().weight
+    dtype = weight.dtype if is_computed_in(weight.dtype) else dtype
     for part in wrapper.adapter_layer_names:
         held = getattr(wrapper, part)
         if adapter_name in held:
             del held[adapter_name]
         if part in layer.parts:
-            tensor = layer.parts[part].to(weight)
+            tensor = layer.parts[part].to(weight.device, dtype)
             held[adapter_name] = torch.nn.Parameter(tensor, requires_grad=False)
     rank = layer.rank or 1
     alpha = layer.alpha if layer.alpha is not None and layer.rank else rank

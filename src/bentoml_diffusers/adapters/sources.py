@@ -251,14 +251,21 @@ def _near(name: str, known: list[str]) -> list[str]:
     return sorted(alike, key=lambda one: one[: len(name)] != name)[:_MAX_COMPARED]
 
 
-def read_layer_scale(arguments: Mapping[str, Any]) -> float:
+def read_layer_scale(arguments: Mapping[str, Any], *, can_differ: bool = True) -> float:
     """Returns the scale of all LoRAs that the arguments of a pipeline ask for, 1 by default.
 
+    Args:
+        arguments: Of the pipeline.
+        can_differ: False where LoRAs are fused with the weights, which no scale reaches.
+
     Raises:
-        InvalidRequest: 400, no number, or too large.
+        InvalidRequest: 400, no number, too large, or without effect.
     """
     scale = 1.0
     for name, value in arguments.items():
         if name.endswith("attention_kwargs") and isinstance(value, Mapping) and "scale" in value:
-            scale *= read_scale(f"{name}.scale", value["scale"])
+            mine = read_scale(f"{name}.scale", value["scale"])
+            if mine != 1 and not can_differ:
+                raise InvalidRequest(f"{name}.scale", mine, "1, as LoRAs are fused with this model")
+            scale *= mine
     return scale
