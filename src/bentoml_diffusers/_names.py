@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -316,6 +317,57 @@ def is_component_class(library: str, class_name: str) -> bool:
     inside = getattr(getattr(pipelines, library, None), "__name__", "")
     is_known = library.split(".")[0] in ("diffusers", "transformers")
     return (is_known or inside.startswith("diffusers.")) and not class_name.startswith("_")
+
+
+def is_never_loaded(index: Mapping[str, Any], component: str) -> bool:
+    """True if diffusers' loader passes over a component that the index names.
+
+    So it does with arguments of the pipeline's class that have a default and are not listed as
+    optional, such as the scheduler of ``LongCatAudioDiTPipeline`` (diffusers 0.42.1).
+    """
+    name = index["_class_name"]
+    found = _exported_by_diffusers(name) if isinstance(name, str) else None
+    parameter = inspect.signature(found.__init__).parameters.get(component) if found else None
+    has_default = parameter is not None and parameter.default is not inspect.Parameter.empty
+    return has_default and component not in getattr(found, "_optional_components", ())
+
+
+def find_moved_library(library: str, class_name: str) -> str | None:
+    """Returns the library of a class that diffusers does not find where an index says it is.
+
+    ``None`` where it does, or where it is nowhere. Models of deprecated pipelines moved without
+    a word (diffusers 0.42.1), and what is saved of them names no library that has them.
+    """
+    import diffusers
+
+    if library not in ("deprecated", "diffusers", *_deprecated_pipelines()):
+        return None
+    if class_name in dir(diffusers):
+        return None if library == "diffusers" else "diffusers"
+    if class_name in dir(diffusers.schedulers):
+        return "diffusers.schedulers"
+    for name in _deprecated_pipelines():
+        module = getattr(diffusers.pipelines.deprecated, name, None)
+        if module is not None and class_name in dir(module):
+            return str(getattr(module, class_name).__module__)  # it has the loaders' bases, too
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _deprecated_pipelines() -> tuple[str, ...]:
+    from diffusers.pipelines import deprecated
+
+    return tuple(module.name for module in pkgutil.iter_modules(deprecated.__path__))
+
+
+def component_class(library: str, class_name: str) -> type[Any] | None:
+    """Returns the class that an index names; ``None`` if it is of neither upstream."""
+    from diffusers import pipelines
+
+    if not is_component_class(library, class_name):
+        return None
+    module = getattr(pipelines, library, None) or importlib.import_module(library)
+    return getattr(module, class_name, None)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,21 +1,22 @@
-"""IP-Adapters that were loaded when a modular pipeline was stored, loaded again."""
+"""IP-Adapters that were loaded when a pipeline was stored, loaded again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidModel, UnsupportedByPipeline
-from bentoml_diffusers.store.ip_adapter import SCALES_FILE
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, SCALES_FILE
 from bentoml_diffusers.store.source import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import ModularPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
 
-def restore_ip_adapter(pipeline: ModularPipeline, folder: Path, name: str) -> None:
+def restore_ip_adapter(
+    pipeline: DiffusionPipeline | ModularPipeline, folder: Path, name: str
+) -> None:
     """Loads the IP-Adapters of a stored pipeline into its UNet, with their scales.
 
     Raises:
@@ -31,6 +32,7 @@ def restore_ip_adapter(pipeline: ModularPipeline, folder: Path, name: str) -> No
             str(folder),
             subfolder=IP_ADAPTER_FOLDER,
             weight_name=sorted(path.name for path in place.glob("*.safetensors")),
+            image_encoder_folder=None,  # it is a component, or there was none
             local_files_only=True,
         )
         for key, processor in pipeline.unet.attn_processors.items():

@@ -17,6 +17,7 @@ from bentoml_diffusers.errors import (
     UnsupportedByPipeline,
 )
 from bentoml_diffusers.loading.custom_code import run_code, run_stored_code
+from bentoml_diffusers.loading.ip_adapter import restore_ip_adapter
 from bentoml_diffusers.loading.modular import is_modular, load_modular
 from bentoml_diffusers.loading.placement import place
 from bentoml_diffusers.loading.sharing import Shared
@@ -30,7 +31,13 @@ from bentoml_diffusers.loading.tuning import (
 )
 from bentoml_diffusers.options import ModelOptions
 from bentoml_diffusers.store.hashing import check_stamps
-from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_FOLDER, PIPELINE_INDEX
+from bentoml_diffusers.store.layout import (
+    IP_ADAPTER_FOLDER,
+    MODULAR_INDEX,
+    PIPELINE_FOLDER,
+    PIPELINE_INDEX,
+)
+from bentoml_diffusers.store.left_out import find_left_out
 from bentoml_diffusers.store.record import Record, read_record
 from bentoml_diffusers.store.source import class_name, read_index
 
@@ -126,8 +133,13 @@ def _from_pretrained(
     cls = _find_class(model, folder, record, options)
     if options.modular_workflow is not None:
         raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is no modular pipeline")
+    with_adapter = (folder / IP_ADAPTER_FOLDER).is_dir()
     try:
-        given = {**shared.take_all(), **_loader_arguments(folder, record, options)}
+        given = {
+            **_load_left_out(folder),
+            **shared.take_all(with_adapter=with_adapter),
+            **_loader_arguments(folder, record, options),
+        }
         pipeline: DiffusionPipeline = cls.from_pretrained(str(folder), **given)
         if "dtype" not in given and not _holds_float32(pipeline):
             float32 = _names.resolve_dtype("float32")
@@ -136,8 +148,23 @@ def _from_pretrained(
         raise
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as err:
         raise InvalidModel(model.tag, f"could not be loaded: {err}") from err
-    shared.keep_classic(pipeline)
+    if with_adapter and not shared.has("unet"):
+        restore_ip_adapter(pipeline, folder, str(model.tag))
+    shared.keep_classic(pipeline, with_adapter=with_adapter)
     return pipeline
+
+
+def _load_left_out(folder: Path) -> dict[str, Any]:
+    """Loads the components that diffusers' own loader passes over."""
+    classes = {
+        name: _names.component_class(*component)
+        for name, component in find_left_out(folder).items()
+    }
+    return {
+        name: cls.from_pretrained(folder / name, local_files_only=True)
+        for name, cls in classes.items()
+        if cls is not None
+    }
 
 
 def _loader_arguments(folder: Path, record: Record | None, options: ModelOptions) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidOption
 from bentoml_diffusers.store.hashing import complete_record, hash_tree
 from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
+from bentoml_diffusers.store.selection import find_places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,11 +76,11 @@ class Shared:
                 return component
         return None
 
-    def take_all(self) -> dict[str, Any]:
+    def take_all(self, *, with_adapter: bool = False) -> dict[str, Any]:
         """Returns all components of a classic pipeline that are there already."""
         if self.manager is None:
             return {}
-        found = {name: self.take(name) for name in self._classes}
+        found = {name: self.take(name, with_adapter=with_adapter) for name in self._classes}
         return {name: component for name, component in found.items() if component is not None}
 
     def has(self, name: str) -> bool:
@@ -92,7 +93,7 @@ class Shared:
             if self.manager is not None and _is_stateless(component):
                 setattr(component, _KEY, self._key(name, with_adapter=with_adapter))
 
-    def keep_classic(self, pipeline: DiffusionPipeline) -> None:
+    def keep_classic(self, pipeline: DiffusionPipeline, *, with_adapter: bool = False) -> None:
         """Puts the components of a classic pipeline into the manager, which does not know it."""
         if self.manager is None:
             return
@@ -100,12 +101,16 @@ class Shared:
         there = {key: component for key, component in named.items() if component is not None}
         for name, component in there.items():
             self.manager.add(name, component)
-        self.keep(there)
+        self.keep(there, with_adapter=with_adapter)
 
     def _key(self, name: str, *, with_adapter: bool) -> tuple[str, ...]:
-        folders = (name, IP_ADAPTER_FOLDER) if with_adapter and name == "unet" else (name,)
-        files = {path: sha for path, sha in self._files.items() if path.split("/")[0] in folders}
-        return (hash_tree(files), self._classes.get(name, ""), *self._how)
+        class_name = self._classes.get(name, "")
+        names = sorted(self._files)
+        places = find_places(name, name, class_name.rpartition(".")[2], names)
+        paths = [path for place in places for path in place]
+        if with_adapter and name == "unet":
+            paths += [path for path in names if path.startswith(f"{IP_ADAPTER_FOLDER}/")]
+        return (hash_tree({path: self._files[path] for path in paths}), class_name, *self._how)
 
 
 def _check(manager: Any, options: ModelOptions) -> None:

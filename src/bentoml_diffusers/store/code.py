@@ -113,7 +113,7 @@ def code_of_class(cls: type[Any]) -> FoundCode | None:
     """Finds the code of a pipeline's class; ``None`` for those of diffusers and of this package.
 
     Raises:
-        InvalidModel: 400, its code is in no file of its own.
+        InvalidModel: 400, its code is in no file of its own, or in several folders.
     """
     if cls.__module__.partition(".")[0] in ("diffusers", "bentoml_diffusers"):
         return None
@@ -128,7 +128,9 @@ def code_of_class(cls: type[Any]) -> FoundCode | None:
     if path.parent.name == CODE_FOLDER:  # loaded from the store: with all that belongs to it
         files = {item.name: item for item in sorted(path.parent.glob("*.py"))}
         return FoundCode(f"file {path.name}", files, path.name, cls.__name__)
-    return FoundCode(f"file {path.name}", {path.name: path}, path.name, cls.__name__)
+    beside = {item.name: item for item in sorted(path.parent.glob("*.py"))}
+    files = with_imports(path.name, beside)
+    return FoundCode(f"file {path.name}", files, path.name, cls.__name__)
 
 
 def _declared_code(source: Source) -> FoundCode | None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.store.hashing import hash_file, with_hashes
+from bentoml_diffusers.store.ip_adapter import (
+    has_ip_adapter,
+    refuse_ip_adapters,
+    without_ip_adapters,
+    write_ip_adapters,
+)
 from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_FOLDER
+from bentoml_diffusers.store.left_out import write_left_out
 from bentoml_diffusers.store.linking import SMALL_BYTES
 from bentoml_diffusers.store.modular_index import read_modular_components, read_modular_index
 from bentoml_diffusers.store.pickles import (
@@ -65,8 +73,19 @@ def fill_from_folder(
 def fill_from_pipeline(
     entry: Path, record: Record, pipeline: DiffusionPipeline, code: FoundCode | None = None
 ) -> Record:
-    """Writes a pipeline from memory, as safetensors."""
-    pipeline.save_pretrained(entry / PIPELINE_FOLDER, safe_serialization=True)
+    """Writes a pipeline from memory, as safetensors, with its IP-Adapters.
+
+    Raises:
+        InvalidModel: 400, an IP-Adapter, or a component, that would not come back.
+    """
+    root = entry / PIPELINE_FOLDER
+    unet = getattr(pipeline, "unet", None)
+    refuse_ip_adapters(type(pipeline).__name__, pipeline.components)
+    if has_ip_adapter(unet):
+        write_ip_adapters(unet, root)
+    with without_ip_adapters(unet) if has_ip_adapter(unet) else contextlib.nullcontext():
+        pipeline.save_pretrained(root, safe_serialization=True)
+    write_left_out(pipeline, root)
     return finish_record(entry, record, code)
 
 

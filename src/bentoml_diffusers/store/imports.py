@@ -66,6 +66,6 @@ def _relative(name: str, node: ast.ImportFrom, beside: Mapping[str, Path]) -> It
             raise InvalidModel(
                 name,
                 f"imports {'.' * node.level}{module}, which is not beside it",
-                "put all code of the blocks into one folder, without folders in it",
+                "put all of the code into one folder, without folders in it",
             )
         yield file

@@ -10,15 +10,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, SCALES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import torch
-
-SCALES_FILE = "scales.json"
 
 # Names in diffusers' image projections -> names in files, as diffusers reads them.
 _PROJECTIONS = {
@@ -36,6 +34,21 @@ _PROJECTIONS = {
 def has_ip_adapter(component: Any) -> bool:
     """True if an IP-Adapter is loaded into a component."""
     return any(_is_adapted(one) for one in getattr(component, "attn_processors", {}).values())
+
+
+def refuse_ip_adapters(pipeline: str, components: Mapping[str, Any]) -> None:
+    """Refuses IP-Adapters where they cannot be stored: in another component than a UNet.
+
+    Raises:
+        InvalidModel: 400, says in which one.
+    """
+    for name, component in components.items():
+        if name != "unet" and has_ip_adapter(component):
+            raise InvalidModel(
+                pipeline,
+                f"has an IP-Adapter in its {name}, which cannot be stored",
+                "unload_ip_adapter(), save, and load it again after load_model",
+            )
 
 
 def write_ip_adapters(unet: Any, folder: Path) -> None:
@@ -82,7 +95,7 @@ def without_ip_adapters(unet: Any) -> Iterator[None]:
 
 
 def _is_adapted(processor: Any) -> bool:
-    return type(processor).__name__.startswith("IPAdapter")
+    return "IPAdapter" in type(processor).__name__
 
 
 def _projection_of(unet: Any, layer: torch.nn.Module) -> dict[str, torch.Tensor]:

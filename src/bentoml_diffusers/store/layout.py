@@ -12,8 +12,8 @@ Format 2: ``record.json`` also has ``tree``, ``components``, ``code``, ``repairs
 ``files`` may lack large files whose hash is still being computed, these are in ``stamps``.
 ``code/`` holds the pipeline code that belongs to the model. ``diffusion_model/`` of a modular
 pipeline has ``modular_model_index.json`` instead of ``model_index.json``; where its blocks are no
-class by themselves, ``blocks.json`` says what they are made of; ``ip_adapter/`` holds IP-Adapters
-that are loaded into its UNet. Code from before it refuses such a model, as one without index.
+class by themselves, ``blocks.json`` says what they are made of. ``ip_adapter/`` holds IP-Adapters
+that are loaded into a UNet. Code from before it refuses such a model, as one without index.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MODULAR_INDEX = "modular_model_index.json"
 BLOCKS_CONFIG = "modular_config.json"  # of a folder with code of blocks, as diffusers writes it
 BLOCKS_FILE = "blocks.json"
 IP_ADAPTER_FOLDER = "ip_adapter"
+SCALES_FILE = "scales.json"  # in that folder
 ADAPTER_FOLDER = "adapter"
 CODE_FOLDER = "code"
 RECORD_FILE = "record.json"

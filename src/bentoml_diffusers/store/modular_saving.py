@@ -15,6 +15,7 @@ from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.blocks import code_of_blocks, complete_workflows, describe_blocks
 from bentoml_diffusers.store.ip_adapter import (
     has_ip_adapter,
+    refuse_ip_adapters,
     without_ip_adapters,
     write_ip_adapters,
 )
@@ -137,10 +138,7 @@ def _check_component(pipeline: str, name: str, component: Any) -> None:
         )
     if not hasattr(component, "save_pretrained"):
         raise InvalidModel(pipeline, f"has a {name} that cannot be saved, {class_name}")
-    if has_ip_adapter(component) and name != "unet":
-        raise InvalidModel(
-            pipeline, f"has an IP-Adapter in its {name}, which cannot be stored", "unload it first"
-        )
+    refuse_ip_adapters(pipeline, {name: component})
 
 
 def _write_component(component: Any, target: Path, root: Path) -> None:

@@ -100,8 +100,8 @@ def save_model(
         name: Tag for the model; without a version a new one is made.
         pipeline: What to save, classic or modular; its weights are written as safetensors. The
             code of a class, or of blocks, that is not of diffusers is saved too, and needs
-            ``trust_remote_code=True`` to load elsewhere. Of a modular pipeline its guider and
-            loaded IP-Adapters come along.
+            ``trust_remote_code=True`` to load elsewhere. Loaded IP-Adapters and the guider
+            of a modular pipeline come along.
         signatures: Methods of the runner; by default ``{"__call__": {"batchable": False}}``.
         labels: As in BentoML.
         custom_objects: As in BentoML.

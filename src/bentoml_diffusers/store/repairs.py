@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _names
 from bentoml_diffusers.store.layout import PIPELINE_INDEX
 from bentoml_diffusers.store.selection import read_components
 
@@ -33,32 +34,22 @@ def repair_pipeline(folder: Path) -> list[str]:
 def _name_library_of_deprecated_classes(folder: Path) -> str | None:
     """``["deprecated", "KarrasVeScheduler"]`` does not load (broken in diffusers 0.42.1).
 
-    Nor does ``["diffusers", "ScoreSdeVpScheduler"]``, which it exports one level lower.
+    Nor do ``["diffusers", "ScoreSdeVpScheduler"]``, which it exports one level lower, and
+    ``["wuerstchen", "PaellaVQModel"]`` of Stable Cascade, and what else moved with the
+    pipelines that became deprecated.
     """
     if not (folder / PIPELINE_INDEX).is_file():
         return None  # a modular pipeline
     index = _read(folder / PIPELINE_INDEX)
-    mended = {
-        name: [_find_library(cls), cls]
+    found = {
+        name: (_names.find_moved_library(library, cls), cls)
         for name, (library, cls) in read_components(index, folder.name).items()
-        if library == "deprecated" or (library == "diffusers" and cls == "ScoreSdeVpScheduler")
     }
+    mended = {name: [library, cls] for name, (library, cls) in found.items() if library}
     if not mended:
         return None
     _write(folder / PIPELINE_INDEX, {**index, **mended})
     return f"index: library of {', '.join(sorted(mended))}"
-
-
-def _find_library(class_name: str) -> str:
-    import diffusers
-
-    for library, module in (
-        ("diffusers", diffusers),
-        ("diffusers.schedulers", diffusers.schedulers),
-    ):
-        if class_name in dir(module):
-            return library
-    return "deprecated"
 
 
 def _keep_time_embedding_of_old_audio(folder: Path) -> str | None:
@@ -79,7 +70,23 @@ def _keep_time_embedding_of_old_audio(folder: Path) -> str | None:
     return f"unet: time_embedding_dim {2 * size}, as its weights have it"
 
 
+def _number_adapters(folder: Path) -> str | None:
+    """MultiAdapter writes its third adapter as ``adapter_1_2`` and reads ``adapter_2`` (0.42.1)."""
+    if not (folder / PIPELINE_INDEX).is_file():
+        return None
+    done = []
+    for name, (_, cls) in read_components(_read(folder / PIPELINE_INDEX), folder.name).items():
+        number, written = 2, f"{name}_1_2"
+        while cls == "MultiAdapter" and (folder / written).is_dir():
+            (folder / written).rename(folder / f"{name}_{number}")
+            done.append(f"{written} is {name}_{number}")
+            number += 1
+            written = f"{written}_{number}"
+    return f"folders: {', '.join(done)}" if done else None
+
+
 _REPAIRS: tuple[Callable[[Path], str | None], ...] = (
+    _number_adapters,
     _name_library_of_deprecated_classes,
     _keep_time_embedding_of_old_audio,
 )

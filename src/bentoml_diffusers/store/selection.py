@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, UntrustedSource
-from bentoml_diffusers.store.layout import PIPELINE_INDEX
+from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, PIPELINE_INDEX, SCALES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ _WEIGHT_SUFFIXES = (
 _MAIN_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _SHARD_INDEX = re.compile(r"^(.+)\.(safetensors|bin)\.index(?:\.([^.]+))?\.json$")
+_ROOT = "root"
 _WITHOUT_WEIGHTS = ("Tokenizer", "Processor", "Scheduler", "FeatureExtractor")
 
 
@@ -79,16 +81,20 @@ def select_files(
     with_variant = False
     for component, (library, class_name) in components.items():
         _refuse_own_code(source, component, f"{component}/{library}.py", known)
-        inside = [name for name in known if name.startswith(f"{component}/")]
-        if not inside:
+        places = find_places(source, component, class_name, known)
+        if not places and not _names.is_never_loaded(index, component):
             raise InvalidModel(
                 source,
                 f"lacks the folder of {component!r}, which its {PIPELINE_INDEX} names",
-                "save the whole pipeline with save_pretrained",
+                "save the whole pipeline with save_pretrained; where the pipeline runs without "
+                f"it, write [null, null] for it into {PIPELINE_INDEX}",
             )
-        files = select_component(source, class_name, inside, variant, allow_pickle)
-        with_variant |= any(_read_weights(name).variant == variant for name in files if variant)
-        chosen.update(files)
+        for inside in places:
+            files = _select_place(source, class_name, inside, variant, allow_pickle)
+            with_variant |= any(_read_weights(name).variant == variant for name in files if variant)
+            chosen.update(files)
+    if f"{IP_ADAPTER_FOLDER}/{SCALES_FILE}" in known:  # of a pipeline that this package saved
+        chosen.update(_files_in(IP_ADAPTER_FOLDER, known))
     if variant and not with_variant:
         raise _no_variant(source, variant, known)
     taken = tuple(sorted(chosen))
@@ -111,6 +117,64 @@ def read_components(index: Mapping[str, Any], source: str) -> dict[str, tuple[st
             raise InvalidModel(source, f"names a component {name!r} in its {PIPELINE_INDEX}")
         components[name] = (value[0], value[1])
     return components
+
+
+def find_places(
+    source: str, component: str, class_name: str, names: Sequence[str]
+) -> list[list[str]]:
+    """Returns the files of each place that diffusers reads for a component; no place: no files.
+
+    That is its folder; for classes that hold several models, such as ``MultiControlNetModel``,
+    also ``controlnet_1``, ``controlnet_2``...; and without a folder of its own the root, where
+    the first repositories have their only model.
+
+    Raises:
+        InvalidModel: 400, a folder that diffusers writes and does not read.
+    """
+    first = _files_in(component, names)
+    if not first:
+        return [at_root] if (at_root := _files_at_root(class_name, names)) else []
+    places = [first]
+    while class_name.startswith("Multi") and (
+        more := _files_in(f"{component}_{len(places)}", names)
+    ):
+        places.append(more)
+    # MultiAdapter writes the third one as `adapter_1_2` (diffusers 0.42.1).
+    unread = f"{component}_{len(places) - 1}_{len(places)}"
+    if class_name.startswith("Multi") and _files_in(unread, names):
+        raise InvalidModel(
+            source,
+            f"has a folder {unread}, which diffusers wrote and does not read",
+            f"rename it to {component}_{len(places)}",
+        )
+    return places
+
+
+def _files_in(folder: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(f"{folder}/")]
+
+
+def _files_at_root(class_name: str, names: Sequence[str]) -> list[str]:
+    config = "scheduler_config.json" if "Scheduler" in class_name else "config.json"
+    if config not in names:
+        return []
+    return [
+        name
+        for name in names
+        if "/" not in name and (_is_main_weights(name) or name.endswith((".json", ".txt")))
+    ]
+
+
+def _select_place(
+    source: str, class_name: str, names: Sequence[str], variant: str | None, allow_pickle: bool
+) -> list[str]:
+    if "/" in names[0]:
+        return select_component(source, class_name, names, variant, allow_pickle)
+    if "Scheduler" in class_name:
+        return ["scheduler_config.json"]
+    below = [f"{_ROOT}/{name}" for name in names]
+    files = select_component(source, class_name, below, variant, allow_pickle)
+    return [name.removeprefix(f"{_ROOT}/") for name in files]
 
 
 def check_name(source: str, name: str) -> None:
@@ -215,6 +279,10 @@ def _no_variant(source: str, variant: str, names: Iterable[str]) -> InvalidModel
 
 def _is_weights(name: str) -> bool:
     return name.endswith(_WEIGHT_SUFFIXES) or _SHARD_INDEX.match(name) is not None
+
+
+def _is_main_weights(name: str) -> bool:
+    return _is_weights(name) and _read_weights(name).stem in _MAIN_STEMS
 
 
 def _read_weights(name: str) -> _Weights:

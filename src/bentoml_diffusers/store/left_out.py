@@ -1,0 +1,47 @@
+"""What diffusers' ``save_pretrained`` leaves out of a classic pipeline, or writes unreadably."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.errors import InvalidModel
+from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.store.selection import read_components
+from bentoml_diffusers.store.source import read_index
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import DiffusionPipeline
+
+
+def write_left_out(pipeline: DiffusionPipeline, root: Path) -> None:
+    """Writes the components that are arguments with a default: diffusers passes over them.
+
+    Raises:
+        InvalidModel: 400, a component that cannot be written.
+    """
+    # `pipeline.components` passes over them too.
+    for name in read_components(pipeline.config, type(pipeline).__name__):
+        component = getattr(pipeline, name, None)
+        if component is None or (root / name).is_dir():
+            continue
+        if not hasattr(component, "save_pretrained"):
+            kind = type(component).__name__
+            raise InvalidModel(
+                type(pipeline).__name__,
+                f"has a {name} that cannot be saved, {kind}",
+                "take it out, save, and put it back after load_model",
+            )
+        component.save_pretrained(root / name)
+
+
+def find_left_out(root: Path) -> dict[str, tuple[str, str]]:
+    """Returns library and class of those components in a stored pipeline, by their names."""
+    index = read_index(root, PIPELINE_FOLDER)
+    return {
+        name: component
+        for name, component in read_components(index, PIPELINE_FOLDER).items()
+        if (root / name).is_dir() and _names.is_never_loaded(index, name)
+    }
