@@ -78,7 +78,9 @@ def take_apart(arguments: Mapping[str, Any]) -> Call | None:
             roles.append(found[0])
             marks.append(found[1])
     _, spec = tree_flatten(dict(arguments))
-    return Call(samples, (spec, tuple(marks), _thread_modes()), tuple(leaves), tuple(roles), spec)
+    # As text, since a spec has a hash in newer versions of torch only.
+    key = (repr(spec), tuple(marks), _thread_modes())
+    return Call(samples, key, tuple(leaves), tuple(roles), spec)
 
 
 def join(calls: Sequence[Call], rows: int | None = None) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _make_png_info(texts: Mapping[str, str], infotext: str | None) -> PngInfo:
 def _make_exif(text: str) -> bytes:
     exif = Image.Exif()
     encoded = text.encode("utf-16-be", errors="replace")
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + encoded
+    exif[_EXIF_IFD] = {_USER_COMMENT: b"UNICODE\0" + encoded}
     return exif.tobytes()
 
 
