@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import pickle
 import sys
 import warnings
@@ -216,6 +217,33 @@ def let_runner_calls_overlap() -> None:
 
     LocalRunnerRef.__init__ = start_with_limit
     LocalRunnerRef.lets_calls_overlap = True
+
+
+def keep_thread_counts() -> None:
+    """Lets a number of threads that the operator sets reach the workers of a runner.
+
+    BentoML sets ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS`` and others to the number of CPUs in each
+    worker, whatever is set. Applies to runnables with ``keeps_thread_counts``. Until
+    ``DefaultStrategy.get_worker_env`` leaves alone what is set (not in 1.4.40).
+    """
+    from bentoml._internal.runner.strategy import THREAD_ENVS, DefaultStrategy
+
+    if getattr(DefaultStrategy, "keeps_thread_counts", False):
+        return
+    decide = DefaultStrategy.get_worker_env
+
+    @functools.wraps(decide)
+    def get_worker_env(cls: Any, runnable_class: Any, *args: Any) -> dict[str, Any]:
+        del cls
+        environ: dict[str, Any] = decide(runnable_class, *args)
+        is_set = any(name in os.environ for name in THREAD_ENVS)
+        if not (is_set and getattr(runnable_class, "keeps_thread_counts", False)):
+            return environ
+        # None of them: torch asks MKL first, and MKL what OpenMP says where it is told nothing.
+        return {name: value for name, value in environ.items() if name not in THREAD_ENVS}
+
+    DefaultStrategy.get_worker_env = classmethod(get_worker_env)
+    DefaultStrategy.keeps_thread_counts = True
 
 
 def install_image_container() -> None:

@@ -85,12 +85,14 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
     """
     _compat.install_image_container()
     _compat.let_runner_calls_overlap()
+    _compat.keep_thread_counts()
     options = _runner_options(stored_options(bento_model))
     _check_methods(bento_model, options)
 
     class DiffusersRunnable(bentoml.legacy.Runnable):  # type: ignore[misc]
         SUPPORTED_RESOURCES = ("nvidia.com/gpu", "cpu")
         SUPPORTS_CPU_MULTI_THREADING = True
+        keeps_thread_counts = True
 
         def __init__(self) -> None:
             super().__init__()
