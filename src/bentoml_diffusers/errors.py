@@ -138,6 +138,16 @@ class InvalidModel(DiffusersError, ValueError):
     def __init__(self, source: object, problem: str, next_step: str = "") -> None:
         super().__init__(_sentence(f"{str(source)!r} {problem}", next_step))
 
+    @classmethod
+    def for_tokenizer(cls, source: object, name: str, kind: str) -> InvalidModel:
+        """For a tokenizer that would make one image of all prompts."""
+        return cls(
+            source,
+            f"has a {name} ({kind}) that makes the same tokens, or unknown ones, of all prompts",
+            "its files are damaged, or of another version of transformers: import the model "
+            "again, or install the version that saved it",
+        )
+
 
 class UntrustedSource(DiffusersError, ValueError):
     """A name reaches outside the sources that the operator allowed (400)."""

@@ -21,6 +21,7 @@ from bentoml_diffusers.loading.ip_adapter import restore_ip_adapter
 from bentoml_diffusers.loading.modular import is_modular, load_modular
 from bentoml_diffusers.loading.placement import place
 from bentoml_diffusers.loading.sharing import Shared
+from bentoml_diffusers.loading.tokenizers import check_tokenizers
 from bentoml_diffusers.loading.tuning import (
     cast_layers,
     compile_denoiser,
@@ -77,7 +78,8 @@ def load_pipeline(
         components_manager: Components that are in it already are not loaded again.
 
     Raises:
-        InvalidModel: 400, the model cannot be loaded, or was changed after its import.
+        InvalidModel: 400, the model cannot be loaded, was changed after its import, or has a
+            tokenizer that makes the same of all prompts.
         InvalidOption: 400, an option has a value that cannot be.
         UntrustedSource: 400, the model brings code that is not trusted.
         UnsupportedByPipeline: 400, an option that the pipeline's class lacks.
@@ -93,6 +95,7 @@ def load_pipeline(
     shared = Shared(components_manager, model, options, device)
     load = load_modular if is_modular(folder, options) else _from_pretrained
     pipeline = load(model, folder, record, options, shared)
+    check_tokenizers(pipeline, model.tag)
     _replace_scheduler(pipeline, options)
     cast_layers(pipeline, options)
     set_memory_format(pipeline, options)
