@@ -109,7 +109,8 @@ def service_timeout_s(service: Any) -> float | None:
     """
     from bentoml._internal.configuration.containers import BentoMLContainer
 
-    known = BentoMLContainer.config.services.get()
+    # Empty where no server runs, as for a service that is made in a test.
+    known = BentoMLContainer.config.get().get("services", {})
     given = (known.get(service.name, {}), service.config, known)
     found = (config.get("traffic", {}).get("timeout") for config in given)
     timeout_s = next((one for one in found if one is not None), None)
