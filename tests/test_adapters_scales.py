@@ -17,6 +17,7 @@ from adapter_models import (
 )
 from safetensors.torch import save_file
 
+import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.workflow.infotext import make_infotext
@@ -252,6 +253,19 @@ def test_static_loras_of_the_second_denoiser(wan_folder, name, how):
     ours = paint_alone(request, bank, asked(name, 1.0, components=["transformer_2"]), **WAN)
     assert (ours - paint_wan(static)).abs().max() < EXACT
     assert (ours - paint_alone(request, bank, asked(name, 1.0), **WAN)).abs().max() > 1e-4
+    bank.close()
+
+
+def test_the_store_knows_the_denoiser(wan_folder, name):
+    path = wan_folder / "a.safetensors"
+    bentoml_diffusers.import_lora(name, path, components=["transformer_2"])
+    bank = AdapterBank(tiny_wan(), ModelOptions())
+    for asked_for, expected in (
+        (name, {"transformer_2"}),
+        ({"name": name, "components": ["transformer"]}, {"transformer"}),
+    ):
+        ((lora, _),) = bank.prepare(bank.find(asked_for)).loras
+        assert {component for component, _ in lora.layers} == expected
     bank.close()
 
 

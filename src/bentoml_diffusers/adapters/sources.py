@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bentoml_diffusers.adapters.scales import Scale, read_scale, read_scales
 from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest, UntrustedSource
@@ -17,7 +17,6 @@ from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
 from bentoml_diffusers.store import find_adapter, has_adapter, list_names
 
 Kind = Literal["lora", "textual_inversion"]
-_Place = tuple[str, str | None, str | None]  # path, word of its file, tag in the store
 
 _FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_PER_REQUEST = 16
@@ -32,6 +31,15 @@ _ITEM_KEYS: dict[Kind, tuple[str, ...]] = {
 }
 _HUB_KEYS = ("revision", "subfolder")
 _OWN_KEYS = ("scale", "token", "components", "load_into_transformer_2")  # not for the loader
+
+
+class _Place(NamedTuple):
+    """Where a name leads, and what the store says of it."""
+
+    path: str
+    token: str | None = None
+    tag: str | None = None
+    components: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,11 @@ class AdapterFinder:
         if not all(isinstance(one, str) for one in names) or len(set(names)) != len(names):
             raise InvalidRequest(f"{self.field}.components", components, "names of components")
         scale = read_scales(f"{self.field}.scale", values.get("scale", 1.0))
-        return {"scale": scale, "token": token or found.token, "components": names}
+        return {
+            "scale": scale,
+            "token": token or found.token,
+            "components": names or found.components,
+        }
 
     def _find_place(self, name: str, values: Mapping[str, Any]) -> Adapter:
         more = {key: value for key, value in values.items() if key not in _OWN_KEYS}
@@ -137,12 +149,13 @@ class AdapterFinder:
         for source in self.sources:
             found = getattr(self, f"_in_{source}")(name)
             if found is not None:
-                path, known_token, tag = found
+                path = found.path
                 if source == "hub" and name.count("/") > 1:
                     # "owner/repository/file", as bentoml.diffusers wrote it
                     owner, repository, more["weight_name"] = name.split("/", 2)
                     path = f"{owner}/{repository}"
-                return Adapter(name, path, token=known_token, arguments=more, tag=tag)
+                known = {"token": found.token, "tag": found.tag, "components": found.components}
+                return Adapter(name, path, arguments=more, **known)
         raise self._not_found(name)
 
     def _find_in_folder(self, name: str, weight_name: str, more: dict[str, Any]) -> Adapter:
@@ -165,7 +178,9 @@ class AdapterFinder:
         if "/" in name or name.endswith(".safetensors"):
             return None
         found = find_adapter(name, self.kind)
-        return (str(found.path), found.token, found.tag) if found else None
+        if found is None:
+            return None
+        return _Place(str(found.path), found.token, found.tag, found.components)
 
     def _in_lora_dir(self, name: str) -> _Place | None:
         if self.folder is None or os.path.isabs(name):
@@ -179,12 +194,12 @@ class AdapterFinder:
 
     def _in_hub(self, name: str) -> _Place | None:
         is_repository = "/" in name and not name.startswith((".", "/", "~"))
-        return (name, None, None) if is_repository else None
+        return _Place(name) if is_repository else None
 
     def _checked_file(self, path: str) -> _Place | None:
         if not path.endswith(".safetensors") or not os.path.isfile(path):
             return None
-        return path, None, None
+        return _Place(path)
 
     def _not_found(self, name: str) -> Exception:
         """Refused if no allowed source could ever mean this name, else not found."""

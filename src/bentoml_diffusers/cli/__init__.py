@@ -166,6 +166,12 @@ def _adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @lora.command(name="add")
 @_adapter_options
+@click.option(
+    "--component",
+    "components",
+    multiple=True,
+    help="Denoiser that it is for, such as transformer_2 of Wan 2.2.",
+)
 @one_line_errors
 def lora_add(name: str, source: str, **options: Any) -> None:
     """Store the LoRA in the file, folder or hub repository SOURCE as NAME."""

@@ -25,6 +25,7 @@ from bentoml_diffusers.store.writing import make_tag, write_entry
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import bentoml
     from bentoml import Tag
@@ -38,6 +39,7 @@ def import_lora(
     *,
     weight_name: str | None = None,
     base_model: str | None = None,
+    components: Sequence[str] = (),
     revision: str = "main",
     allow_pickle: bool = False,
     labels: dict[str, str] | None = None,
@@ -51,6 +53,8 @@ def import_lora(
             or a hub repository.
         weight_name: File in the folder or repository; not needed if there is only one.
         base_model: What it was trained on, recorded as given.
+        components: Denoisers that it is for, where a model has two and the file does not say it:
+            ``["transformer_2"]`` of Wan 2.2. A request may say something else.
         revision: Branch, tag or commit of the hub repository.
         allow_pickle: Read the tensors of a ``.bin`` or ``.pt`` file and store them as safetensors.
         labels: As in BentoML.
@@ -66,6 +70,7 @@ def import_lora(
     found = _find(source, weight_name, revision)
     adapter = _read(found, allow_pickle=allow_pickle)
     details = {**describe_lora(adapter), "base_model": base_model or adapter.base_model}
+    details["loaded_into"] = list(components)
     return _store(name, found, "lora", details, labels, metadata)
 
 

@@ -31,11 +31,13 @@ class StoredAdapter:
         tag: Its tag, with the version.
         path: Its file.
         token: Word of a textual inversion, where its file or its import says one.
+        components: Denoisers that a LoRA is for, where its import says it.
     """
 
     tag: str
     path: Path
     token: str | None
+    components: tuple[str, ...] = ()
 
 
 def find_adapter(name: str, kind: Kind) -> StoredAdapter | None:
@@ -74,7 +76,8 @@ def _find(name: str, kind: Kind, _folder: Path, _stamps: object) -> StoredAdapte
     if record is None or record.kind != kind:  # said by an error, which is not kept
         raise InvalidModel(model.tag, f"is no {kind}")
     file = next((folder / ADAPTER_FOLDER).iterdir())
-    return StoredAdapter(str(model.tag), file, record.details.get("token"))
+    components = tuple(record.details.get("loaded_into", ()))
+    return StoredAdapter(str(model.tag), file, record.details.get("token"), components)
 
 
 @functools.lru_cache(maxsize=16384)
