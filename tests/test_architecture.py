@@ -16,7 +16,17 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 PACKAGE = "bentoml_diffusers"
 
 # Each room may import itself and those before it.
-ROOMS = ("errors", "options", "store", "loading", "adapters", "workflow", "engine", "serving")
+ROOMS = (
+    "errors",
+    "options",
+    "store",
+    "tasks",
+    "loading",
+    "adapters",
+    "workflow",
+    "engine",
+    "serving",
+)
 BASE = ("_compat", "_names")
 OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the rooms; only `serving` may know them
 HEAVY = ("torch", "diffusers", "transformers", "peft")
@@ -33,6 +43,7 @@ PUBLIC = {
     "Progress",
     "ReplayReport",
     "RequestLimits",
+    "RequestOptions",
     "Result",
     "Workflow",
     "get",

@@ -352,9 +352,9 @@ def test_a_pipeline_that_only_inpaints_does_so():
         }
     )
     with Engine.from_model(pipeline) as engine:
-        assert engine.find_call("inpaint")[:2] == (diffusers.FluxFillPipeline, "__call__")
+        assert engine.find_task("inpaint").pipeline_class is diffusers.FluxFillPipeline
         with pytest.raises(errors.InvalidRequest, match="task"):
-            engine.find_call("img2img")
+            engine.find_task("img2img")
 
 
 def test_unconditional_pipelines_run():

@@ -15,8 +15,9 @@ from PIL import Image
 
 from bentoml_diffusers import Engine, RequestLimits, save_model, service, testing
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, InvalidRequest
-from bentoml_diffusers.loading.blocks import read_kind, read_modular_workflows, read_whole
 from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
+from bentoml_diffusers.tasks import read_all_blocks, read_modular_workflows
+from bentoml_diffusers.tasks.inputs import read_kind
 
 SHIPPED = {
     name: found
@@ -303,7 +304,7 @@ class TestShippedBlocks:
         for cls in SHIPPED.values():
             for workflow in _workflows_of(cls()):
                 for item in workflow.inputs.values():
-                    if workflow.output == "images":
+                    if workflow.output.kind == "image":
                         reasons[why_left_out(item)].add(item.name)
         fields = reasons.pop(None)
         assert {"prompt", "image", "mask_image", "strength", "num_inference_steps"} <= fields
@@ -311,7 +312,7 @@ class TestShippedBlocks:
 
 
 def _workflows_of(blocks):
-    return list(read_modular_workflows(blocks).values()) or [read_whole(blocks)]
+    return list(read_modular_workflows(blocks).values()) or [read_all_blocks(blocks)]
 
 
 LEFT_OUT = {
@@ -325,18 +326,22 @@ LEFT_OUT = {
         "negative_ip_adapter_embeds",
         "timesteps",
     },
-    "no request can carry it: other": {
+    "no request can carry it: structure": {
         "attention_kwargs",
         "boxes",
         "crops_coords",
-        "cross_attention_kwargs",
-        "dtype",
         "guidance_schedule",
-        "joint_attention_kwargs",
         "preprocess_kwargs",
         "reference_crop",
         "sigmas",
         "text_encoder_out_layers",
+    },
+    "no request can carry it: other": {
+        "cross_attention_kwargs",
+        "dtype",
+        "joint_attention_kwargs",
+        "output",
+        "sigmas",
     },
 }
 
@@ -345,17 +350,20 @@ class TestKinds:
     @pytest.mark.parametrize(
         ("name", "hint", "default", "kind"),
         [
-            ("diffdiff_map", Image.Image, None, "picture"),
-            ("anything", Image.Image | list[Image.Image], None, "picture"),
+            ("diffdiff_map", Image.Image, None, "image"),
+            ("anything", Image.Image | list[Image.Image], None, "image"),
             ("anything", float | list[float] | torch.Tensor, None, "number"),
-            ("anything", bool | None, None, "flag"),
+            ("anything", bool | None, None, "boolean"),
             ("anything", torch.Tensor | None, None, "tensor"),
             ("anything", list[torch.Tensor], None, "tensor"),
-            ("anything", dict, None, "other"),
-            ("control_image", None, None, "picture"),
-            ("prompt", None, None, "text"),
-            ("anything", None, True, "flag"),
-            ("anything", None, 3, "whole number"),
+            ("anything", dict, None, "structure"),
+            ("control_image", None, None, "image"),
+            ("mask_image", Image.Image | None, None, "mask"),
+            ("video", list[Image.Image], None, "video"),
+            ("anything", torch.FloatTensor | None, None, "tensor"),
+            ("prompt", None, None, "string"),
+            ("anything", None, True, "boolean"),
+            ("anything", None, 3, "integer"),
             ("anything", None, None, "other"),
         ],
     )

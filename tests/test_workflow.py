@@ -27,9 +27,9 @@ from bentoml_diffusers import errors
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.workflow import Workflow, parcels
 from bentoml_diffusers.workflow.bounds import Bounds
-from bentoml_diffusers.workflow.calls import check_method
 from bentoml_diffusers.workflow.capturing import capture, complete_arguments
 from bentoml_diffusers.workflow.limits import check_limits
+from bentoml_diffusers.workflow.rebuilding import check_method
 from bentoml_diffusers.workflow.schema import FORMAT, Output, OutputPart, Pipeline
 from bentoml_diffusers.workflow.summary import summarize
 from bentoml_diffusers.workflow.values import Decoder

@@ -20,6 +20,7 @@ from bentoml_diffusers import errors, options
 from bentoml_diffusers.cli import diffusers_command
 from bentoml_diffusers.serving.endpoints import classic_endpoints
 from bentoml_diffusers.serving.replaying import make_replay_model
+from bentoml_diffusers.tasks import RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,12 +51,13 @@ class _Generated(SphinxDirective):
 
 
 class OptionsTable(_Generated):
-    """The fields of a dataclass in ``bentoml_diffusers.options``."""
+    """The fields of a dataclass of options."""
 
     required_arguments = 1
 
     def lines(self) -> Iterable[str]:
-        cls = getattr(options, self.arguments[0])
+        name = self.arguments[0]
+        cls = RequestOptions if name == "RequestOptions" else getattr(options, name)
         texts = read_attributes(cls)
         rows = [
             (f"`{item.name}`", _code(_type_text(item.type)), _default_text(item), texts[item.name])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         save_model,
     )
     from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
+    from bentoml_diffusers.tasks import RequestOptions
     from bentoml_diffusers.workflow import ReplayReport, Workflow
     from bentoml_diffusers.workflow.pictures import save_picture
     from bentoml_diffusers.workflow.plain import (
@@ -51,6 +52,7 @@ _HOMES = {
     "Progress": "engine",
     "ReplayReport": "workflow",
     "RequestLimits": "options",
+    "RequestOptions": "tasks",
     "Result": "engine",
     "Workflow": "workflow",
     "get": "store",
@@ -80,6 +82,7 @@ __all__ = [
     "Progress",
     "ReplayReport",
     "RequestLimits",
+    "RequestOptions",
     "Result",
     "Workflow",
     "get",

@@ -250,8 +250,8 @@ def resolve_step_cache(name: object) -> type[Any]:
     return found
 
 
-def task_class(pipeline: DiffusionPipeline, task: str) -> type[DiffusionPipeline]:
-    """Returns the class that does ``task`` with the components of ``pipeline``.
+def task_class(cls: type[DiffusionPipeline], task: str) -> type[DiffusionPipeline]:
+    """Returns the class that does ``task`` with the components of ``cls``.
 
     Raises:
         InvalidRequest: 400, diffusers knows no such task for this family of models.
@@ -259,15 +259,15 @@ def task_class(pipeline: DiffusionPipeline, task: str) -> type[DiffusionPipeline
     from diffusers.pipelines import auto_pipeline
 
     mapping = getattr(auto_pipeline, _TASK_MAPPINGS[task])
-    for base in type(pipeline).__mro__:
+    for base in cls.__mro__:
         found: type[DiffusionPipeline] | None = auto_pipeline._get_task_class(
             mapping, base.__name__, throw_error_if_not_exist=False
         )
         if found is not None:
             return found
-    if task == "inpaint" and "mask_image" in inspect.signature(type(pipeline).__call__).parameters:
-        return type(pipeline)  # such as Flux Fill, which is for nothing else
-    raise InvalidRequest("task", task, f"a task that {type(pipeline).__name__} can do")
+    if task == "inpaint" and "mask_image" in inspect.signature(cls.__call__).parameters:
+        return cls  # such as Flux Fill, which is for nothing else
+    raise InvalidRequest("task", task, f"a task that {cls.__name__} can do")
 
 
 def is_modular_class(value: str | type[Any] | None) -> bool:

@@ -1,6 +1,5 @@
 """Requests, their views of the pipeline, and the forwards that they share."""
 
-from bentoml_diffusers.engine.arguments import has_method
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.engine import Engine
 from bentoml_diffusers.engine.report import EngineReport
@@ -15,5 +14,4 @@ __all__ = [
     "Result",
     "default_device",
     "default_size",
-    "has_method",
 ]

@@ -2,115 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from bentoml_diffusers._names import suggest_field
 from bentoml_diffusers.engine.sizes import model_size
 from bentoml_diffusers.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from diffusers import DiffusionPipeline, SchedulerMixin
 
-    from bentoml_diffusers.loading.blocks import ModularWorkflow
+    from bentoml_diffusers.tasks import Task
 
-# In `**kwargs` of diffusers' own pipelines only these mean something.
-_LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
-_NO_DEFAULT = inspect.Parameter.empty
 _WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
 _NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_scale")
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What a method takes.
-
-    Attributes:
-        defaults: Each named parameter with its default; ``inspect.Parameter.empty`` for none.
-        open_names: Names taken beside them.
-        takes_all: Any other name is taken as well.
-        guided: ``guidance_scale`` is for the guider of a modular pipeline.
-        modular: The modular workflow that runs, of a modular pipeline.
-    """
-
-    defaults: Mapping[str, Any]
-    open_names: frozenset[str] = frozenset()
-    takes_all: bool = False
-    guided: bool = False
-    modular: ModularWorkflow | None = None
-
-    def takes(self, name: str) -> bool:
-        """True if an argument can have this name."""
-        return name in self.defaults or name in self.open_names or self.takes_all
-
-    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the arguments with the defaults of all others."""
-        return {
-            **{key: value for key, value in self.defaults.items() if value is not _NO_DEFAULT},
-            **arguments,
-        }
-
-
-def read_modular_parameters(pipeline: Any, workflow: ModularWorkflow) -> Parameters:
-    """Returns what a modular workflow of a pipeline takes."""
-    inputs = {name: item.default for name, item in workflow.inputs.items()}
-    guided = "guidance_scale" not in inputs and _has_guidance_scale(pipeline)
-    return Parameters({**inputs, "output": None}, guided=guided, modular=workflow)
-
-
-def read_parameters(cls: type[Any], method_name: str) -> Parameters:
-    """Returns what a method of a pipeline takes."""
-    method = getattr(cls, method_name)
-    items = list(inspect.signature(method).parameters.values())[1:]
-    named = {
-        item.name: item.default
-        for item in items
-        if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
-    }
-    if not any(item.kind is item.VAR_KEYWORD for item in items):
-        return Parameters(named)
-    is_diffusers = getattr(method, "__module__", "").startswith("diffusers.")
-    return Parameters(named, _LEGACY_KEYWORDS, takes_all=not is_diffusers)
-
-
-def _has_guidance_scale(pipeline: Any) -> bool:
-    guider = getattr(pipeline, "guider", None)
-    return "guidance_scale" in getattr(guider, "config", {})
-
-
-def has_method(cls: type[Any], name: str) -> bool:
-    """True if ``cls`` defines the method; every class seems to have ``__call__`` otherwise."""
-    return any(name in vars(base) for base in cls.__mro__)
-
-
-def bind_arguments(
-    parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the arguments by name.
-
-    Raises:
-        InvalidRequest: 400, an argument that the method does not have.
-    """
-    named = list(parameters.defaults)
-    if len(args) > len(named):
-        raise InvalidRequest("arguments", len(args), f"at most {len(named)} positional ones")
-    bound = dict(zip(named, args, strict=False))
-    for name, value in kwargs.items():
-        if name in bound:
-            raise InvalidRequest(name, value, "each argument once")
-        if not parameters.takes(name):
-            raise InvalidRequest(
-                name, value, f"a known argument{suggest_field(name, named)}: {', '.join(named)}"
-            )
-        bound[name] = value
-    return bound
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
@@ -124,28 +33,25 @@ def count_images(arguments: Mapping[str, Any]) -> int:
     return prompts * int(per_prompt)
 
 
-def count_pixel_steps(
-    pipeline: DiffusionPipeline, parameters: Parameters, arguments: Mapping[str, Any]
-) -> int:
+def count_pixel_steps(pipeline: DiffusionPipeline, task: Task, arguments: Mapping[str, Any]) -> int:
     """Returns the size of a request's work: pixels times images times steps."""
     own = model_size(pipeline) or (1, 1)
     steps = arguments.get("num_inference_steps")
     if steps is None:
-        steps = parameters.defaults.get("num_inference_steps", 1)
+        steps = task.default("num_inference_steps")
     pixels = (arguments.get("height") or own[0]) * (arguments.get("width") or own[1])
     return int(pixels) * count_images(arguments) * (steps if isinstance(steps, int) else 1)
 
 
 def check_arguments(
-    parameters: Parameters, arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
+    task: Task, arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
 ) -> None:
     """Checks what the checks of diffusers leave out, in terms of the caller's fields.
 
     Raises:
         InvalidRequest: 400, names the first field that is wrong.
     """
-    named = parameters.defaults
-    if "prompt" in named and "prompt_embeds" in named:
+    if "prompt" in task.inputs and "prompt_embeds" in task.inputs:
         _check_prompt(arguments)
     for name in _WHOLE_NUMBERS:
         value = arguments.get(name)
@@ -155,7 +61,7 @@ def check_arguments(
             raise InvalidRequest(name, value, "a whole number from 1")
     for name in _NUMBERS:
         check_number(name, arguments.get(name))
-    _check_steps(named, arguments, scheduler)
+    _check_steps(task, arguments, scheduler)
 
 
 def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
@@ -220,9 +126,7 @@ def _check_prompt(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_steps(
-    defaults: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    scheduler: SchedulerMixin | None,
+    task: Task, arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
 ) -> None:
     steps = arguments.get("num_inference_steps")
     limit = _most_steps(scheduler)
@@ -230,13 +134,13 @@ def _check_steps(
         raise InvalidRequest("num_inference_steps", steps, f"from 1 to {limit}")
     strength = arguments.get("strength")
     if strength is None and arguments.get("image") is not None:
-        strength = defaults.get("strength")
+        strength = task.default("strength")
     if not isinstance(strength, (int, float)) or arguments.get("denoising_start") is not None:
         return
     if not 0 < strength <= 1:
         raise InvalidRequest("strength", strength, "above 0, up to 1")
     if steps is None:
-        steps = defaults.get("num_inference_steps")
+        steps = task.default("num_inference_steps")
     if isinstance(steps, int) and int(steps * strength) < 1:
         raise InvalidRequest(
             "strength", strength, f"at least {1 / steps:.3g} with {steps} num_inference_steps"

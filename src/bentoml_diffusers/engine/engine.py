@@ -22,7 +22,6 @@ from bentoml_diffusers.engine.request import (
     Progress,
     Result,
     Ticket,
-    check_timeout,
 )
 from bentoml_diffusers.engine.resolving import Resolver
 from bentoml_diffusers.engine.worker import Worker
@@ -30,16 +29,17 @@ from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.loading import load_pipeline, stored_options
 from bentoml_diffusers.options import EngineLimits, ModelOptions
 from bentoml_diffusers.store import get
+from bentoml_diffusers.tasks import RequestOptions, find_tasks, shows_options
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
     from bentoml import Tag
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.engine.arguments import Parameters
     from bentoml_diffusers.options import RequestLimits
+    from bentoml_diffusers.tasks import Task
     from bentoml_diffusers.workflow import Workflow
 
 
@@ -74,12 +74,12 @@ class Engine:
         self._worker = Worker(pipeline, self._bank, self.limits)
         self._recorder = Recorder(pipeline, self.options, model, self._worker.in_turn)
         self._admission = Admission(self.limits, self._run)
-        self._resolver = Resolver(pipeline, self._bank, self.options.modular_workflow)
-        self._planner = Planner(
-            pipeline, self._recorder, self._bank, lambda task: self.find_call(task)[2]
-        )
+        self._tasks = find_tasks(pipeline, self.options.modular_workflow)
+        self._resolver = Resolver(pipeline, self._bank, self._tasks)
+        self._planner = Planner(pipeline, self._recorder, self._bank, self._tasks)
 
     @classmethod
+    @shows_options(ModelOptions)
     def from_model(
         cls,
         model: str | Tag | bentoml.Model | DiffusionPipeline,
@@ -110,29 +110,32 @@ class Engine:
         pipeline = load_pipeline(stored, merged, device or default_device())
         return cls(pipeline, merged, limits, stored)
 
-    def run(self, task: str, /, *args: Any, **arguments: Any) -> Result:
+    @shows_options(RequestOptions)
+    def run(
+        self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
+    ) -> Result:
         """Runs a request and waits for it. See :meth:`submit`."""
-        return self.submit(task, *args, **arguments).result()
+        return self.submit(task, *args, options=options, **arguments).result()
 
-    async def arun(self, task: str, /, *args: Any, **arguments: Any) -> Result:
+    @shows_options(RequestOptions)
+    async def arun(
+        self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
+    ) -> Result:
         """Runs a request; cancelling the awaiting task cancels it. See :meth:`submit`."""
-        return await wait_for(self.submit(task, *args, **arguments))
+        return await wait_for(self.submit(task, *args, options=options, **arguments))
 
+    @shows_options(RequestOptions)
     async def stream(
-        self, task: str, /, *args: Any, preview_every: int = 0, **arguments: Any
+        self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
     ) -> AsyncIterator[Progress | Result]:
         """Runs a request and yields each step as it is done, last the result.
 
-        Leaving the loop cancels the request.
-
-        Args:
-            task: See :meth:`submit`.
-            *args: See :meth:`submit`.
-            preview_every: Steps between two previews, each decoded by the autoencoder; 0 for none.
-            **arguments: See :meth:`submit`.
+        Leaving the loop cancels the request. For the arguments see :meth:`submit`; with
+        ``preview_every`` steps come with previews.
         """
-        if "on_step" in arguments:
-            raise InvalidRequest("on_step", arguments["on_step"], "none: a stream yields the steps")
+        chosen = arguments.get("on_step", options and options.on_step)
+        if chosen is not None:
+            raise InvalidRequest("on_step", chosen, "none: a stream yields the steps")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
         ticket = Ticket()
@@ -141,8 +144,7 @@ class Engine:
             if not tell(loop, events.put_nowait, step):
                 ticket.cancel()
 
-        given = {**arguments, "preview_every": preview_every, "on_step": notice}
-        handle = self._submit(ticket, task, args, given)
+        handle = self._submit(ticket, task, args, {**arguments, "on_step": notice}, base=options)
         handle.future.add_done_callback(lambda _: tell(loop, events.put_nowait, None))
         try:
             while (event := await events.get()) is not None:
@@ -151,21 +153,9 @@ class Engine:
         finally:
             handle.cancel()
 
+    @shows_options(RequestOptions)
     def submit(
-        self,
-        task: str,
-        /,
-        *args: Any,
-        seed: int | list[int] | None = None,
-        scheduler: str | type[Any] | None = None,
-        lora_weights: Any = None,
-        textual_inversions: Any = None,
-        exclusive: bool = False,
-        timeout_s: float | None = None,
-        return_workflow: bool = False,
-        keep_size: bool = False,
-        on_step: Callable[[Progress], None] | None = None,
-        **arguments: Any,
+        self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
     ) -> Handle:
         """Checks a request and queues it.
 
@@ -174,23 +164,9 @@ class Engine:
                 class such as ``"__call__"``; of a modular pipeline a modular workflow such as
                 ``"controlnet_text2image"``.
             *args: Arguments of the pipeline.
-            seed: 0 to 2**32 - 1; with several images the next ones count up from it, or one per
-                image. ``None`` draws one.
-            scheduler: Scheduler for this request: a class, a name that diffusers exports, or a
-                sampler's name such as ``"DPM++ 2M Karras"``.
-            lora_weights: LoRAs for this request: a name, ``{"name": ..., "scale": ...}``, or a
-                list of either.
-            textual_inversions: Textual inversions for this request: a name,
-                ``{"name": ..., "token": ...}``, or a list of either.
-            exclusive: Run alone, which makes the picture the same bit for bit whatever else is
-                asked for at that time. It waits for all that run before it, and all others wait.
-            timeout_s: Seconds, waiting included, after which the request is stopped; ``None``
-                takes that of the :class:`EngineLimits`.
-            return_workflow: Record the request, so that :meth:`replay` can repeat it.
-            keep_size: Answer in the size of ``image``, which is padded to what the pipeline takes,
-                and cropped; else the pipeline chooses.
-            on_step: Called after each denoising step, in the thread of the request.
-            **arguments: Arguments of the pipeline.
+            options: What the request asks of the engine; each of its fields may be given as a
+                keyword instead, such as ``seed=7``. See :class:`RequestOptions`.
+            **arguments: Arguments of the pipeline, and fields of :class:`RequestOptions`.
 
         Raises:
             InvalidRequest: 400, an argument is unknown or wrong.
@@ -199,18 +175,7 @@ class Engine:
             QueueFull: 429, too many requests wait.
             RequestCancelled: 503, the engine is closed.
         """
-        given = {
-            **arguments,
-            "seed": seed,
-            "scheduler": scheduler,
-            "lora_weights": lora_weights,
-            "textual_inversions": textual_inversions,
-            "exclusive": exclusive,
-            "return_workflow": return_workflow,
-            "keep_size": keep_size,
-        }
-        given |= {"timeout_s": timeout_s, "on_step": on_step}
-        return self._submit(Ticket(), task, args, given)
+        return self._submit(Ticket(), task, args, arguments, base=options)
 
     def replay(self, workflow: Workflow, /, *, strict: bool = True, **overrides: Any) -> Result:
         """Repeats a workflow and waits for it. See :meth:`submit_replay`."""
@@ -257,7 +222,7 @@ class Engine:
         """
         ticket = Ticket()
         with self._admission.counting_refusals():
-            self._set_timeout(ticket, overrides.get("timeout_s"))
+            self._prepare(ticket, RequestOptions.split(overrides)[0])
             plan = self._planner.plan(workflow, overrides, ticket, strict=strict, limits=limits)
         return self._submit(ticket, plan.task, (), plan.given, plan)
 
@@ -297,32 +262,37 @@ class Engine:
     ) -> None:
         self.close(cancel=error is not None)
 
-    def find_call(self, task: str) -> tuple[type[Any], str, Parameters]:
-        """Returns class, method and parameters of a task.
+    def find_task(self, name: str) -> Task:
+        """Returns what a task takes and gives.
+
+        Args:
+            name: See :meth:`submit`.
 
         Raises:
             InvalidRequest: 400, the pipeline has no such task.
         """
-        return self._resolver.find_call(task)
+        return self._tasks.find(name)
 
     def _submit(
         self,
         ticket: Ticket,
-        task: str,
+        name: str,
         args: tuple[Any, ...],
-        given: dict[str, Any],
+        given: Mapping[str, Any],
         plan: Plan | None = None,
+        base: RequestOptions | None = None,
     ) -> Handle:
-        ticket.on_step = given.pop("on_step", None)
         with self._admission.counting_refusals():
-            self._set_timeout(ticket, given.pop("timeout_s", None))
-            entry = Entry(self._resolver.resolve(task, args, given, plan), ticket)
+            options, arguments = RequestOptions.split(given, base)
+            self._prepare(ticket, options)
+            request = self._resolver.resolve(name, args, arguments, options, plan)
+            entry = Entry(request, ticket)
             self._admission.submit(entry)
         return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
 
-    def _set_timeout(self, ticket: Ticket, timeout_s: float | None) -> None:
-        check_timeout(timeout_s)
-        ticket.timeout_s = self.limits.timeout_s if timeout_s is None else timeout_s
+    def _prepare(self, ticket: Ticket, options: RequestOptions) -> None:
+        ticket.on_step = options.on_step
+        ticket.timeout_s = options.timeout_s or self.limits.timeout_s
 
     def _run(self, entry: Entry) -> Result:
         captured = self._recorder.begin(entry.request, entry.ticket)

@@ -14,6 +14,8 @@ from bentoml_diffusers.errors import shorten
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from bentoml_diffusers.tasks import Task
+
 MAX_WARNINGS = 16
 _EXCERPT = 100  # characters of a prompt in a warning
 _SPECIAL_TOKENS = 2  # at most, around a prompt
@@ -54,10 +56,10 @@ def warn_of_prompts(
     return tuple(found)[:MAX_WARNINGS]
 
 
-def find_sequence_length(defaults: Mapping[str, Any], arguments: Mapping[str, Any]) -> int | None:
+def find_sequence_length(task: Task, arguments: Mapping[str, Any]) -> int | None:
     """Returns the tokens of a prompt that a request's text encoders other than CLIP read."""
     given = arguments.get("max_sequence_length")
-    length = defaults.get("max_sequence_length") if given is None else given
+    length = task.default("max_sequence_length") if given is None else given
     return length if isinstance(length, int) else None
 
 

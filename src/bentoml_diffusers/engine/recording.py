@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters import AdapterSet
     from bentoml_diffusers.engine.request import Plan, Request, Result
     from bentoml_diffusers.options import ModelOptions
+    from bentoml_diffusers.tasks import RequestOptions
     from bentoml_diffusers.workflow.capturing import Captured
     from bentoml_diffusers.workflow.schema import Workflow
 
@@ -50,27 +51,27 @@ NUMERIC_OPTIONS = (
 
 
 def make_recording(
-    task: str, arguments: Mapping[str, Any], own: Mapping[str, Any], plan: Plan | None
+    task: str, arguments: Mapping[str, Any], options: RequestOptions, plan: Plan | None
 ) -> Recording | None:
     """Returns what to record of a request; ``None`` if it asked for nothing.
 
     Args:
         task: As it was asked for.
         arguments: All arguments of the method.
-        own: Those of the engine.
+        options: What it asks of the engine.
         plan: The replay that the request is.
     """
-    if plan is None and not own["return_workflow"]:
+    if plan is None and not options.return_workflow:
         return None
-    scheduler = own["scheduler"] if isinstance(own["scheduler"], (str, type)) else None
+    scheduler = options.scheduler if isinstance(options.scheduler, (str, type)) else None
     if scheduler is None and plan is not None and plan.workflow.scheduler is not None:
         scheduler = plan.workflow.scheduler.requested  # so that a replay can be replayed
     return Recording(
         task=task,
         arguments=arguments,
         scheduler=scheduler,
-        returns_workflow=bool(own["return_workflow"]),
-        keep_size=bool(own["keep_size"]),
+        returns_workflow=bool(options.return_workflow),
+        keep_size=bool(options.keep_size),
         plan=plan,
     )
 

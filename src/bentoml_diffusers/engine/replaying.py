@@ -10,26 +10,30 @@ from bentoml_diffusers.adapters import hash_adapter
 from bentoml_diffusers.engine.request import Plan
 from bentoml_diffusers.engine.schedulers import SchedulerChoice
 from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest
+from bentoml_diffusers.tasks import OPTION_NAMES, OPTION_PLACES, is_modular
 from bentoml_diffusers.workflow.bounds import LOCAL, Bounds
-from bentoml_diffusers.workflow.calls import check_method, check_workflow
 from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
-from bentoml_diffusers.workflow.describing import describe_guider, is_modular
+from bentoml_diffusers.workflow.describing import describe_guider
 from bentoml_diffusers.workflow.environment import read_environment
 from bentoml_diffusers.workflow.limits import check_limits
-from bentoml_diffusers.workflow.rebuilding import find_scheduler
+from bentoml_diffusers.workflow.rebuilding import (
+    check_method,
+    check_workflow,
+    find_scheduler,
+)
 from bentoml_diffusers.workflow.values import Decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bentoml_diffusers.adapters import AdapterBank
-    from bentoml_diffusers.engine.arguments import Parameters
     from bentoml_diffusers.engine.recording import Recorder
     from bentoml_diffusers.engine.request import Ticket
     from bentoml_diffusers.options import RequestLimits
+    from bentoml_diffusers.tasks import Input, Task
+    from bentoml_diffusers.tasks.finding import Finder
     from bentoml_diffusers.workflow.schema import Adapter, Workflow
 
-_NOTHING = object()
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 _FIELDS = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 
@@ -41,7 +45,7 @@ class Planner:
         pipeline: The engine's.
         recorder: Knows what the engine has.
         bank: The engine's adapters.
-        find_parameters: Returns what a task takes.
+        tasks: Those of the pipeline.
     """
 
     def __init__(
@@ -49,12 +53,12 @@ class Planner:
         pipeline: Any,
         recorder: Recorder,
         bank: AdapterBank,
-        find_parameters: Callable[[str], Parameters],
+        tasks: Finder,
     ) -> None:
         self._pipeline = pipeline
         self._recorder = recorder
         self._bank = bank
-        self._find_parameters = find_parameters
+        self._tasks = tasks
 
     def plan(
         self,
@@ -77,8 +81,8 @@ class Planner:
         check_workflow(workflow)
         if limits is not None:
             check_limits(workflow, limits, overrides)
-        task, differences = self._find_task(workflow)
-        parameters = self._find_parameters(task)
+        name, differences = self._find_task(workflow)
+        task = self._tasks.find(name)
         environment = read_environment(self._recorder.device)
         differences += compare(workflow, self._recorder.describe(ticket), environment)
         differences += self._compare_guiders(workflow)
@@ -90,20 +94,20 @@ class Planner:
         for field in _FIELDS.values():
             if field not in overrides:
                 given[field] = self._find_adapters(workflow, field, differences, strict=strict)
-        if parameters.guided and workflow.guider is not None:
+        if task.is_guided and workflow.guider is not None:
             given["guidance_scale"] = workflow.guider.config.get("guidance_scale")
         given["scheduler"] = self._find_scheduler(workflow)
         bounds = LOCAL if limits is None else Bounds.of(limits)
-        arguments = self._read_arguments(workflow, parameters, differences, bounds)
+        arguments = self._read_arguments(workflow, task, differences, bounds)
         if workflow.seeds or "seed" in overrides:
             arguments.pop("generator", None)
         told = check_differences(differences, strict=strict)
-        return Plan(workflow, task, {**arguments, **given, **overrides}, told, _changes(overrides))
+        return Plan(workflow, name, {**arguments, **given, **overrides}, told, _changes(overrides))
 
     def _read_arguments(
         self,
         workflow: Workflow,
-        parameters: Parameters,
+        task: Task,
         differences: list[Difference],
         bounds: Bounds,
     ) -> dict[str, Any]:
@@ -111,10 +115,10 @@ class Planner:
         decoder = Decoder(workflow.blobs, workflow.generators, self._recorder.device, bounds)
         arguments: dict[str, Any] = {}
         for name, value in decoder.decode_all(workflow.arguments).items():
-            if not parameters.takes(name):
+            if not task.takes(name):
                 field = f"workflow.arguments.{name}"
                 differences.append(Difference(field, value, "no such argument", stops=True))
-            elif not _is_same(value, parameters.defaults.get(name, _NOTHING)):
+            elif not _is_default(value, task.inputs.get(name)):
                 arguments[name] = value
         return arguments
 
@@ -200,13 +204,15 @@ def _class_of_task(pipeline: Any, task: str | None) -> str | None:
     if task not in _names.TASKS or is_modular(pipeline):
         return None
     try:
-        return _names.task_class(pipeline, task).__name__
+        return _names.task_class(type(pipeline), task).__name__
     except InvalidRequest:
         return None
 
 
-def _is_same(value: object, default: object) -> bool:
-    return type(value) is type(default) and isinstance(value, _PLAIN) and value == default
+def _is_default(value: object, item: Input | None) -> bool:
+    if item is None or item.is_required or not isinstance(value, _PLAIN):
+        return False
+    return type(value) is type(item.default) and value == item.default
 
 
 def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
@@ -218,5 +224,5 @@ def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
 
 
 def _changes(overrides: Mapping[str, Any]) -> bool:
-    kept = {"timeout_s", "return_workflow", "preview_every", "exclusive", "on_step"}
-    return bool(set(overrides) - kept)
+    """True if one of them decides about the image."""
+    return bool(set(overrides) - (OPTION_NAMES - set(OPTION_PLACES)))

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
+from bentoml_diffusers.errors import DeadlineExceeded, RequestCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.canvas import Canvas
     from bentoml_diffusers.workflow.comparing import ReplayReport
     from bentoml_diffusers.workflow.schema import Workflow
-
-# Arguments of a request that are the engine's, not the pipeline's.
-OWN_ARGUMENTS = (
-    "seed",
-    "scheduler",
-    "lora_weights",
-    "textual_inversions",
-    "exclusive",
-    "preview_every",
-    "return_workflow",
-    "keep_size",
-)
 
 
 @dataclass(frozen=True)
@@ -222,17 +210,6 @@ class Ticket:
         self.steps_total = total
         if self.on_step is not None:
             self.on_step(Progress(step=self.steps_done, total=total, preview=preview))
-
-
-def check_timeout(timeout_s: float | None) -> None:
-    """Checks the seconds after which a request is stopped.
-
-    Raises:
-        InvalidRequest: 400, not a number above 0.
-    """
-    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
-    if timeout_s is not None and not (is_number and timeout_s > 0):
-        raise InvalidRequest("timeout_s", timeout_s, "a number of seconds above 0")
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from bentoml_diffusers.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bentoml_diffusers.engine.arguments import Parameters
+    from bentoml_diffusers.tasks import Task
 
 MAX_SEED = 2**32 - 1
 
 
 def choose_seeds(
-    parameters: Parameters, seed: int | list[int] | None, arguments: Mapping[str, Any]
+    task: Task, seed: int | list[int] | None, arguments: Mapping[str, Any]
 ) -> tuple[int, ...]:
     """Returns one seed of 32 bits per image; none where the noise comes from elsewhere.
 
@@ -27,11 +27,11 @@ def choose_seeds(
     Raises:
         InvalidRequest: 400, not a seed, or not one per image.
     """
-    if arguments.get("generator") is not None or "generator" not in parameters.defaults:
+    if arguments.get("generator") is not None or "generator" not in task.inputs:
         if seed is not None:
             raise InvalidRequest("seed", seed, "no seed: the noise comes from elsewhere")
         return ()
-    count = 1 if _starts_from_picture(parameters, arguments) else count_images(arguments)
+    count = 1 if _starts_from_image(task, arguments) else count_images(arguments)
     given = seed if isinstance(seed, list) else [secrets.randbits(32) if seed is None else seed]
     for value in given:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
@@ -43,6 +43,7 @@ def choose_seeds(
     return tuple((given[0] + image) % (MAX_SEED + 1) for image in range(count))
 
 
-def _starts_from_picture(parameters: Parameters, arguments: Mapping[str, Any]) -> bool:
-    inputs = parameters.modular.inputs.values() if parameters.modular else ()
-    return any(item.kind == "picture" and arguments.get(item.name) is not None for item in inputs)
+def _starts_from_image(task: Task, arguments: Mapping[str, Any]) -> bool:
+    inputs = task.inputs.values() if task.is_modular else ()
+    images = (item.name for item in inputs if item.kind in ("image", "mask"))
+    return any(arguments.get(name) is not None for name in images)

@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bentoml_diffusers.tasks import Task
+
 _USUAL_SIDE = 1024  # px, of families that tell it nowhere, such as Z-Image
 
 
-def default_size(pipeline: Any, defaults: Mapping[str, Any]) -> tuple[int, int]:
+def default_size(pipeline: Any, task: Task) -> tuple[int, int]:
     """Returns height and width, px, of an image where a request gives neither.
 
     Args:
         pipeline: The pipeline.
-        defaults: Those of the method.
+        task: What is asked of it.
     """
     own = model_size(pipeline) or (_USUAL_SIDE, _USUAL_SIDE)
     height, width = (
         side if isinstance(side, int) else fallback
-        for side, fallback in zip((defaults.get("height"), defaults.get("width")), own, strict=True)
+        for side, fallback in zip((task.default("height"), task.default("width")), own, strict=True)
     )
     return height, width
 

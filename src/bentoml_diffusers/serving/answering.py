@@ -57,7 +57,7 @@ async def answer(
 
     async def paint() -> Result:
         arguments = _without_idle_defaults(engine, endpoint, read_arguments(fields))
-        if "image" in fields and engine.find_call(task)[2].modular is None:
+        if "image" in fields and not engine.find_task(task).is_modular:
             arguments["keep_size"] = True  # blocks have inputs for the size, and other images
         check_whole_size(engine, task, endpoint.request.limits, arguments)
         if embed.workflow or embed.infotext:
@@ -72,12 +72,12 @@ def _without_idle_defaults(
     engine: Engine, endpoint: Endpoint, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Not every family has, for example, a negative prompt; its default then says nothing."""
-    parameters = engine.find_call(endpoint.task)[2]
+    task = engine.find_task(endpoint.task)
     return {
         name: value
         for name, value in arguments.items()
-        if parameters.takes(name)
-        or (name == "guidance_scale" and parameters.guided)
+        if task.takes(name)
+        or (name == "guidance_scale" and task.is_guided)
         or value != endpoint.request.model_fields[name].default
     }
 

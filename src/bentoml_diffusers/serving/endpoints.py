@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidModel, ModelNotFound
 from bentoml_diffusers.loading import stored_blocks, stored_options
-from bentoml_diffusers.loading.blocks import read_modular_workflows, read_whole
 from bentoml_diffusers.loading.modular import is_modular
 from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
 from bentoml_diffusers.serving.schema import (
@@ -25,15 +24,16 @@ from bentoml_diffusers.store.modular_index import (
     read_modular_index,
 )
 from bentoml_diffusers.store.source import read_index
+from bentoml_diffusers.tasks import read_all_blocks, read_modular_workflows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import bentoml
 
-    from bentoml_diffusers.loading.blocks import ModularWorkflow
     from bentoml_diffusers.options import ModelOptions, RequestLimits
     from bentoml_diffusers.serving.reading import RequestModel
+    from bentoml_diffusers.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _modular_endpoints(
     if options.modular_workflow is not None:
         stored_blocks(model, options)  # refuses one that is not there
     blocks = stored_blocks(model, replace(options, modular_workflow=None))
-    found = read_modular_workflows(blocks) or {_UNNAMED: read_whole(blocks)}
+    found = read_modular_workflows(blocks) or {_UNNAMED: read_all_blocks(blocks)}
     if options.modular_workflow is not None:
         found = {options.modular_workflow: found[options.modular_workflow]}
     folder = Path(model.path_of(PIPELINE_FOLDER))
@@ -142,20 +142,20 @@ def _stored_components(folder: Path, name: str) -> dict[str, str]:
     return {key: component.class_name for key, component in found.items()}
 
 
-def _why_not_served(workflow: ModularWorkflow, present: Mapping[str, str]) -> str:
+def _why_not_served(workflow: Task, present: Mapping[str, str]) -> str:
     """Returns why a modular workflow has no endpoint; nothing if it can have one."""
     missing = workflow.list_missing(present)
     if missing:
         return f"needs {', '.join(missing)}, which the model lacks"
-    if workflow.output != "images":
-        return f"makes {workflow.output}, and services answer with a picture"
+    if workflow.output.kind != "image":
+        return f"makes {workflow.output.name}, and services answer with a picture"
     lost = [
         item.name for item in workflow.inputs.values() if item.is_required and why_left_out(item)
     ]
     return f"needs {', '.join(lost)}, which no request can carry" if lost else ""
 
 
-def _why_not_with_adapter(workflow: ModularWorkflow, with_adapter: bool, *, is_cut: bool) -> str:
+def _why_not_with_adapter(workflow: Task, with_adapter: bool, *, is_cut: bool) -> str:
     """The same for IP-Adapters. Blocks that are cut down to a part load it only if they use it."""
     item = workflow.inputs.get(_ADAPTER_INPUT)
     if item is not None and item.is_required and not with_adapter:
@@ -165,7 +165,7 @@ def _why_not_with_adapter(workflow: ModularWorkflow, with_adapter: bool, *, is_c
     return ""
 
 
-def _make_endpoint(name: str, workflow: ModularWorkflow, limits: RequestLimits) -> Endpoint:
+def _make_endpoint(name: str, workflow: Task, limits: RequestLimits) -> Endpoint:
     needed = [item.name for item in workflow.inputs.values() if item.is_required]
     return Endpoint(
         name,

@@ -12,11 +12,12 @@ import bentoml
 
 from bentoml_diffusers import _compat, _names
 from bentoml_diffusers.adapters import attach_static_adapters
-from bentoml_diffusers.engine import Engine, default_device, has_method
+from bentoml_diffusers.engine import Engine, default_device
 from bentoml_diffusers.errors import DiffusersError, InvalidOption, PipelineFailed
 from bentoml_diffusers.loading import bundled_pipeline_class, load_pipeline, stored_options
 from bentoml_diffusers.options import ModelOptions, option_names
 from bentoml_diffusers.store import get
+from bentoml_diffusers.tasks import has_method
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from bentoml_diffusers.loading.blocks import BlockInput, Kind, ModularWorkflow
     from bentoml_diffusers.options import RequestLimits
+    from bentoml_diffusers.tasks import Input, Kind, Task
 
 _NOT_FOR_CLIENTS = frozenset(
     {
@@ -37,19 +37,21 @@ _NOT_FOR_CLIENTS = frozenset(
 )
 _USUAL_STEPS = 50  # of blocks that have no default
 _FAR = 1_000_000  # bound of numbers about which nothing is known
+_IMAGES = ("image", "mask")
 _TYPES: Mapping[Kind, Any] = {
-    "text": str,
-    "whole number": int,
+    "string": str,
+    "integer": int,
     "number": float,
-    "flag": bool,
-    "picture": PILImage,
+    "boolean": bool,
+    "image": PILImage,
+    "mask": PILImage,
     "pair": Annotated[
         list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)
     ],
 }
 
 
-def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type[RequestModel]:
+def make_modular_model(workflow: Task, limits: RequestLimits) -> type[RequestModel]:
     """Returns the request of a modular workflow under the limits of a service.
 
     Args:
@@ -74,7 +76,7 @@ def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type
             return self
 
     Modular.limits = limits
-    Modular.flags = frozenset(item.name for item in served if item.kind == "flag")
+    Modular.flags = frozenset(item.name for item in served if item.kind == "boolean")
     fields: dict[str, Any] = {item.name: _make_field(item, limits) for item in served}
     sides = [fields[name][1].default for name in ("height", "width") if name in fields]
     if len(sides) == 2 and all(isinstance(side, int) for side in sides):
@@ -84,11 +86,11 @@ def make_modular_model(workflow: ModularWorkflow, limits: RequestLimits) -> type
     return add_choices(create_model(title, __base__=Modular, **fields))
 
 
-def why_left_out(item: BlockInput) -> str | None:
+def why_left_out(item: Input) -> str | None:
     """Returns why a request has no field for an input; ``None`` if it has one."""
     if item.kind == "generator":
         return "a request has a seed"
-    if item.kind in ("tensor", "other"):
+    if item.kind in ("tensor", "structure", "other", "video", "audio"):
         return f"no request can carry it: {item.kind}"
     if item.name in _NOT_FOR_CLIENTS or item.name.startswith("_"):
         return "not for clients"
@@ -100,13 +102,13 @@ _GUIDANCE = Field(
 )
 
 
-def _make_field(item: BlockInput, limits: RequestLimits) -> tuple[Any, FieldInfo]:
+def _make_field(item: Input, limits: RequestLimits) -> tuple[Any, FieldInfo]:
     default = _choose_default(item, limits)
     bounds = dict(_find_bounds(item, limits))
     if "le" in bounds and isinstance(default, (int, float)):
         bounds["le"] = max(bounds["le"], default)  # what the blocks say themselves is in order
     annotation = _TYPES[item.kind]
-    if not item.is_required and item.kind != "picture":  # BentoML's pictures are in no union
+    if not item.is_required and item.kind not in _IMAGES:  # BentoML's images are in no union
         annotation = annotation | None
     return annotation, Field(
         ... if item.is_required else default,
@@ -115,11 +117,11 @@ def _make_field(item: BlockInput, limits: RequestLimits) -> tuple[Any, FieldInfo
     )
 
 
-def _find_bounds(item: BlockInput, limits: RequestLimits) -> dict[str, Any]:
-    if item.kind == "text":
+def _find_bounds(item: Input, limits: RequestLimits) -> dict[str, Any]:
+    if item.kind == "string":
         whole = {"min_length": 1, "pattern": r"\S"} if item.is_required else {}
         return {"max_length": limits.max_prompt_chars, **whole}
-    if item.kind not in ("whole number", "number"):
+    if item.kind not in ("integer", "number"):
         return {}
     side = {"ge": SIZE_STEP, "le": limits.max_side}
     known: dict[str, dict[str, Any]] = {
@@ -161,7 +163,7 @@ _BOUNDS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def _choose_default(item: BlockInput, limits: RequestLimits) -> Any:
+def _choose_default(item: Input, limits: RequestLimits) -> Any:
     """Returns what a request gets that leaves an input out.
 
     Raises:

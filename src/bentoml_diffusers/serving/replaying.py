@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.engine import Engine, Result
     from bentoml_diffusers.options import EmbedOptions, RequestLimits
+    from bentoml_diffusers.tasks import Input
 
 HEADERS = {
     **IMAGE_HEADERS,
@@ -258,24 +259,25 @@ def _find_calls(
     """Yields class and method of each task that the pipeline can do."""
     for task in tasks:
         with contextlib.suppress(InvalidRequest):
-            yield task, engine.find_call(task)[:2]
+            found = engine.find_task(task)
+            yield task, (found.pipeline_class, found.method)
 
 
 def _read_fields(
     engine: Engine, model: type[RequestModel], workflow: Workflow
 ) -> Iterator[tuple[str, Any]]:
     """Yields what a client would have to send for the same picture."""
-    defaults = engine.find_call(str(workflow.task))[2].defaults
+    task = engine.find_task(str(workflow.task))
     for name, value in workflow.arguments.items():
         field = f"workflow.arguments.{name}"
         if name in model.model_fields:
             is_left_out = value is None and None in (
                 model.model_fields[name].default,
-                defaults.get(name),
+                task.default(name),
             )
             if not is_left_out:
                 yield name, _decode(field, value, workflow, model.limits)
-        elif not _is_default(name, value, defaults):
+        elif not _is_default(value, task.inputs.get(name)):
             fields = ", ".join(model.model_fields)
             raise InvalidWorkflow(field, value, f"its default: a request can say only {fields}")
     guidance = workflow.guider.config.get("guidance_scale") if workflow.guider else None
@@ -340,9 +342,9 @@ def _decode(field: str, value: Any, workflow: Workflow, limits: RequestLimits) -
     return decoded
 
 
-def _is_default(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
+def _is_default(value: Any, item: Input | None) -> bool:
     try:
-        return name in defaults and value == Encoder().encode(defaults[name])
+        return item is not None and value == Encoder().encode(item.default)
     except UnsupportedValue:
         return False
 

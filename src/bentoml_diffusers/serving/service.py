@@ -22,11 +22,13 @@ from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
 from bentoml_diffusers.store import read_record
+from bentoml_diffusers.tasks import shows_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+@shows_options(ModelOptions)
 def service(
     model: str,
     *,
@@ -144,7 +146,7 @@ def _find_tasks(engine: Engine, tasks: Iterable[str]) -> None:
     """Imports now what the first request of each task would wait a second for."""
     for task in tasks:
         with contextlib.suppress(InvalidRequest):
-            engine.find_call(task)
+            engine.find_task(task)
 
 
 def _check_is_pipeline(model: bentoml.Model) -> None:

@@ -79,7 +79,7 @@ def check_whole_size(
     """
     given = [name for name in _SIDES if arguments.get(name) is not None]
     is_chosen = len(given) == len(_SIDES) or bool(arguments.get("keep_size"))
-    if is_chosen or not set(_SIDES) <= set(engine.find_call(task)[2].defaults):
+    if is_chosen or not set(_SIDES) <= set(engine.find_task(task).inputs):
         return
     height, width = _complete(engine, task, arguments)
     if max(height, width) > limits.max_side or height * width > limits.max_pixels:
@@ -98,10 +98,10 @@ _SIDES = ("height", "width")
 def _has_free_size(engine: Engine, task: str, request: type[RequestModel]) -> bool:
     """False where the size comes from an image."""
     fields = request.model_fields
-    is_modular = engine.find_call(task)[2].modular is not None
+    is_modular = engine.find_task(task).is_modular
     return set(_SIDES) <= set(fields) and (is_modular or "image" not in fields)
 
 
 def _complete(engine: Engine, task: str, given: Mapping[str, Any]) -> tuple[int, int]:
-    height, width = default_size(engine.pipeline, engine.find_call(task)[2].defaults)
+    height, width = default_size(engine.pipeline, engine.find_task(task))
     return given.get("height") or height, given.get("width") or width

@@ -17,6 +17,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bentoml_diffusers.tasks import Task
+
 _PADDED = ("image", "mask_image", "control_image")
 _ANY_STEP = 16  # px, for pipelines that do not tell theirs; suits all families
 
@@ -56,7 +58,7 @@ class Canvas:
 
 
 def fit_to_image(
-    pipeline: Any, defaults: Mapping[str, Any], arguments: Mapping[str, Any]
+    pipeline: Any, task: Task, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Canvas | None]:
     """Returns the arguments for an answer in the size of ``image``.
 
@@ -65,7 +67,7 @@ def fit_to_image(
 
     Args:
         pipeline: What runs.
-        defaults: Of its method.
+        task: What it does.
         arguments: Of the call.
 
     Returns:
@@ -76,7 +78,7 @@ def fit_to_image(
         return dict(arguments), None
     step = _find_step(pipeline)
     width, height = (math.ceil(side / step) * step for side in image.size)
-    sides = {"height": height, "width": width} if {"height", "width"} <= set(defaults) else {}
+    sides = {"height": height, "width": width} if {"height", "width"} <= set(task.inputs) else {}
     given = {name: arguments[name] for name in sides if arguments.get(name) is not None}
     changed = {**arguments, **sides, **given}
     if given:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidRequest
-from bentoml_diffusers.workflow.describing import is_modular
+from bentoml_diffusers.tasks import read_method
 from bentoml_diffusers.workflow.schema import Workflow
 from bentoml_diffusers.workflow.values import Encoder
 
@@ -25,25 +24,16 @@ def complete_arguments(
     """Returns all arguments of a call by name, defaults included.
 
     Raises:
-        TypeError: The method does not take them.
-        InvalidRequest: 400, a state for a modular pipeline: it cannot be kept.
+        InvalidRequest: 400, an argument that the method does not take, or a state for a modular
+            pipeline: it cannot be kept.
     """
-    if is_modular(pipeline) and method == "__call__":
-        state = args[0] if args else kwargs.get("state")
-        if args or state is not None:
-            raise InvalidRequest("state", state, "none, but all inputs by name: they are recorded")
-        inputs = {item.name: item.default for item in pipeline.blocks.inputs if item.name}
-        return {**inputs, "output": None, **kwargs}
-    signature = inspect.signature(getattr(type(pipeline), method))
-    bound = signature.bind(pipeline, *args, **kwargs)
-    bound.apply_defaults()
-    arguments = dict(list(bound.arguments.items())[1:])
-    for name, item in signature.parameters.items():
-        if item.kind is item.VAR_KEYWORD:
-            arguments |= arguments.pop(name)
-        if item.kind is item.VAR_POSITIONAL:
-            arguments.pop(name)
-    return arguments
+    task = read_method(pipeline, method)
+    if not task.is_modular:
+        return task.with_defaults(task.bind(args, kwargs))
+    state = args[0] if args else kwargs.get("state")
+    if args or state is not None:
+        raise InvalidRequest("state", state, "none, but all inputs by name: they are recorded")
+    return task.with_defaults(kwargs)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.code import code_of_class
 from bentoml_diffusers.store.hashing import hash_tree
+from bentoml_diffusers.tasks import is_modular
 from bentoml_diffusers.workflow.attached import find_attached
 from bentoml_diffusers.workflow.fingerprint import fingerprint_weights
 from bentoml_diffusers.workflow.schema import (
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 _OWN_PACKAGES = ("diffusers", "bentoml_diffusers")
 _OWN_PARTS = ("scheduler", "guider")  # they stand in the workflow by themselves
-
-
-def is_modular(pipeline: Any) -> bool:
-    """True for a pipeline made of blocks."""
-    return hasattr(pipeline, "blocks")
 
 
 def describe_pipeline(pipeline: Any) -> Pipeline:

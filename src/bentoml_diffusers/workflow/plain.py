@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bentoml_diffusers.errors import InvalidRequest, suggest
-from bentoml_diffusers.workflow.calls import check_method, check_workflow
+from bentoml_diffusers.tasks import read_method
 from bentoml_diffusers.workflow.canvas import fit_to_image
 from bentoml_diffusers.workflow.capturing import capture, complete_arguments
 from bentoml_diffusers.workflow.comparing import (
@@ -24,11 +23,15 @@ from bentoml_diffusers.workflow.describing import (
     describe_guider,
     describe_pipeline,
     describe_scheduler,
-    is_modular,
 )
 from bentoml_diffusers.workflow.environment import device_of, read_environment
 from bentoml_diffusers.workflow.outputs import hash_output
-from bentoml_diffusers.workflow.rebuilding import find_scheduler, rebuild_guider
+from bentoml_diffusers.workflow.rebuilding import (
+    check_method,
+    check_workflow,
+    find_scheduler,
+    rebuild_guider,
+)
 from bentoml_diffusers.workflow.values import Decoder
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline
 
+    from bentoml_diffusers.tasks import Task
     from bentoml_diffusers.workflow.schema import Workflow
 
 logger = logging.getLogger(__name__)
@@ -104,9 +108,9 @@ def replay(
     method = workflow.pipeline.method
     check_method(type(pipeline), method)
     here = describe_pipeline(pipeline)
-    known = _known_names(pipeline, method)
+    task = read_method(pipeline, method)
     found = [
-        *_compare_calls(workflow, here.class_name, known),
+        *_compare_calls(workflow, here.class_name, task),
         *compare(workflow, here, read_environment(device_of(pipeline))),
     ]
     differences = check_differences(found, strict=strict)
@@ -114,11 +118,11 @@ def replay(
         logger.warning("replay: %s", text)
     decoder = Decoder(workflow.blobs, workflow.generators, device_of(pipeline))
     arguments = _with_seeds(decoder.decode_all(workflow.arguments), workflow.seeds)
-    arguments = {name: value for name, value in arguments.items() if known is None or name in known}
-    arguments |= _check_overrides(overrides, arguments, known)
+    arguments = {name: value for name, value in arguments.items() if task.takes(name)}
+    arguments |= _check_overrides(overrides, arguments, task)
     canvas = None
     if workflow.keep_size:
-        arguments, canvas = fit_to_image(pipeline, arguments, arguments)
+        arguments, canvas = fit_to_image(pipeline, task, arguments)
     output = getattr(_as_recorded(pipeline, workflow), method)(**arguments)
     output = output if canvas is None else canvas.restore(output)
     return output, report(workflow, output, differences, is_changed=bool(overrides))
@@ -176,17 +180,7 @@ def _as_recorded(pipeline: Any, workflow: Workflow) -> Any:
     return view
 
 
-def _known_names(pipeline: Any, method: str) -> set[str] | None:
-    """Names of the arguments of a method; ``None`` where it takes any."""
-    if method == "__call__" and is_modular(pipeline):
-        return {"output", *(item.name for item in pipeline.blocks.inputs if item.name)}
-    items = inspect.signature(getattr(type(pipeline), method)).parameters
-    return None if any(one.kind is one.VAR_KEYWORD for one in items.values()) else set(items)
-
-
-def _compare_calls(
-    workflow: Workflow, class_name: str, known: set[str] | None
-) -> Iterator[Difference]:
+def _compare_calls(workflow: Workflow, class_name: str, task: Task) -> Iterator[Difference]:
     if workflow.pipeline.class_name != class_name:
         recorded = workflow.pipeline.class_name
         yield Difference("workflow.pipeline.class_name", recorded, class_name, stops=True)
@@ -194,14 +188,14 @@ def _compare_calls(
         names = [one.name for one in workflow.adapters]
         yield Difference("workflow.adapters", names, "no engine that has them", stops=True)
     for name in workflow.arguments:
-        if known is not None and name not in known:
+        if not task.takes(name):
             yield Difference(f"workflow.arguments.{name}", "an argument", "none", stops=True)
 
 
 def _check_overrides(
-    overrides: Mapping[str, Any], arguments: Mapping[str, Any], known: set[str] | None
+    overrides: Mapping[str, Any], arguments: Mapping[str, Any], task: Task
 ) -> dict[str, Any]:
-    names = {*arguments, *(known or ()), "seed"}
+    names = {*arguments, *task.inputs, "seed"}
     for name, value in overrides.items():
         if name not in names:
             expected = f"an argument of the pipeline{suggest(name, names)}"

@@ -1,4 +1,8 @@
-"""Schedulers and guiders from their recorded class and config, which may be a stranger's."""
+"""From a workflow, which may be untrusted, back to what a call needs.
+
+Schedulers and guiders come from their recorded class and config; only methods that generate can be
+named.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.errors import InvalidWorkflow
+from bentoml_diffusers.errors import InvalidRequest, InvalidWorkflow
 from bentoml_diffusers.workflow.describing import plain_config
+from bentoml_diffusers.workflow.schema import Workflow
 from bentoml_diffusers.workflow.values import Decoder
 
 if TYPE_CHECKING:
@@ -17,6 +22,31 @@ if TYPE_CHECKING:
 
 _MAX_NUMBER = 10_000  # steps of a training, entries of a table
 _MAX_TEXT = 100
+
+
+def check_workflow(value: object) -> None:
+    """Refuses what is not a workflow, such as the path of one.
+
+    Raises:
+        InvalidRequest: 400, something else.
+    """
+    if not isinstance(value, Workflow):
+        raise InvalidRequest("workflow", value, "a Workflow, as Workflow.load returns it")
+
+
+def check_method(cls: type[Any], name: str) -> None:
+    """Refuses all but methods that generate: ``__call__``, and public ones that take a generator.
+
+    Raises:
+        InvalidWorkflow: 400, another one, such as ``save_pretrained``.
+    """
+    if name == "__call__":
+        return
+    method = None if name.startswith("_") else getattr(cls, name, None)
+    if not inspect.isfunction(method) or "generator" not in inspect.signature(method).parameters:
+        raise InvalidWorkflow(
+            "workflow.pipeline.method", name, f"a method of {cls.__name__} that takes a generator"
+        )
 
 
 def find_scheduler(recorded: Scheduler, base: Any) -> tuple[type[Any], dict[str, Any]] | None:

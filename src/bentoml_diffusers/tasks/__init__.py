@@ -1,0 +1,38 @@
+"""What a call of a pipeline takes and gives, and what belongs to the engine."""
+
+from bentoml_diffusers.tasks.blocks import read_all_blocks, read_modular_workflows
+from bentoml_diffusers.tasks.finding import (
+    find_tasks,
+    has_method,
+    is_modular,
+    list_classic_tasks,
+    read_method,
+)
+from bentoml_diffusers.tasks.inputs import Input, Kind
+from bentoml_diffusers.tasks.request_options import (
+    OPTION_NAMES,
+    OPTION_PLACES,
+    RequestOptions,
+    shows_options,
+)
+from bentoml_diffusers.tasks.signatures import read_task
+from bentoml_diffusers.tasks.task import Output, Task
+
+__all__ = [
+    "OPTION_NAMES",
+    "OPTION_PLACES",
+    "Input",
+    "Kind",
+    "Output",
+    "RequestOptions",
+    "Task",
+    "find_tasks",
+    "has_method",
+    "is_modular",
+    "list_classic_tasks",
+    "read_all_blocks",
+    "read_method",
+    "read_modular_workflows",
+    "read_task",
+    "shows_options",
+]

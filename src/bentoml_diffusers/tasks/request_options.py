@@ -1,0 +1,119 @@
+"""What belongs to the engine among the arguments of a request: written here, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bentoml_diffusers.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_Method = TypeVar("_Method", bound="Callable[..., Any]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """What a request asks of the engine beside the arguments of its pipeline.
+
+    Those that decide about the image say in their metadata where a workflow records them.
+
+    Attributes:
+        seed: 0 to 2**32 - 1; with several images the next ones count up from it, or one per
+            image. ``None`` draws one.
+        scheduler: Scheduler for this request: a class, a name that diffusers exports, or a
+            sampler's name such as ``"DPM++ 2M Karras"``.
+        lora_weights: LoRAs for this request: a name, ``{"name": ..., "scale": ...}``, or a list of
+            either.
+        textual_inversions: Textual inversions for this request: a name,
+            ``{"name": ..., "token": ...}``, or a list of either.
+        exclusive: Run alone, which makes the image the same bit for bit whatever else is asked for
+            at that time. It waits for all that run before it, and all others wait.
+        timeout_s: Seconds, waiting included, after which the request is stopped; ``None`` takes
+            that of the ``EngineLimits``.
+        return_workflow: Record the request, so that ``Engine.replay`` can repeat it.
+        keep_size: Answer in the size of ``image``, which is padded to what the pipeline takes, and
+            cropped; else the pipeline chooses.
+        preview_every: Steps between two previews of ``Engine.stream``, each decoded by the
+            autoencoder; 0 for none.
+        on_step: Called with a ``Progress`` after each denoising step, in the thread of the request.
+    """
+
+    seed: int | list[int] | None = field(default=None, metadata={"place": "seeds"})
+    scheduler: str | type[Any] | None = field(
+        default=None, metadata={"place": "scheduler.requested"}
+    )
+    lora_weights: Any = field(default=None, metadata={"place": "adapters"})
+    textual_inversions: Any = field(default=None, metadata={"place": "adapters"})
+    exclusive: bool = False
+    timeout_s: float | None = None
+    return_workflow: bool = False
+    keep_size: bool = field(default=False, metadata={"place": "keep_size"})
+    preview_every: int = 0
+    on_step: Callable[[Any], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what needs no pipeline to be checked."""
+        value = self.timeout_s
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and value > 0):
+            raise InvalidRequest("timeout_s", value, "a number of seconds above 0")
+
+    @classmethod
+    def split(
+        cls, arguments: Mapping[str, Any], base: RequestOptions | None = None
+    ) -> tuple[RequestOptions, dict[str, Any]]:
+        """Returns the options among the arguments of a request, and all other arguments.
+
+        Args:
+            arguments: By name.
+            base: Options that those among the arguments override.
+
+        Raises:
+            InvalidRequest: 400, an option that cannot be.
+        """
+        own = {name: value for name, value in arguments.items() if name in OPTION_NAMES}
+        rest = {name: value for name, value in arguments.items() if name not in OPTION_NAMES}
+        return dataclasses.replace(base or cls(), **own), rest
+
+
+OPTION_NAMES = frozenset(item.name for item in dataclasses.fields(RequestOptions))
+# Where a workflow records each option that decides about the image.
+OPTION_PLACES = {
+    item.name: item.metadata["place"]
+    for item in dataclasses.fields(RequestOptions)
+    if "place" in item.metadata
+}
+
+
+def shows_options(*classes: type[Any]) -> Callable[[_Method], _Method]:
+    """Shows ``help()`` and notebooks the fields of dataclasses among a method's keywords."""
+
+    def decorate(method: _Method) -> _Method:
+        signature = inspect.signature(method)
+        items = list(signature.parameters.values())
+        last = len(items) - (items[-1].kind is inspect.Parameter.VAR_KEYWORD)
+        shown = [
+            _parameter_of(item)
+            for cls in classes
+            for item in dataclasses.fields(cls)
+            if item.name not in signature.parameters
+        ]
+        method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*items[:last], *shown, *items[last:]]
+        )
+        return method
+
+    return decorate
+
+
+def _parameter_of(item: dataclasses.Field[Any]) -> inspect.Parameter:
+    default: Any = item.default
+    if default is dataclasses.MISSING:
+        make: Any = item.default_factory
+        default = inspect.Parameter.empty if make is dataclasses.MISSING else make()
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(item.name, kind, default=default, annotation=item.type)
