@@ -186,6 +186,10 @@ class Ticket:
         deadline = self.deadline
         return deadline is not None and time.monotonic() > deadline
 
+    def part(self, on_step: Callable[[Progress], None]) -> Ticket:
+        """Returns a ticket that stops with this one, and counts its own steps."""
+        return Ticket(self.timeout_s, self.submitted, on_step=on_step, _cancelled=self._cancelled)
+
     def cancel(self) -> None:
         """Asks the request to stop; one that is late has to already, and stays late."""
         if not self.is_late:

@@ -13,6 +13,7 @@ from bentoml_diffusers.engine.arguments import invalid_request_from
 from bentoml_diffusers.engine.conductor import Conductor
 from bentoml_diffusers.engine.flags import read_flags, warn_of_flags
 from bentoml_diffusers.engine.jobs import Member
+from bentoml_diffusers.engine.parts import run_parts, split_request
 from bentoml_diffusers.engine.prompts import warn_of_prompts
 from bentoml_diffusers.engine.request import Result, Ticket
 from bentoml_diffusers.engine.solitude import reason_to_run_alone
@@ -57,6 +58,7 @@ class Worker:
         if solitude is not None:
             logger.info("requests run one at a time: %s", solitude.reason)
         self._bank = bank
+        self._threads = limits.max_running
         self._is_exclusive = solitude is not None
         self._shares_modules = solitude is None or solitude.calls_can_be_collected
         self._views = Views(pipeline, limits, shares_modules=self._shares_modules)
@@ -69,7 +71,12 @@ class Worker:
         Raises:
             DiffusersError: Whatever became of it.
         """
-        request, ticket = entry.request, entry.ticket
+        parts = split_request(entry.request)
+        if len(parts) > 1:
+            return run_parts(parts, entry.ticket, self._run_one, self._threads)
+        return self._run_one(entry.request, entry.ticket)
+
+    def _run_one(self, request: Request, ticket: Ticket) -> Result:
         started = time.monotonic()
         ticket.check()
         prepared = self._bank.prepare(request.adapters)

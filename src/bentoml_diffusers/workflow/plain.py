@@ -25,6 +25,7 @@ from bentoml_diffusers.workflow.describing import (
     describe_scheduler,
 )
 from bentoml_diffusers.workflow.environment import device_of, read_environment
+from bentoml_diffusers.workflow.images import join_outputs, split_by_image
 from bentoml_diffusers.workflow.outputs import hash_output
 from bentoml_diffusers.workflow.rebuilding import (
     check_method,
@@ -123,7 +124,10 @@ def replay(
     canvas = None
     if workflow.keep_size:
         arguments, canvas = fit_to_image(pipeline, task, arguments)
-    output = getattr(_as_recorded(pipeline, workflow), method)(**arguments)
+    calls = _split_seeds(arguments) if workflow.seeds else [arguments]
+    output = join_outputs(
+        [getattr(_as_recorded(pipeline, workflow), method)(**call) for call in calls]
+    )
     output = output if canvas is None else canvas.restore(output)
     return output, report(workflow, output, differences, is_changed=bool(overrides))
 
@@ -152,6 +156,19 @@ def _with_generator(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_seeds(arguments: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     return {**arguments, "generator": make_generators(seeds)} if seeds else arguments
+
+
+def _split_seeds(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """As an engine does it, whose seeds are those of single images."""
+    others = {name: value for name, value in arguments.items() if name != "generator"}
+    generators = arguments.get("generator")
+    generators = generators if isinstance(generators, list) else [generators]
+    calls = split_by_image(others, len(generators))
+    if len(calls) == 1:
+        return [dict(arguments)]
+    return [
+        {**call, "generator": generator} for call, generator in zip(calls, generators, strict=True)
+    ]
 
 
 def _capture(pipeline: Any, method: str, arguments: Mapping[str, Any]) -> Workflow:
