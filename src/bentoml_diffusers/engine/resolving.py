@@ -12,6 +12,7 @@ from bentoml_diffusers.engine.arguments import (
     with_rgb_images,
 )
 from bentoml_diffusers.engine.latents import fit_latents
+from bentoml_diffusers.engine.methods import check_method
 from bentoml_diffusers.engine.prompts import find_sequence_length
 from bentoml_diffusers.engine.recording import make_recording
 from bentoml_diffusers.engine.request import Plan, Request
@@ -60,6 +61,8 @@ class Resolver:
             AdapterNotFound: 404, no such adapter.
         """
         task = self._tasks.find(name)
+        if not task.is_modular and task.pipeline_class is type(self.pipeline):
+            check_method(self.pipeline, task.method)
         given = dict(arguments)
         guidance_scale = given.pop("guidance_scale", None) if task.is_guided else None
         check_number("guidance_scale", guidance_scale)

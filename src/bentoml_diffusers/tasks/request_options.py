@@ -23,7 +23,7 @@ class RequestOptions:
 
     Attributes:
         seed: 0 to 2**32 - 1; with several images the next ones count up from it, or one per
-            image. ``None`` draws one.
+            image. ``None`` draws one. Each image is that of a lone run with its seed.
         scheduler: Scheduler for this request: a class, a name that diffusers exports, or a
             sampler's name such as ``"DPM++ 2M Karras"``.
         lora_weights: LoRAs for this request: a name, ``{"name": ..., "scale": ...}``, or a list of
