@@ -36,7 +36,9 @@ def test_a_lone_request_is_the_call_of_diffusers_and_counts_all_steps(engine):
 def test_progress_goes_over_both_schedulers(engine):
     seen = []
     ticket = Ticket(on_step=lambda step: seen.append((step.step, step.total)))
-    engine._submit(ticket, "__call__", (), {**CALL, "seed": 1}).result(60)
+    engine._submit(ticket, "__call__", (), {"on_step": ticket.on_step, **CALL, "seed": 1}).result(
+        60
+    )
     assert seen == [(1, 3), (2, 3), (3, 3), (4, 7), (5, 7), (6, 7), (7, 7)]
 
 
@@ -56,7 +58,9 @@ def test_a_cancelled_request_stops_in_the_prior_as_in_the_decoder(engine, at):
     ticket = Ticket()
     ticket.on_step = lambda step: ticket.cancel() if step.step == at else None
     with pytest.raises(errors.RequestCancelled):
-        engine._submit(ticket, "__call__", (), {**CALL, "seed": 1}).result(60)
+        engine._submit(
+            ticket, "__call__", (), {"on_step": ticket.on_step, **CALL, "seed": 1}
+        ).result(60)
     assert ticket.steps_done == at
 
 

@@ -90,7 +90,7 @@ def test_they_share_forwards_and_count_as_one_request(engine_of):
     seen = []
     ticket = Ticket(on_step=lambda step: seen.append((step.step, step.total)))
     given = {**INPAINT, "seed": 1, "num_images_per_prompt": 3, "strength": 1.0}
-    result = engine._submit(ticket, "inpaint", (), given).result(60)
+    result = engine._submit(ticket, "inpaint", (), {**given, "on_step": ticket.on_step}).result(60)
     total = result.steps
     assert [step for step, _ in seen] == list(range(1, total + 1))
     assert {count for _, count in seen} == {ticket.steps_total}
@@ -104,7 +104,7 @@ def test_all_of_them_stop_when_the_request_is_cancelled(engine_of, exclusive):
     given = {**INPAINT, "seed": 1, "num_images_per_prompt": 3, "exclusive": exclusive}
     engine = engine_of("tiny_stable_diffusion")
     with pytest.raises(errors.RequestCancelled):
-        engine._submit(ticket, "inpaint", (), given).result(60)
+        engine._submit(ticket, "inpaint", (), {**given, "on_step": ticket.on_step}).result(60)
     assert engine.report().running == 0
 
 

@@ -105,7 +105,12 @@ def test_processors_go_back_when_their_request_is_cancelled(others):
         ticket.on_step = lambda _: ticket.cancel()
         with held(engine, 1 + others):
             waiting = [engine.submit("__call__", **plain, seed=5) for _ in range(others)]
-            handle = engine._submit(ticket, "__call__", (), {**CALL, "pag_scale": 3, "seed": 1})
+            handle = engine._submit(
+                ticket,
+                "__call__",
+                (),
+                {"on_step": ticket.on_step, **CALL, "pag_scale": 3, "seed": 1},
+            )
         with pytest.raises(errors.RequestCancelled):
             handle.result(60)
         after = [one.result(60) for one in waiting] + [engine.run("__call__", **plain, seed=5)]
@@ -120,7 +125,12 @@ def test_a_request_that_waits_to_be_alone_can_be_cancelled():
         tickets[0].on_step = lambda _: tickets[1].cancel()
         with held(engine, 2):
             handles = [
-                engine._submit(ticket, "__call__", (), {**CALL, "pag_scale": scale, "seed": 1})
+                engine._submit(
+                    ticket,
+                    "__call__",
+                    (),
+                    {"on_step": ticket.on_step, **CALL, "pag_scale": scale, "seed": 1},
+                )
                 for ticket, scale in zip(tickets, (0, 3), strict=True)
             ]
         with pytest.raises(errors.RequestCancelled):
