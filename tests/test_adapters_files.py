@@ -267,6 +267,12 @@ def test_links_that_lead_out_are_refused(pipeline, folder, tmp_path):
         bank_of(pipeline, tmp_path).find("link.safetensors")
 
 
+def test_a_loop_of_links_is_no_file(pipeline, tmp_path):
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    with pytest.raises(errors.AdapterNotFound, match="known: none"):
+        bank_of(pipeline, tmp_path).find("loop.safetensors")
+
+
 @pytest.mark.parametrize("name", ["a b", "\u062e\u0637\u200c\u0646", "\U0001f469\u200d\U0001f3a8"])
 def test_files_are_found_by_names_in_any_script(pipeline, folder, tmp_path, name):
     shutil.copy(folder / "good.safetensors", tmp_path / f"{name}.safetensors")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import bentoml_diffusers
-from bentoml_diffusers import store
+from bentoml_diffusers import store, testing
 
 
 @pytest.fixture
@@ -77,6 +77,39 @@ def test_loras_and_embeddings_are_added_and_listed(run, lora_dir, tmp_path, name
     assert f"{name}-l" in everything
     assert f"{name}-e" in everything
     assert "rank         4" in run("info", f"{name}-l").output
+
+
+def test_errors_speak_of_the_options_of_the_command(run, tmp_path, name):
+    testing.tiny_ddpm().save_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    done = run("import", name, tmp_path)
+    assert done.output.rstrip().endswith("asked for None; give --variant")
+    torch.save({"w": torch.zeros(1)}, weights.with_name("diffusion_pytorch_model.bin"))
+    weights.with_name("diffusion_pytorch_model.fp16.safetensors").unlink()
+    refused = run("import", name, tmp_path).output
+    assert "; --allow-pickle reads tensors" in refused
+    assert "allow_pickle" not in refused
+    assert "option --config: got" in run("import", name, tmp_path, "--config", "x").output
+
+
+def test_a_loras_errors_speak_of_its_options(run, lora_dir, name):
+    assert "give --weight-name" in run("lora", "add", name, lora_dir).output
+
+
+@pytest.mark.parametrize("command", [("import",), ("lora", "add"), ("embedding", "add")])
+def test_swapped_arguments_are_said(run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in ("./sdxl", "stabilityai/sdxl", tmp_path):
+        done = run(*command, source, "my-tag")
+        assert done.exit_code == 1
+        assert "the tag comes first, then the source" in done.output
+
+
+def test_a_folder_in_place_of_the_tag_is_said(run, tmp_path, monkeypatch):
+    (tmp_path / "sdxl").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "'sdxl' is; the tag comes first" in run("import", "sdxl", "my-tag").output
 
 
 @pytest.mark.parametrize(

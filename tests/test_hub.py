@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,38 @@ def test_offline_takes_what_is_cached_and_asks_nobody(ask, server, repository):
     assert missing["error"] == "ModelNotFound"
     assert "HF_HUB_OFFLINE" in missing["text"]
     assert server.requests == []
+
+
+OFFLINE = """
+import bentoml_diffusers
+from bentoml_diffusers import errors
+for call in (bentoml_diffusers.import_model, bentoml_diffusers.import_lora):
+    try:
+        call("x", "us/nowhere")
+    except errors.ModelNotFound as error:
+        print(error)
+"""
+
+
+def test_without_network_the_answer_comes_at_once(tmp_path):
+    with socket.socket() as nobody:  # a port that nobody listens on
+        nobody.bind(("127.0.0.1", 0))
+        done = subprocess.run(
+            [sys.executable, "-c", OFFLINE],
+            env={
+                **os.environ,
+                "BENTOML_HOME": str(tmp_path),
+                "HF_HOME": str(tmp_path / "hub"),
+                "HF_ENDPOINT": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+                "HF_HUB_OFFLINE": "0",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+    assert done.stdout.count("check the network") == 2, done.stderr
+    assert "Retrying in" not in done.stderr  # as the client of the hub does, for each file
 
 
 def test_tokens_come_from_the_environment(ask, server, repository):

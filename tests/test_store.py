@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import bentoml
@@ -98,6 +99,40 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path, name, damage, words):
 def test_a_missing_path_is_not_taken_for_a_repository(name, path):
     with pytest.raises(errors.ModelNotFound, match="not a folder"):
         bentoml_diffusers.import_model(name, path)
+
+
+@pytest.mark.parametrize("call", ["import_model", "import_lora", "import_textual_inversion"])
+def test_a_mistyped_path_is_not_asked_for_at_the_hub(call, name, tmp_path, monkeypatch):
+    (tmp_path / "models" / "sd").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ModelNotFound, match="folder; check the path"):
+        getattr(bentoml_diffusers, call)(name, "models/sdxl")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes the rights of another user")
+def test_a_store_that_is_read_only_is_one_clear_error(name):
+    home, pipeline = Path(os.environ["BENTOML_HOME"]), testing.tiny_ddpm()
+    home.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(errors.StoreNotWritable, match="cannot be written: Permission denied"):
+            bentoml_diffusers.save_model(name, pipeline)
+    finally:
+        os.seteuid(0)
+        home.chmod(0o700)
+
+
+def test_an_entry_of_the_old_module_is_the_same_model(pipeline_folder, sdxl_folder, name):
+    with bentoml.models.create(
+        name, module="bentoml.diffusers", signatures={"__call__": {"batchable": False}}
+    ) as old:
+        shutil.copytree(pipeline_folder, Path(old.path, "diffusion_model"))
+    assert bentoml_diffusers.import_model(name, pipeline_folder).tag == old.tag
+    asked_otherwise = {"options": {"torch_dtype": "float16"}}
+    other = bentoml_diffusers.import_model(name, pipeline_folder, **asked_otherwise)
+    assert other.tag != old.tag
+    with pytest.raises(errors.TagConflict):
+        bentoml_diffusers.import_model(old.tag, sdxl_folder)
 
 
 def test_the_hub_is_not_reached_offline(name):

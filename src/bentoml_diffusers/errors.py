@@ -22,6 +22,7 @@ now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
         ├── QueueFull                       429   too many requests wait
         ├── HubUnavailable                  503   the hub did not answer as it should
         ├── StorageFull       (OSError)     507   no space left where the model goes
+        ├── StoreNotWritable  (OSError)     507   the model store is read-only
         ├── RequestCancelled                503   cancelled by its caller, or on shutdown
         ├── DeadlineExceeded  (TimeoutError) 504  ran past its deadline
         ├── PipelineFailed                  500   the pipeline raised
@@ -271,6 +272,18 @@ class StorageFull(DiffusersError, OSError):
     def __init__(self, what: object) -> None:
         super().__init__(
             f"no space left for {str(what)!r}; free some, or set BENTOML_HOME to another disk"
+        )
+
+
+class StoreNotWritable(DiffusersError, OSError):
+    """The model store is read-only, or belongs to somebody else (507)."""
+
+    error_code = HTTPStatus.INSUFFICIENT_STORAGE
+
+    def __init__(self, store: object, reason: str) -> None:
+        super().__init__(
+            f"the model store {str(store)!r} cannot be written: {reason}; change its permissions, "
+            "or set BENTOML_HOME to another folder"
         )
 
 

@@ -217,9 +217,10 @@ class AdapterFinder:
         return AdapterNotFound(self.field, name, self._known_like(name))
 
     def _is_link_out(self, name: str) -> bool:
-        return self.folder is not None and (
-            not (self.folder / name).resolve().is_relative_to(self.folder.resolve())
-        )
+        if self.folder is None:
+            return False
+        root = os.path.realpath(self.folder)  # `Path.resolve` raises at a loop of links
+        return not Path(os.path.realpath(os.path.join(root, name))).is_relative_to(root)
 
     def _allowed(self) -> str:
         words = {
@@ -255,7 +256,7 @@ class AdapterFinder:
 def _files_below(folder: Path, _when: int) -> frozenset[str]:
     """Lists a folder at most once in ``_LISTING_S``: strangers can ask for unknown names."""
     found = folder.rglob("*.safetensors")
-    return frozenset(path.relative_to(folder).as_posix() for path in found)
+    return frozenset(path.relative_to(folder).as_posix() for path in found if os.path.isfile(path))
 
 
 def _near(name: str, known: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,9 +22,28 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except BentoMLException as error:
-            raise click.ClickException(str(error)) from error
+            command_here = click.get_current_context().command
+            raise click.ClickException(name_options(str(error), command_here)) from error
 
     return run
+
+
+def name_options(text: str, command: click.Command) -> str:
+    """Says ``--allow-pickle`` where an error speaks of Python's ``allow_pickle=True``."""
+    for option in command.params:
+        if not isinstance(option, click.Option) or not option.name:
+            continue
+        flag = option.opts[-1]
+        for pattern, spoken in (
+            (rf"\b{option.name}=True\b", flag),
+            (rf"\b{option.name}='([^']*)'", rf"{flag} \1"),
+            (rf"\b{option.name}=(?=\w)", f"{flag} "),
+            (rf"\b{option.name}=", flag),
+            (rf"option '{option.name}'", f"option {flag}"),
+            (rf"^{option.name}:|(?<=leave ){option.name}(?= out)", flag),
+        ):
+            text = re.sub(pattern, spoken, text)
+    return text
 
 
 def print_facts(facts: Iterable[tuple[str, str]], width: int = 12) -> None:

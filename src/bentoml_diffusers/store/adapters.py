@@ -67,6 +67,7 @@ def import_lora(
         TagConflict: 409, the version exists and is something else.
         HubUnavailable: 503, the hub did not answer as it should.
     """
+    make_tag(name)  # before anything is fetched
     found = _find(source, weight_name, revision)
     adapter = _read(found, allow_pickle=allow_pickle)
     details = {**describe_lora(adapter), "base_model": base_model or adapter.base_model}
@@ -107,6 +108,7 @@ def import_textual_inversion(
         TagConflict: 409, the version exists and is something else.
         HubUnavailable: 503, the hub did not answer as it should.
     """
+    make_tag(name)  # before anything is fetched
     found = _find(source, weight_name, revision)
     adapter = _read(found, allow_pickle=allow_pickle)
     details = {**describe_embedding(adapter, token), "base_model": base_model}
@@ -138,6 +140,8 @@ def _find(source: str | os.PathLike[str], weight_name: str | None, revision: str
         return _Found(chosen, f"folder {path.resolve().name}")
     if path.is_absolute() or path.suffix or text.count("/") != 1 or text.startswith((".", "~")):
         raise ModelNotFound(path.name, "is no file, no folder and no repository", "check the path")
+    if Path(text.partition("/")[0]).is_dir():
+        raise ModelNotFound(path.name, "is not in that folder", "check the path")
     names = list(list_repository(text, revision)) or [weight_name or _PREFERRED[0]]
     file = download_file(text, _choose(names, weight_name, text), revision=revision)
     return _Found(file, text, _commit_of(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
+
+_PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,16 @@ def find_index(
     names = [PIPELINE_INDEX, MODULAR_INDEX]
     first, second = reversed(names) if prefers_modular else names
     with _hub_errors(repo_id, revision), _use_proxies(proxies):
+        is_cut_off = _is_cut_off()
         # By the revision's name, so that the cache knows next time offline what it stands for.
+        download = functools.partial(
+            hf_hub_download, repo_id, revision=revision, local_files_only=is_cut_off
+        )
         try:
-            return Path(hf_hub_download(repo_id, first, revision=revision))
+            return Path(download(first))
         except EntryNotFoundError as err:
             try:
-                return Path(hf_hub_download(repo_id, second, revision=revision))
+                return Path(download(second))
             except EntryNotFoundError:
                 raise err from None
 
@@ -165,7 +172,14 @@ def download_file(
     check_name(repo_id, name)
     with _hub_errors(repo_id, revision, name):
         return Path(
-            hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type, token=token)
+            hf_hub_download(
+                repo_id,
+                name,
+                revision=revision,
+                repo_type=repo_type,
+                token=token,
+                local_files_only=_is_cut_off(),
+            )
         )
 
 
@@ -236,6 +250,23 @@ def _list_files(repo_id: str, revision: str) -> list[str] | None:
         logger.warning("the hub cannot be reached, looking into its cache: %s", err)
         return None
     return [item.rfilename for item in info.siblings or ()]
+
+
+def _is_cut_off() -> bool:
+    """True if two requests find no network: the hub's client would try each file for 23 seconds."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False  # it knows that itself, and says so
+    for _ in range(2):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_PROBE_S)
+        except Exception as err:  # noqa: BLE001, PERF203 - of httpx or requests, by its version
+            if not _is_unreachable(err):
+                return False
+        else:
+            return False
+    return True
 
 
 def _as_pattern(name: str) -> str:

@@ -199,7 +199,7 @@ def _import_local(goal: _Goal, folder: Path, wanted: _Wanted, link: LinkMode) ->
 
 
 def _import_hub(goal: _Goal, wanted: _Wanted, link: LinkMode, *, sync: bool) -> bentoml.Model:
-    _refuse_missing_path(wanted.source)
+    _refuse_missing_path(wanted.source, goal.tag)
     found = _download(wanted)
     if sync:
         version = "-".join(filter(None, (found.commit, wanted.variant)))
@@ -361,7 +361,20 @@ def _import_file(goal: _Goal, checkpoint: Checkpoint) -> bentoml.Model:
     )
 
 
-def _refuse_missing_path(text: str) -> None:
-    """An absolute or dotted path is no repository id, whatever the hub would say of it."""
-    if Path(text).expanduser().is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+def _refuse_missing_path(text: str, tag: Tag) -> None:
+    """Says at once what the hub need not be asked for."""
+    first, _, rest = text.partition("/")
+    if Path(text).expanduser().is_absolute() or text.startswith((".", "~")) or "/" in rest:
         raise ModelNotFound(text, "is not a folder or file here", "check the path")
+    if rest and Path(first).is_dir():
+        raise ModelNotFound(
+            text,
+            f"is not a folder or file here, but {first!r} is a folder",
+            "check the path, or start elsewhere to mean a repository of the hub",
+        )
+    if not rest and Path(tag.name).exists():
+        raise ModelNotFound(
+            text,
+            f"is not a folder or file here, but {tag.name!r} is",
+            "the tag comes first, then the source",
+        )

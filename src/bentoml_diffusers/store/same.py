@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import TagConflict
 from bentoml_diffusers.store.hashing import complete_record, hash_file, hash_text
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.store.layout import PIPELINE_FOLDER, UPSTREAM_MODULE_NAMES
 from bentoml_diffusers.store.pickles import is_pickle_shard_index
 from bentoml_diffusers.store.pipelines import find_stored
 from bentoml_diffusers.store.record import Record, read_record
@@ -49,7 +49,33 @@ def find_same_model(
             return False  # another commit of a repository that the index names
         return asked.commit is not None or _has_same_files(Path(model.path), stored, source)
 
+    found = find_stored(tag)
+    if found is not None and _is_same_upstream(found, asked, source, code, signatures):
+        logger.info("%s already holds %s, stored by bentoml.diffusers", found.tag, asked.source)
+        return found
     return _find(tag, asked, is_same)
+
+
+def _is_same_upstream(
+    model: bentoml.Model,
+    asked: Record,
+    source: Source,
+    code: FoundCode | None,
+    signatures: Mapping[str, Any] | None,
+) -> bool:
+    """True for an entry of BentoML's own module that holds these files; it may hold more."""
+    if model.info.module not in UPSTREAM_MODULE_NAMES or code is not None:
+        return False
+    if signatures is not None and set(signatures) != set(model.info.signatures):
+        return False
+    stored = model.info.options.to_dict()
+    if {key: value for key, value in stored.items() if value} != asked.options:
+        return False
+    root = Path(model.path, PIPELINE_FOLDER)
+    names = source.selection.files
+    return all(_may_be_equal(root / name, source.path(name)) for name in names) and all(
+        hash_file(root / name) == hash_file(source.path(name)) for name in names
+    )
 
 
 def find_same_details(tag: Tag, asked: Record) -> bentoml.Model | None:

@@ -8,6 +8,7 @@ same file system, and moved into its place by one rename.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +20,7 @@ from bentoml import Tag
 from bentoml.models import ModelContext
 
 from bentoml_diffusers import _compat
-from bentoml_diffusers.errors import InvalidModel, TagConflict
+from bentoml_diffusers.errors import DiffusersError, InvalidModel, StoreNotWritable, TagConflict
 from bentoml_diffusers.store.hashing import hash_rest_later
 from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
 from bentoml_diffusers.store.linking import storage_errors
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.options import ModelOptions
 
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 DEFAULT_SIGNATURES: Mapping[str, Mapping[str, Any]] = {"__call__": {"batchable": False}}
 MODEL_ARGUMENTS = ("signatures", "labels", "metadata", "custom_objects", "external_modules")
 
@@ -44,7 +46,8 @@ def make_tag(name: str | Tag) -> Tag:
     try:
         return Tag.from_taglike(name)
     except (ValueError, bentoml.exceptions.BentoMLException) as err:
-        raise InvalidModel(name, f"is no tag of the model store: {err}") from err
+        next_step = "the tag comes first, then the source" if "/" in str(name) else ""
+        raise InvalidModel(name, f"is no tag of the model store: {err}", next_step) from err
 
 
 def write_entry(
@@ -69,10 +72,11 @@ def write_entry(
     Raises:
         TagConflict: 409, the tag was taken while the entry was filled.
         StorageFull: 507, no space left.
+        StoreNotWritable: 507, the store is read-only.
     """
-    draft = _make_draft(tag, options, arguments)
     store = _compat.model_store()
-    with _staging_folder(store.root) as folder:
+    with _write_errors(store.root), _staging_folder(store.root) as folder:
+        draft = _make_draft(tag, options, arguments)
         with storage_errors(tag):
             record = fill(folder)
             record.write(folder)
@@ -85,6 +89,18 @@ def write_entry(
     model = bentoml.models.get(str(draft.tag))
     hash_rest_later(Path(model.path), record)
     return model
+
+
+@contextlib.contextmanager
+def _write_errors(store_root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if isinstance(err, DiffusersError) or err.errno not in _READ_ONLY:
+            raise
+        if not Path(str(err.filename)).is_relative_to(store_root.parent):
+            raise  # a file of the source that may not be read
+        raise StoreNotWritable(store_root, str(err.strerror)) from err
 
 
 def _make_draft(
