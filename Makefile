@@ -1,17 +1,30 @@
 # Two commands are for users: `make demo` and `make test`. Both make what they need.
 #
 #   VENV=DIR      environment to use or to make (.venv)
-#   PYTHON=NAME   Python 3.10 or newer to make it with (python3)
+#   PYTHON=NAME   Python 3.10 to 3.13 to make it with (python3)
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                 index to take torch from: this one has builds for the CPU, a tenth of the size
 #   ARGS="..."    passed on, such as ARGS="--port 3001" or ARGS="-k lora"
 
 VENV ?= .venv
 PYTHON ?= python3
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+TORCH_INDEX ?=
 ARGS ?=
 
 BIN = $(VENV)/bin
 LOWEST = build/lowest
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadfile
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
+PIP = -m pip install --disable-pip-version-check
+
+# $(call install,DIR,CONSTRAINTS,WHAT): torch from its own index where one is named, then the rest.
+define install
+@echo "Installs into $(1): torch and what it needs is a download of about 3 GB on Linux (CUDA),"
+@echo "0.2 GB as a build for the CPU (TORCH_INDEX=https://download.pytorch.org/whl/cpu) or on macOS,"
+@echo "nothing where $(1) has it; all other packages are some 0.2 GB."
+$(if $(TORCH_INDEX),$(1)/bin/python $(PIP) $(2) torch --index-url $(TORCH_INDEX))
+$(1)/bin/python $(PIP) $(2) -e $(3)
+endef
 
 help:
 	@echo "make demo    serve the bundled demo model on http://localhost:3000"
@@ -21,6 +34,7 @@ help:
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make lowest  run the tests with the lowest versions of pyproject.toml"
+	@echo "make release-check   make test with each Python of PYTHONS, then make lowest"
 	@echo "make clean   remove what was built; the environment stays"
 
 demo: $(VENV)/.installed
@@ -45,26 +59,32 @@ docs: $(VENV)/.installed-docs
 lowest: $(LOWEST)/.installed
 	BENTOML_DO_NOT_TRACK=True $(LOWEST)/bin/python $(PYTEST) $(ARGS)
 
+# What is run before a release, for all that pyproject.toml and README.md promise.
+release-check:
+	for python in $(PYTHONS); do $(MAKE) test PYTHON=$$python VENV=build/$$python || exit 1; done
+	$(MAKE) lowest PYTHON=$(firstword $(PYTHONS))
+
 clean:
 	rm -rf docs/_build build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
 
 # A stamp says what was installed; a change of the dependencies makes it stale.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) .
+	$(call install,$(VENV),-c constraints.txt,.)
 	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) ".[$*]"
+	$(call install,$(VENV),-c constraints.txt,".[$*]")
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/python -m pip install -c $(LOWEST)/lowest.txt -e ".[test]"
+	$(call install,$(LOWEST),-c $(LOWEST)/lowest.txt,".[test]")
+	$(LOWEST)/bin/python $(PIP) --no-index -r $(LOWEST)/lowest.txt  # fails where one is another
 	@touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-.PHONY: help demo test test-numerics lint types docs lowest clean
+.PHONY: help demo test test-numerics lint types docs lowest release-check clean
 .PRECIOUS: $(VENV)/.installed-%

@@ -130,7 +130,7 @@ def check_bentoml(arguments):
 
 def check_make(arguments):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    variables = re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    variables = re.findall(r"^([A-Z_]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in arguments:
         name, is_variable, _ = word.partition("=")
         assert name in (variables if is_variable else targets)
