@@ -317,3 +317,10 @@ def test_code_that_works_only_where_it_lies_is_refused(package, name):
     pipeline = package("STRENGTH = 1\ntry:\n    from ..x import y\nexcept ImportError:\n    pass")
     with pytest.raises(errors.InvalidModel, match=r"imports \.\.x, which is not beside it"):
         bentoml_diffusers.save_model(name, pipeline)
+
+
+def test_a_service_names_the_adapters_that_it_is_loaded_with(model, lora_dir, name):
+    lora = bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors")
+    svc = bentoml_diffusers.service(str(model.tag), lora_weights={"name": name, "scale": 0.5})
+    assert [str(needed.tag) for needed in svc.models] == [str(lora.tag), str(model.tag)]
+    assert len(bentoml_diffusers.service(str(model.tag)).models) == 1

@@ -13,15 +13,17 @@ from bentoml.models import BentoModel
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 
 from bentoml_diffusers._compat import api_with_headers, service_timeout_s
+from bentoml_diffusers.adapters.static import find_static_adapters
 from bentoml_diffusers.engine import Engine
-from bentoml_diffusers.errors import InvalidModel, InvalidRequest
+from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidRequest
+from bentoml_diffusers.loading.pipeline import stored_options
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
 from bentoml_diffusers.serving.answering import HEADERS, NOTHING, answer
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
 from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
-from bentoml_diffusers.store import read_record
+from bentoml_diffusers.store import get, read_record
 from bentoml_diffusers.tasks import shows_options
 
 if TYPE_CHECKING:
@@ -68,8 +70,10 @@ def service(
     requests = {endpoint.task: endpoint.request for endpoint in endpoints}
     apis = {endpoint.name: _make_api(endpoint, embed) for endpoint in endpoints}
 
+    needed = {f"adapter_{n}": BentoModel(tag) for n, tag in enumerate(_static_tags(model, given))}
+
     @bentoml.service(name=name, **dict(service_options or {}))
-    class DiffusersService(type("Endpoints", (), apis)):  # type: ignore[misc]
+    class DiffusersService(type("Endpoints", (), {**apis, **needed})):  # type: ignore[misc]
         bento_model = BentoModel(model)
 
         def __init__(self) -> None:
@@ -132,6 +136,16 @@ def _with_timeout(limits: EngineLimits, service: Any) -> EngineLimits:
     if limits.timeout_s is not None:
         return limits
     return replace(limits, timeout_s=service_timeout_s(service))
+
+
+def _static_tags(model: str, given: ModelOptions) -> list[str]:
+    """Tags of the adapters that the service is loaded with: its bento needs them, too."""
+    try:
+        found = find_static_adapters(stored_options(get(model)).overridden_by(given))
+    except DiffusersError:
+        return []  # the start says what is missing
+    tags = (adapter.tag for adapter in (*found.loras, *found.inversions))
+    return list(dict.fromkeys(tag for tag in tags if tag is not None))
 
 
 def _find_model(service: Any, tag: str) -> bentoml.Model:
