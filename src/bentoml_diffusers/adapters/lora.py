@@ -16,6 +16,7 @@ from bentoml_diffusers.adapters.denoisers import (
 )
 from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.adapters.lycoris import inject, kind_of, read_lycoris
+from bentoml_diffusers.adapters.peft_state import note_state
 from bentoml_diffusers.adapters.scales import expand_scales, scale_of
 from bentoml_diffusers.adapters.storage import is_computed_in, name_storage
 from bentoml_diffusers.errors import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+    from bentoml_diffusers.adapters.peft_state import LayerState
     from bentoml_diffusers.adapters.scales import LayerScales, Scale
     from bentoml_diffusers.adapters.sources import Adapter
 
@@ -41,7 +43,7 @@ class LoraSwitch:
     """Switches LoRAs of one pipeline. Not thread-safe: one request at a time.
 
     Args:
-        pipeline: The pipeline whose components get the LoRAs.
+        pipeline: The pipeline whose components get the LoRAs. Those that it has already stay.
         static: LoRAs that stay active, below those of a request.
 
     Raises:
@@ -53,6 +55,7 @@ class LoraSwitch:
         self._pipeline = pipeline
         self._counter = itertools.count()
         self._static: dict[str, Scale] = {}
+        self._before = _resident(pipeline)
         for adapter in static:
             check_choices(pipeline, "lora_weights", adapter)
             self._static[self._load(adapter)] = adapter.scale
@@ -61,29 +64,39 @@ class LoraSwitch:
 
     @property
     def has_layers(self) -> bool:
-        """True if static LoRAs are layers of their own: there are some, and they are not fused."""
-        return bool(self._static)
+        """True if LoRAs that stay are layers of their own: there are some, and not fused."""
+        return bool(self._static or self._before)
 
     @contextlib.contextmanager
     def applied(self, adapters: Sequence[Adapter]) -> Iterator[None]:
         """Adds ``adapters`` to the static ones; afterwards all is as it was, also on failure.
+
+        Also what a call changes in the layers of static ones, as one with a scale does.
 
         Raises:
             InvalidModel: 400, a file that is no LoRA for this pipeline.
             UnsupportedByPipeline: 400, the pipeline's class takes no LoRA.
         """
         wanted = [adapter for adapter in adapters if adapter.scale != 0]
-        if not wanted:
-            yield
-            return
-        loaded: dict[str, Scale] = {}
+        before = note_state(_modules(self._pipeline)) if self.has_layers else []
         try:
-            for adapter in wanted:
-                loaded[self._load(adapter)] = adapter.scale
-            self._activate({**self._static, **loaded})
+            self._add({self._load(adapter): adapter.scale for adapter in wanted}, before)
             yield
         finally:
-            self._remove_all_but_static()
+            for state in before:  # before the rest: PEFT warns if an active adapter is deleted
+                state.restore()
+            if wanted:
+                self._remove_all_but_static()
+                for state in before:
+                    state.restore()
+
+    def _add(self, loaded: Mapping[str, Scale], before: Sequence[LayerState]) -> None:
+        if not loaded:
+            return
+        here = {name for state in before for name in state.active if not state.is_disabled}
+        self._activate({**dict.fromkeys(sorted(here), 1.0), **loaded})
+        for state in before:
+            state.restore_scaling()
 
     def fuse_static(self) -> None:
         """Adds the static LoRAs to the base weights, for good.
@@ -147,16 +160,15 @@ class LoraSwitch:
                 _set_scales(self._pipeline, name, expand_scales(self._pipeline, "scale", scale))
 
     def _remove_all_but_static(self) -> None:
-        if not self._static:
+        if not self.has_layers:
             self._pipeline.unload_lora_weights()
             return
-        self._activate(self._static)  # PEFT warns if an active adapter is deleted
-        extra = sorted(_resident(self._pipeline) - set(self._static))
+        kept = self._before | set(self._static)
+        extra = sorted(_resident(self._pipeline) - kept)
         if extra:
             self._pipeline.delete_adapters(extra)
         for component in _modules(self._pipeline):
             _unwrap_empty_layers(component)
-        self._activate(self._static)
 
 
 def check_choices(
@@ -236,6 +248,8 @@ def _weights_of(layer: Any, adapter_name: str) -> Iterator[torch.Tensor]:
 
 
 def _resident(pipeline: DiffusionPipeline) -> set[str]:
+    if not supports_lora(pipeline):
+        return set()
     lists: dict[str, list[str]] = pipeline.get_list_adapters()
     return {name for names in lists.values() for name in names}
 

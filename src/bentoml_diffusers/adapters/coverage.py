@@ -1,0 +1,68 @@
+"""Which tensors of a LoRA file reach a layer: all of them, or the rest is named."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Tensors = dict[str, torch.Tensor]
+
+# What follows the name of a layer in the key of one of its tensors.
+_SUFFIX = re.compile(r"(\.|_)(lora[._]|hada_|lokr_|diff|alpha|dora_scale).*|\.(weight|bias|scale)$")
+
+
+class TracedTensor(torch.Tensor):
+    """A tensor that knows from which tensors of a file it was made."""
+
+    sources: frozenset[str] = frozenset()
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
+        sources = frozenset().union(*(leaf.sources for leaf in given))
+        # What returns nothing writes to its first argument.
+        for leaf in tree_leaves(args[:1] if result is None else result):
+            if isinstance(leaf, cls):
+                leaf.sources = sources
+        return result
+
+
+def trace(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Returns the same tensors, each with its name as the source."""
+    traced = {}
+    for key, tensor in tensors.items():
+        traced[key] = tensor.as_subclass(TracedTensor)
+        traced[key].sources = frozenset({key})
+    return traced
+
+
+def sources_of(tensors: Iterable[torch.Tensor]) -> set[str]:
+    """Returns the names of all tensors that the traced ``tensors`` were made of."""
+    return {name for tensor in tensors for name in getattr(tensor, "sources", ())}
+
+
+def list_other(file: Mapping[str, torch.Tensor], used: Iterable[torch.Tensor]) -> list[str]:
+    """Returns the names of a file's tensors that are not, as they are, among the ``used``.
+
+    An alpha is no tensor of its own: it is read as a number.
+    """
+    places = {tensor.data_ptr() for tensor in used}
+    return [
+        key
+        for key, tensor in file.items()
+        if tensor.data_ptr() not in places and not key.endswith("alpha") and tensor.numel()
+    ]
+
+
+def layers_of(keys: Iterable[str]) -> list[str]:
+    """Returns the names of the layers, as a file writes them, that its keys are of."""
+    return sorted({_SUFFIX.sub("", key) for key in keys})

@@ -1,0 +1,59 @@
+"""What a call can change in PEFT's layers, noted before it and put back after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import torch
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What is set of a layer that has adapters.
+
+    Attributes:
+        layer: PEFT's wrapper.
+        scaling: alpha / rank times the scale, by name of the adapter. diffusers multiplies and
+            divides it in place for a call with a scale, and after 0 it sets 1.
+        active: Names of the adapters that are added.
+        is_disabled: None is added.
+    """
+
+    layer: Any
+    scaling: Mapping[str, float]
+    active: tuple[str, ...]
+    is_disabled: bool
+
+    def restore_scaling(self) -> None:
+        """Sets the scales again; those of other adapters stay."""
+        self.layer.scaling.update(self.scaling)
+
+    def restore(self) -> None:
+        """Sets everything again; other adapters are off."""
+        self.restore_scaling()
+        if tuple(self.layer.active_adapters) != self.active:
+            self.layer.set_adapter(list(self.active))
+        if self.layer.disable_adapters != self.is_disabled:
+            self.layer.enable_adapters(not self.is_disabled)
+
+
+def peft_layers(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
+    """Yields PEFT's wrappers in ``modules``."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, BaseTunerLayer):
+                yield part
+
+
+def note_state(modules: Iterable[torch.nn.Module]) -> list[LayerState]:
+    """Returns what is set of each layer in ``modules`` that has adapters."""
+    return [
+        LayerState(layer, dict(layer.scaling), tuple(layer.active_adapters), layer.disable_adapters)
+        for layer in peft_layers(modules)
+    ]
