@@ -25,7 +25,9 @@ from bentoml_diffusers import ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank, hash_adapter, supports_lora
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.lycoris import original_name, read_lycoris
-from bentoml_diffusers.adapters.reading import RawLora, _Recorder, convert_lora
+from bentoml_diffusers.adapters.raw import RawLora
+from bentoml_diffusers.adapters.reading import convert_lora
+from bentoml_diffusers.adapters.recorder import Recorder
 from bentoml_diffusers.adapters.sources import _near
 from bentoml_diffusers.demo import LORAS, PIPELINE
 
@@ -490,7 +492,7 @@ def test_the_recorder_suits_each_loader_of_diffusers(cls, tmp_path):
 
 def test_what_is_recorded_changes_nothing():
     module = Base()
-    recorder = _Recorder("unet", module, RawLora())
+    recorder = Recorder("unet", module, RawLora())
     recorder.to("meta")
     assert module.blocks[0].to_q.weight.device.type == "cpu"
 

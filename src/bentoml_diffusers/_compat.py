@@ -6,6 +6,7 @@ Each entry says what will let us delete it.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import pickle
@@ -175,6 +176,15 @@ def quiet_lora_loading() -> None:
     logging.getLogger("diffusers.loaders.lora_base").addFilter(
         lambda record: "No LoRA keys associated to" not in record.getMessage()
     )
+
+
+def reads_lokr(pipeline: Any) -> bool:
+    """True if diffusers' own loader of a pipeline's class reads LoKr (0.42: Z-Image and Flux 2).
+
+    Until diffusers says which kinds a class takes.
+    """
+    convert = getattr(pipeline, "lora_state_dict", None)
+    return convert is not None and "lokr" in inspect.getsource(inspect.unwrap(convert.__func__))
 
 
 def attention_backend() -> str:

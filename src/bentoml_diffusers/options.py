@@ -65,6 +65,8 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         embedding_slots: Vectors of requests' textual inversions beside each text encoder, 1 to
             65536 (256).
         check_finite: Refuse a request's LoRA or embedding that holds NaN or infinity (``True``).
+        allow_partial_lora: Take a LoRA of which only some layers are in the model, and say so in
+            the result's warnings (``False``: it is refused).
         fuse_static_loras: Add ``lora_weights`` to the base weights instead of keeping them apart:
             faster, rounded once in the weights' dtype (``False``).
         trust_remote_code: Run pipeline code that comes with a model; never stored (``False``: only
@@ -110,6 +112,7 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
     lora_cache_bytes: int | None = None
     embedding_slots: int | None = None
     check_finite: bool | None = None
+    allow_partial_lora: bool | None = None
     fuse_static_loras: bool | None = None
     trust_remote_code: bool | None = None
     partial_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -336,6 +339,7 @@ _BOOLEANS = (
     "enable_vae_tiling",
     "channels_last",
     "check_finite",
+    "allow_partial_lora",
     "fuse_static_loras",
     "trust_remote_code",
 )

@@ -105,6 +105,7 @@ class AdapterBank:
         self._switch = attach_static_adapters(pipeline, options)
         self._lora_finder = request_finder(options)
         self._inversion_finder = request_finder(options, "textual_inversion")
+        self._allow_partial = options.allow_partial_lora is True
         self._check_finite = options.check_finite is not False
         self._embedding_slots = options.embedding_slots or DEFAULT_EMBEDDING_SLOTS
         self._said_exclusive = False
@@ -176,7 +177,12 @@ class AdapterBank:
         # diffusers scales PEFT's layers in place, in those of static LoRAs for all requests.
         rescales = wanted.layer_scale != 1 and self._switch.has_layers
         exclusive = rescales or any(lora.beyond_slots for lora, _ in loras)
-        return PreparedAdapters(wanted, loras, words, tokenizers, exclusive)
+        warnings = tuple(
+            f"LoRA {lora.name!r} is applied in part: {lora.left_out}"
+            for lora, _ in read
+            if lora.left_out
+        )
+        return PreparedAdapters(wanted, loras, words, tokenizers, exclusive, warnings)
 
     def acquire(self, prepared: PreparedAdapters) -> Lease:
         """Brings adapters into slots and holds them there.
@@ -303,7 +309,14 @@ class AdapterBank:
     def _load_lora(self, adapter: Adapter, key: object) -> HostLora:
         path = local_file(adapter)
         with self._tree:
-            raw = convert_lora(self._pipeline, self._layers, adapter.name, path, adapter.components)
+            raw = convert_lora(
+                self._pipeline,
+                self._layers,
+                adapter.name,
+                path,
+                adapter.components,
+                allow_partial=self._allow_partial,
+            )
         fitted = self._layers.fit(
             adapter.name, raw, self._max_rank, check_finite=self._check_finite
         )

@@ -26,7 +26,7 @@ class TracedTensor(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
         sources = frozenset().union(*(leaf.sources for leaf in given))
         # What returns nothing writes to its first argument.
@@ -38,10 +38,11 @@ class TracedTensor(torch.Tensor):
 
 def trace(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Returns the same tensors, each with its name as the source."""
-    traced = {}
+    traced: Tensors = {}
     for key, tensor in tensors.items():
-        traced[key] = tensor.as_subclass(TracedTensor)
-        traced[key].sources = frozenset({key})
+        own = tensor.as_subclass(TracedTensor)
+        own.sources = frozenset({key})
+        traced[key] = own
     return traced
 
 

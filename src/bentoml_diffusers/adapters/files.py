@@ -144,7 +144,7 @@ def read_tensors(name: str, path: Path) -> TensorFile:
         found = _views(header, content, 8 + size)
         if found is not None:
             return TensorFile(found[0], about, found[1])
-        tensors = load(bytes(content))
+        tensors = {key: _widened(tensor) for key, tensor in load(bytes(content)).items()}
         return TensorFile(tensors, about, all(is_finite(one) for one in tensors.values()))
 
 
@@ -177,6 +177,14 @@ def _views(
     parts = zip(entries, whole.split_with_sizes(sizes), strict=True)
     tensors = {key: part.view(entry["shape"]) for (key, entry), part in parts}
     return tensors, is_finite(whole)
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Numbers of 8 bits as bfloat16, which holds each of them: diffusers multiplies some."""
+    import torch
+
+    is_narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.to(torch.bfloat16) if is_narrow else tensor
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

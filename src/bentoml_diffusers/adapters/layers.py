@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.adapters.raw import LayerLora, RawLora
+    from bentoml_diffusers.adapters.raw import LayerLora, LeftOut, RawLora
     from bentoml_diffusers.adapters.scales import LayerScales
 
 LayerKey = tuple[str, str]
@@ -59,6 +59,7 @@ class HostLora:
         rank: The largest rank of a layer.
         n_bytes: Size of its tensors.
         beyond_slots: What in it only PEFT can apply; then it has no layers here.
+        left_out: Layers of the file that the base model has not; ``None``: none.
         key: Tells files apart: the place, time and size of the file.
     """
 
@@ -67,6 +68,7 @@ class HostLora:
     rank: int
     n_bytes: int
     beyond_slots: str | None = None
+    left_out: LeftOut | None = None
     key: object = None
 
     def scaled(self, scales: LayerScales) -> HostLora:
@@ -144,20 +146,21 @@ class LayerMap:
                 kind = type(base_of(self._modules[component][path])).__name__
                 beyond = f"a LoRA of a {kind}"
             else:
-                layers[component, path] = self._converted(target, lora, copy=raw.is_mapped)
+                layers[component, path] = self._converted(target, lora)
         if beyond is not None:
             if check_finite and not raw.is_finite:
                 raise InvalidModel(name, "holds NaN or infinity")
-            return HostLora(name, {}, 0, 0, beyond)
+            return HostLora(name, {}, 0, 0, beyond, raw.left_out)
         # What was finite in the file may not be in fewer bits.
         if check_finite and not (raw.is_finite and _are_as_in_file(raw, layers)):
             _check_finite(name, layers)
-        rank = max(down.shape[0] for down, _, _ in layers.values())
+        rank = max((down.shape[0] for down, _, _ in layers.values()), default=0)
         if rank > max_rank:
             raise InvalidModel(
                 name, f"has rank {rank}, more than max_lora_rank={max_rank}", "raise that option"
             )
-        return HostLora(name, layers, rank, sum(_size(layer) for layer in layers.values()))
+        n_bytes = sum(_size(layer) for layer in layers.values())
+        return HostLora(name, layers, rank, n_bytes, left_out=raw.left_out)
 
     @property
     def device(self) -> torch.device:
@@ -190,11 +193,11 @@ class LayerMap:
             )
         return target
 
-    def _converted(self, target: Target, lora: LayerLora, *, copy: bool) -> LayerWeights:
+    def _converted(self, target: Target, lora: LayerLora) -> LayerWeights:
         dtype = target.dtype
         down, up = lora.down, lora.up
-        if copy or down.dtype != dtype or up.dtype != dtype:
-            down, up = down.to(dtype, copy=copy), up.to(dtype, copy=copy)
+        if down.dtype != dtype or up.dtype != dtype:
+            down, up = down.to(dtype), up.to(dtype)
         return down.flatten(1), up.flatten(1), lora.factor
 
 

@@ -15,8 +15,9 @@ from bentoml_diffusers.adapters.denoisers import (
     standing_for,
 )
 from bentoml_diffusers.adapters.files import read_tensors
-from bentoml_diffusers.adapters.lycoris import inject, kind_of, read_lycoris
+from bentoml_diffusers.adapters.lycoris import inject, is_lycoris_of, kind_of, read_lycoris
 from bentoml_diffusers.adapters.peft_state import note_state
+from bentoml_diffusers.adapters.reasons import explain
 from bentoml_diffusers.adapters.scales import expand_scales, scale_of
 from bentoml_diffusers.adapters.storage import is_computed_in, name_storage
 from bentoml_diffusers.errors import (
@@ -58,7 +59,7 @@ class LoraSwitch:
         self._before = _resident(pipeline)
         for adapter in static:
             check_choices(pipeline, "lora_weights", adapter)
-            self._static[self._load(adapter)] = adapter.scale
+            self._static |= dict.fromkeys(self._load(adapter), adapter.scale)
         self._activate(self._static)
         self.is_fused = False
 
@@ -80,7 +81,8 @@ class LoraSwitch:
         wanted = [adapter for adapter in adapters if adapter.scale != 0]
         before = note_state(_modules(self._pipeline)) if self.has_layers else []
         try:
-            self._add({self._load(adapter): adapter.scale for adapter in wanted}, before)
+            loaded = {name: one.scale for one in wanted for name in self._load(one)}
+            self._add(loaded, before)
             yield
         finally:
             for state in before:  # before the rest: PEFT warns if an active adapter is deleted
@@ -117,38 +119,46 @@ class LoraSwitch:
         self._static = {}
         self.is_fused = True
 
-    def _load(self, adapter: Adapter) -> str:
+    def _load(self, adapter: Adapter) -> list[str]:
+        """Returns the names of its adapters."""
         if not supports_lora(self._pipeline):
             raise UnsupportedByPipeline(type(self._pipeline).__name__, "LoRA")
         name = f"lora_{next(self._counter)}"
         try:
-            self._inject(adapter, name)
+            names = self._inject(adapter, name)
         except DiffusersError:
             raise
         except Exception as err:
             # A client reads this: no path of the server.
-            reason = _first_line(err).replace(adapter.path, adapter.name)
+            reason = explain(err, adapter.path, adapter.name)
             base = f"{_first_quantized(self._pipeline)}{type(self._pipeline).__name__}"
             raise InvalidModel(adapter.name, f"is no LoRA for {base}: {reason}") from err
-        if name not in _resident(self._pipeline):
+        if not set(names) <= _resident(self._pipeline):
             raise InvalidModel(
                 adapter.name, f"has no layer in common with {type(self._pipeline).__name__}"
             )
-        _check_precision(self._pipeline, adapter.name, name)
-        return name
+        for one in names:
+            _check_precision(self._pipeline, adapter.name, one)
+        return names
 
-    def _inject(self, adapter: Adapter, name: str) -> None:
+    def _inject(self, adapter: Adapter, name: str) -> list[str]:
         path = Path(adapter.path)
         tensors = read_tensors(adapter.name, path).tensors if path.is_file() else {}
+        is_lycoris = kind_of(tensors) is not None and is_lycoris_of(
+            self._pipeline, adapter.name, tensors, adapter.components
+        )
+        names = {name} if not is_lycoris else set()
         for component in adapter.components or ("",):
-            if kind_of(tensors) is not None:
+            if is_lycoris:
                 denoiser = standing_for(self._pipeline, component)
-                inject(denoiser, read_lycoris(denoiser, adapter.name, tensors), name)
+                layers = read_lycoris(denoiser, adapter.name, tensors)
+                names.update(inject(denoiser, layers, name))
             else:
                 arguments = {**adapter.arguments, **loader_arguments(component)}
                 self._pipeline.load_lora_weights(
                     adapter.path, adapter_name=name, use_safetensors=True, **arguments
                 )
+        return sorted(names)
 
     def _activate(self, scales: Mapping[str, Scale]) -> None:
         if not scales:
@@ -276,7 +286,3 @@ def _unwrap_empty_layers(module: torch.nn.Module) -> None:
 
 def _adapters_of(layer: Any) -> set[str]:
     return {key for attribute in layer.adapter_layer_names for key in getattr(layer, attribute, ())}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _compat
+from bentoml_diffusers.adapters.denoisers import standing_for
 from bentoml_diffusers.adapters.storage import (
     compute_dtype,
     count_numbers,
@@ -17,7 +19,7 @@ from bentoml_diffusers.adapters.storage import (
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
     from diffusers import DiffusionPipeline
@@ -64,12 +66,33 @@ class LycorisLayer:
 
 
 def kind_of(keys: Iterable[str]) -> str | None:
-    """Returns ``"LoHa"`` or ``"LoKr"`` if the names of a file's tensors say so."""
-    for key in keys:
-        match = _KEY.fullmatch(key)
-        if match and match["part"] != "alpha":
-            return _KINDS.get(match["part"][:5])
-    return None
+    """Returns ``"LoHa"``, ``"LoKr"`` or both if the names of a file's tensors say so."""
+    matches = [match for match in map(_KEY.fullmatch, keys) if match and match["part"] != "alpha"]
+    kinds = sorted({_KINDS[match["part"][:5]] for match in matches})
+    return " and ".join(kinds) or None
+
+
+def is_lycoris_of(
+    pipeline: DiffusionPipeline,
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    components: Sequence[str] = (),
+) -> bool:
+    """True if a file is to be read here; false if diffusers' own reader is to decide.
+
+    It reads LoKr of a few models, in layouts of their own.
+
+    Raises:
+        InvalidModel: 400, a layer is missing or has another shape.
+    """
+    try:
+        for component in components or ("",):
+            read_lycoris(standing_for(pipeline, component), name, tensors)
+    except InvalidModel:
+        if _compat.reads_lokr(pipeline) and kind_of(tensors) == "LoKr":
+            return False
+        raise
+    return True
 
 
 def read_lycoris(
@@ -90,17 +113,24 @@ def read_lycoris(
     return [_checked(pipeline, name, names, layer, parts) for layer, parts in found.items()]
 
 
-def inject(pipeline: DiffusionPipeline, layers: Iterable[LycorisLayer], adapter_name: str) -> None:
-    """Puts the layers into PEFT's wrappers under a name; what is there stays below."""
-    by_component: dict[str, list[LycorisLayer]] = {}
+def inject(
+    pipeline: DiffusionPipeline, layers: Iterable[LycorisLayer], adapter_name: str
+) -> list[str]:
+    """Puts the layers into PEFT's wrappers; what is there stays below.
+
+    Returns:
+        The names of its adapters: an adapter of PEFT is of one kind, a file may hold two.
+    """
+    parts: dict[tuple[str, str], list[LycorisLayer]] = {}
     for layer in layers:
-        by_component.setdefault(layer.component, []).append(layer)
-    for component, mine in by_component.items():
-        module = getattr(pipeline, component)
-        module.add_adapter(_config(mine), adapter_name=adapter_name)
+        parts.setdefault((layer.component, layer.kind), []).append(layer)
+    for (component, kind), mine in parts.items():
+        module, name = getattr(pipeline, component), f"{adapter_name}_{kind}"
+        module.add_adapter(_config(mine), adapter_name=name)
         dtype = compute_dtype(module)
         for layer in mine:
-            _fill(module.get_submodule(layer.path), layer, adapter_name, dtype)
+            _fill(module.get_submodule(layer.path), layer, name, dtype)
+    return sorted({f"{adapter_name}_{kind}" for _, kind in parts})
 
 
 def _names_of_layers(pipeline: DiffusionPipeline) -> dict[str, tuple[str, str]]:
@@ -177,6 +207,8 @@ def _checked(
         raise InvalidModel(name, f"was made for another base model: there is no layer {layer}")
     component, path = names[layer]
     alpha = parts.pop("alpha", None)
+    if len({part[:5] for part in parts}) != 1:
+        raise InvalidModel(name, f"is broken: {layer} is not of one kind: {', '.join(parts)}")
     target = getattr(pipeline, component).get_submodule(path)
     try:
         numbers = _count(parts)

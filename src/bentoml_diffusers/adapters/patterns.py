@@ -13,7 +13,7 @@ _PLAIN = re.compile(r"\^?[\w.]+")
 
 
 class Patterns:
-    """Values by pattern; the first that matches a layer counts, as in PEFT.
+    r"""Values by pattern; the first that matches a layer counts, as in PEFT.
 
     PEFT tries ``(.*\\.)?(pattern)$`` from the start of the layer's path, one pattern after the
     other. Files have one pattern for each layer, so names without signs of expressions are looked

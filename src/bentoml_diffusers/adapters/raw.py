@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers.errors import InvalidModel
+
 if TYPE_CHECKING:
     import torch
+
+_SAID = 3  # layers that a message names
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,32 @@ class LayerLora:
     factor: float
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Layers of a file that the base model has not.
+
+    Attributes:
+        layers: Their names, as the file writes them.
+        every: Layers in the file.
+    """
+
+    layers: tuple[str, ...]
+    every: int
+
+    def refusal(self, name: str, pipeline_class: str) -> InvalidModel:
+        """Returns the error that refuses the file."""
+        return InvalidModel(
+            name,
+            f"fits {pipeline_class} only in part: {self}",
+            "set the option allow_partial_lora to use the rest of it",
+        )
+
+    def __str__(self) -> str:
+        some = ", ".join(self.layers[:_SAID])
+        more = f" and {len(self.layers) - _SAID} more" if len(self.layers) > _SAID else ""
+        return f"{len(self.layers)} of its {self.every} layers have no place, such as {some}{more}"
+
+
 @dataclass
 class RawLora:
     """A file in diffusers' form.
@@ -31,11 +61,17 @@ class RawLora:
     Attributes:
         layers: LoRA of each layer, by name of the component and path of the layer in it.
         beyond_slots: What in it only PEFT can apply; ``None``: nothing.
-        is_mapped: The tensors are pages of the file, which may change.
         is_finite: All numbers of the file are finite.
+        has_config: The file says which ranks its layers have.
+        used: Tensors that reached a layer.
+        absent: Tensors for components that the pipeline is without, though its class has them.
+        left_out: What reached no layer; ``None``: nothing.
     """
 
     layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)
     beyond_slots: str | None = None
-    is_mapped: bool = False
     is_finite: bool = False
+    has_config: bool = False
+    used: list[torch.Tensor] = field(default_factory=list)
+    absent: list[torch.Tensor] = field(default_factory=list)
+    left_out: LeftOut | None = None

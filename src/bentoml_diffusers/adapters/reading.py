@@ -7,35 +7,31 @@ every layout that diffusers knows (kohya, XLabs, BFL ...) arrives in one form, w
 
 from __future__ import annotations
 
+import json
 import math
-import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.denoisers import loader_arguments, standing_for
+from bentoml_diffusers.adapters.coverage import layers_of, list_other, sources_of, trace
+from bentoml_diffusers.adapters.denoisers import loader_arguments
 from bentoml_diffusers.adapters.files import read_tensors
-from bentoml_diffusers.adapters.lycoris import kind_of, read_lycoris
-from bentoml_diffusers.adapters.raw import LayerLora, RawLora
+from bentoml_diffusers.adapters.lycoris import is_lycoris_of, kind_of
+from bentoml_diffusers.adapters.raw import LeftOut, RawLora
+from bentoml_diffusers.adapters.reasons import explain
+from bentoml_diffusers.adapters.recorder import DOWN, MissingLayer, Recorder
 from bentoml_diffusers.errors import InvalidModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
     from diffusers import DiffusionPipeline
 
+    from bentoml_diffusers.adapters.files import TensorFile
     from bentoml_diffusers.adapters.layers import LayerMap
 
 Tensors = dict[str, "torch.Tensor"]
-
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_PLAIN = re.compile(r"[\w.]+")
-# What a slot cannot hold, by what its keys contain.
-_BEYOND_SLOTS = {
-    "lora_magnitude_vector": "DoRA",
-    "lora_embedding_": "a LoRA of an embedding",
-    "lora_B.bias": "a LoRA with bias",
-}
 
 
 def convert_lora(
@@ -44,6 +40,8 @@ def convert_lora(
     name: str,
     path: Path,
     components: Sequence[str] = (),
+    *,
+    allow_partial: bool = False,
 ) -> RawLora:
     """Reads a LoRA as ``type(pipeline)`` reads it.
 
@@ -53,40 +51,78 @@ def convert_lora(
         name: Name of the LoRA, for messages.
         path: A safetensors file.
         components: Denoisers that it is for; none: the one that diffusers takes.
+        allow_partial: Take a file of which only a part belongs to a layer.
 
     Raises:
-        InvalidModel: 400, no LoRA for this pipeline.
+        InvalidModel: 400, no LoRA for this pipeline, or only a part of it is.
     """
     file = read_tensors(name, path)
     _check_keys(name, list(file.tensors))
-    # diffusers looks at what a file says about itself only if it reads the file itself, which
-    # takes longer.
-    raw = RawLora(is_mapped=bool(file.about), is_finite=file.is_finite)
-    raw.beyond_slots = kind_of(file.tensors)
-    if raw.beyond_slots is not None:
-        for component in components or ("",):
-            read_lycoris(standing_for(pipeline, component), name, file.tensors)
-        return raw
-    source = str(path) if file.about else file.tensors
-    stand_in = _stand_in(pipeline, layers, name, raw)
-    try:
-        for component in components or ("",):
-            stand_in.load_lora_weights(
-                source,
-                adapter_name="request",
-                use_safetensors=True,
-                **loader_arguments(component),
-            )
-    except InvalidModel:
-        raise
-    except Exception as err:
-        reason = str(err).strip().split("\n", 1)[0][:300].replace(str(path), name)
-        raise InvalidModel(
-            name, f"is no LoRA for {type(pipeline).__name__}: {reason or type(err).__name__}"
-        ) from err
-    if not raw.layers and raw.beyond_slots is None:
+    kind = kind_of(file.tensors)
+    if kind is not None and is_lycoris_of(pipeline, name, file.tensors, components):
+        return RawLora(beyond_slots=kind, is_finite=file.is_finite)
+    reader = _Reader(pipeline, layers, name, _config_of(file), components or ("",))
+    raw = reader.read(file.tensors)
+    raw.is_finite = file.is_finite
+    if not raw.layers and raw.beyond_slots is None and not raw.absent:
         raise InvalidModel(name, f"has no layer in common with {type(pipeline).__name__}")
+    other = list_other(file.tensors, raw.used)
+    if other:
+        reader.account(raw, file.tensors, allow_partial=allow_partial)
     return raw
+
+
+def _config_of(file: TensorFile) -> Mapping[str, Any] | None:
+    """What a file says of its layers; diffusers itself looks at it only if it reads the file."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+
+    text = file.about.get(LORA_ADAPTER_METADATA_KEY)
+    return json.loads(text) if text else None
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the tensors of one file as diffusers does."""
+
+    pipeline: DiffusionPipeline
+    layers: LayerMap
+    name: str
+    config: Mapping[str, Any] | None
+    components: Sequence[str]
+
+    def read(self, tensors: Tensors) -> RawLora:
+        """Runs diffusers' loader."""
+        raw = RawLora(has_config=self.config is not None)
+        stand_in = _stand_in(self, raw)
+        try:
+            for component in self.components:
+                stand_in.load_lora_weights(
+                    dict(tensors), adapter_name="request", **loader_arguments(component)
+                )
+        except InvalidModel:
+            raise
+        except MissingLayer as err:
+            raise InvalidModel(
+                self.name, f"was made for another base model: there is no layer {err}"
+            ) from err
+        except Exception as err:
+            raise InvalidModel(
+                self.name, f"is no LoRA for {type(self.pipeline).__name__}: {explain(err)}"
+            ) from err
+        return raw
+
+    def account(self, raw: RawLora, file: Tensors, *, allow_partial: bool) -> None:
+        """Finds the layers of a file that went nowhere, and refuses or notes them."""
+        traced = self.read(trace(file))
+        used, absent = sources_of(traced.used), sources_of(traced.absent)
+        lost = layers_of(key for key in list_other(file, ()) if key not in used)
+        if not lost:
+            return
+        every = len(layers_of(file))
+        raw.left_out = LeftOut(tuple(lost), every)
+        unknown = layers_of(key for key in list_other(file, ()) if key not in used | absent)
+        if (unknown and not allow_partial) or len(lost) == every:
+            raise raw.left_out.refusal(self.name, type(self.pipeline).__name__)
 
 
 def _check_keys(name: str, keys: Sequence[str]) -> None:
@@ -101,34 +137,43 @@ def _check_keys(name: str, keys: Sequence[str]) -> None:
         )
 
 
-def _stand_in(pipeline: DiffusionPipeline, layers: LayerMap, name: str, raw: RawLora) -> Any:
+def _stand_in(reader: _Reader, raw: RawLora) -> Any:
     """Returns an object with the loaders of the pipeline's class and recorders for components."""
+    pipeline = reader.pipeline
     cls: type[DiffusionPipeline] = type(pipeline)
     stand_in: Any = object.__new__(cls)
     # Tells diffusers that there is no offloading whose hooks it would have to remove.
-    converter = _checked_converter(pipeline, layers, name)
-    values: dict[str, Any] = {"hf_device_map": {}, "lora_state_dict": converter}
+    values: dict[str, Any] = {
+        "hf_device_map": {},
+        "lora_state_dict": _checked_converter(reader, raw),
+    }
     for component, module in pipeline.components.items():
         is_module = hasattr(module, "named_modules")
-        values[component] = _Recorder(component, module, raw) if is_module else module
+        values[component] = Recorder(component, module, raw) if is_module else module
     stand_in.__dict__.update(values)
     return stand_in
 
 
-def _checked_converter(
-    pipeline: DiffusionPipeline, layers: LayerMap, name: str
-) -> Callable[..., Any]:
+def _checked_converter(reader: _Reader, raw: RawLora) -> Callable[..., Any]:
     """Wraps ``lora_state_dict``: what would write to the base model is refused before it can."""
+    loadable = type(reader.pipeline)._lora_loadable_modules
+    absent = [name for name in loadable if getattr(reader.pipeline, name, None) is None]
 
     def lora_state_dict(*args: Any, **kwargs: Any) -> Any:
-        answer = pipeline.lora_state_dict(*args, **kwargs)
+        answer = reader.pipeline.lora_state_dict(*args, **kwargs)
         state = answer[0] if isinstance(answer, tuple) else answer
         for key in state:
             if "lora" not in key and "lokr" not in key and "alpha" not in key:
                 raise InvalidModel(
-                    name, f"holds {key!r}, which is no LoRA", "a request cannot replace weights"
+                    reader.name,
+                    f"holds {key!r}, which is no LoRA",
+                    "a request cannot replace weights",
                 )
-        _check_widths(layers, name, state)
+        for key in [key for key in state if key.partition(".")[0] in absent]:
+            raw.absent.append(state.pop(key))
+        _check_widths(reader.layers, reader.name, state)
+        if isinstance(answer, tuple) and kwargs.get("return_lora_metadata"):
+            return (*answer[:-1], reader.config)
         return answer
 
     return lora_state_dict
@@ -141,7 +186,7 @@ def _check_widths(layers: LayerMap, name: str, state: Tensors) -> None:
     """
     for key, tensor in state.items():
         component, _, rest = key.partition(".")
-        layer = rest.removesuffix(_DOWN)
+        layer = rest.removesuffix(DOWN)
         if layer == rest:
             continue
         inputs = getattr(layers.module(component, layer), "in_features", None)
@@ -152,95 +197,3 @@ def _check_widths(layers: LayerMap, name: str, state: Tensors) -> None:
                 f"was made for another base model: {component}.{layer} takes {inputs} inputs, "
                 f"the LoRA {given}",
             )
-
-
-class _Recorder:
-    """Stands for a component; what is loaded into it goes to ``raw``."""
-
-    def __init__(self, name: str, module: Any, raw: RawLora) -> None:
-        self._name = name
-        self._module = module
-        self._raw = raw
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self._module, attribute)
-
-    def load_lora_adapter(
-        self, state: Tensors, prefix: str | None = "transformer", **given: Any
-    ) -> None:
-        """Stands for ``PeftAdapterMixin.load_lora_adapter`` of diffusers."""
-        from diffusers.utils import convert_unet_state_dict_to_peft
-        from diffusers.utils.peft_utils import get_peft_kwargs
-
-        own = _below(state, prefix)
-        if not own or self._is_beyond_slots(own):
-            return
-        if not next(iter(own)).endswith((_DOWN, _UP)):
-            own = convert_unet_state_dict_to_peft(own)
-        config = given.get("metadata")
-        if config is not None:
-            config = _below(config, prefix)
-        else:
-            alphas = {
-                key.removeprefix(f"{prefix}."): value
-                for key, value in (given.get("network_alphas") or {}).items()
-                if key.startswith(f"{prefix}.")
-            }
-            ranks = {f"^{key}": value.shape[1] for key, value in own.items() if "lora_B" in key}
-            config = get_peft_kwargs(ranks, alphas, own)
-        self._record(own, config)
-
-    def load_adapter(self, *, adapter_state_dict: Tensors, peft_config: Any, **_given: Any) -> None:
-        """Stands for ``load_adapter`` of a text encoder of transformers."""
-        if not self._is_beyond_slots(adapter_state_dict):
-            self._record(adapter_state_dict, vars(peft_config))
-
-    def to(self, *_args: Any, **_given: Any) -> None:
-        """Does nothing: the module stays as it is."""
-
-    def _is_beyond_slots(self, state: Tensors) -> bool:
-        keys = "\n".join(state)
-        found = next((what for part, what in _BEYOND_SLOTS.items() if part in keys), None)
-        self._raw.beyond_slots = found or self._raw.beyond_slots
-        return found is not None
-
-    def _record(self, state: Tensors, config: Mapping[str, Any]) -> None:
-        layers = self._raw.layers.setdefault(self._name, {})
-        for layer, down, up in _pairs(state):
-            layers[layer] = LayerLora(down, up, _factor(layer, down.shape[0], config))
-
-
-def _below(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
-    if prefix is None:
-        return dict(values)
-    start = f"{prefix}."
-    return {key[len(start) :]: value for key, value in values.items() if key.startswith(start)}
-
-
-def _pairs(state: Tensors) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    for key, tensor in state.items():
-        if key.endswith(_DOWN):
-            layer = key.removesuffix(_DOWN)
-            if layer + _UP not in state:
-                raise ValueError(f"{key!r} has no second matrix")
-            yield layer, tensor, state[layer + _UP]
-        elif not key.endswith(_UP):
-            raise ValueError(f"{key!r} is not understood")
-        elif key.removesuffix(_UP) + _DOWN not in state:
-            raise ValueError(f"{key!r} has no first matrix")
-
-
-def _factor(layer: str, rank: int, config: Mapping[str, Any]) -> float:
-    """As PEFT scales a layer: alpha / rank, where patterns name the alphas of single layers."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(layer, patterns.get(f"^{layer}"))
-    if alpha is None:
-        default = config.get("lora_alpha", rank)
-        alpha = next((patterns[key] for key in patterns if _matches(key, layer)), default)
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _matches(pattern: str, layer: str) -> bool:
-    if _PLAIN.fullmatch(pattern):
-        return layer.endswith(f".{pattern}")
-    return pattern[0] != "^" and re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None

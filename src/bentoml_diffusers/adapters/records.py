@@ -38,6 +38,7 @@ class PreparedAdapters:
         words: Each word with its embedding.
         tokenizers: Tokenizers that know the words, by name of the component.
         exclusive: Slots cannot express it: the request must run alone.
+        warnings: What of the files is not applied.
     """
 
     wanted: AdapterSet
@@ -45,6 +46,7 @@ class PreparedAdapters:
     words: tuple[Word, ...] = ()
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
     exclusive: bool = False
+    warnings: tuple[str, ...] = ()
 
     def embeddings_of(self, encoder: str) -> list[HostEmbedding]:
         """Returns the embeddings that hold vectors for a text encoder."""

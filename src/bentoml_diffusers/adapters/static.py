@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bentoml_diffusers.adapters.lora import LoraSwitch
+from bentoml_diffusers.adapters.layers import LayerMap
+from bentoml_diffusers.adapters.lora import LoraSwitch, supports_lora
+from bentoml_diffusers.adapters.reading import convert_lora
 from bentoml_diffusers.adapters.records import AdapterSet
 from bentoml_diffusers.adapters.sources import AdapterFinder
 from bentoml_diffusers.adapters.textual_inversion import load_textual_inversions
+from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.options import ADAPTER_SOURCES
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.adapters.sources import Kind
+    from bentoml_diffusers.adapters.sources import Adapter, Kind
     from bentoml_diffusers.options import ModelOptions
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_SOURCES = ("store", "lora_dir")
 
@@ -27,10 +33,31 @@ def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -
     """
     static = find_static_adapters(options)
     load_textual_inversions(pipeline, static.inversions)
+    for adapter in static.loras:
+        _check_whole(pipeline, adapter, allow_partial=options.allow_partial_lora is True)
     switch = LoraSwitch(pipeline, static.loras)
     if options.fuse_static_loras:
         switch.fuse_static()
     return switch
+
+
+def _check_whole(pipeline: DiffusionPipeline, adapter: Adapter, *, allow_partial: bool) -> None:
+    """Refuses a file of which diffusers would apply a part in silence."""
+    path = Path(adapter.path)
+    if not (path.is_file() and supports_lora(pipeline)):
+        return
+    try:
+        layers = LayerMap(pipeline)
+        raw = convert_lora(
+            pipeline, layers, adapter.name, path, adapter.components, allow_partial=True
+        )
+    except InvalidModel:
+        return  # the loader decides: it takes more for good than a request may
+    if raw.left_out is None:
+        return
+    if not allow_partial:
+        raise raw.left_out.refusal(adapter.name, type(pipeline).__name__)
+    logger.warning("LoRA %r is applied in part: %s", adapter.name, raw.left_out)
 
 
 def find_static_adapters(options: ModelOptions) -> AdapterSet:

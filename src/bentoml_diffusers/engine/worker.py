@@ -137,7 +137,7 @@ class Worker:
             queue_s=started - ticket.submitted,
             run_s=time.monotonic() - started,
             nsfw_content_detected=flags,
-            warnings=(*warn_of_flags(flags), *warnings),
+            warnings=(*warn_of_flags(flags), *warnings, *lease.prepared.warnings),
         )
 
     def _call(self, view: DiffusionPipeline, request: Request) -> Any:
