@@ -490,6 +490,25 @@ def test_the_recorder_suits_each_loader_of_diffusers(cls, tmp_path):
     assert found.factor == 1.0
 
 
+@pytest.mark.parametrize("cls", [diffusers.ZImagePipeline, diffusers.Flux2Pipeline])
+def test_lokr_that_diffusers_reads_itself_is_left_to_it(cls, tmp_path):
+    components = {"transformer": Base()}
+    bare = object.__new__(type(cls.__name__, (cls,), {"components": components}))
+    bare.__dict__.update(components)
+    key = "transformer.blocks.0.to_q"
+    if cls is diffusers.ZImagePipeline:  # ai-toolkit
+        key = key.replace("transformer", "diffusion_model")
+    path, ends = tmp_path / "x.safetensors", {"lokr_w1": (2, 2), "lokr_w2": (3, 4)}
+    tensors = {f"{key}.{end}": torch.randn(shape) for end, shape in ends.items()}
+    save_file({**tensors, f"{key}.alpha": torch.tensor(4.0)}, path)
+    raw = convert_lora(bare, Layers(components), "x", path)
+    assert (raw.beyond_slots, raw.left_out) == ("LoKr", None)
+    lost = {name.replace("blocks.0", "blocks.7"): tensor for name, tensor in tensors.items()}
+    save_file(lost, path)
+    with pytest.raises(errors.InvalidModel, match=r"no layer .*blocks\.7"):
+        convert_lora(bare, Layers(components), "x", path)
+
+
 def test_what_is_recorded_changes_nothing():
     module = Base()
     recorder = Recorder("unet", module, RawLora())

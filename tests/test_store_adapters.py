@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import bentoml
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import bentoml_diffusers
-from bentoml_diffusers import errors, store
+from bentoml_diffusers import errors, store, testing
 from bentoml_diffusers.store.hashing import hash_file
 
 
@@ -252,3 +253,19 @@ def test_adapters_are_listed_exported_and_imported_like_models(lora_dir, tmp_pat
     assert again.tag in [entry.tag for entry in store.list_entries()]
     assert store.verify(again).is_whole
     assert record_of(again).details["rank"] == 4
+
+
+def test_a_folder_that_peft_wrote_is_refused_at_the_import(tmp_path):
+    pipeline = testing.tiny_stable_diffusion()
+    peft.get_peft_model(
+        pipeline.unet, peft.LoraConfig(r=2, target_modules=["to_q"])
+    ).save_pretrained(tmp_path / "trained")
+    with pytest.raises(errors.InvalidModel, match="which component it is for") as caught:
+        bentoml_diffusers.import_lora("trained", tmp_path / "trained")
+    assert "save_lora_weights" in str(caught.value)
+
+
+def test_a_suggestion_is_never_the_name_that_was_asked_for():
+    message = str(errors.AdapterNotFound("lora_weights", "teal", ["teal", "teal2"]))
+    assert "did you mean 'teal2'?" in message
+    assert "did you mean" not in str(errors.AdapterNotFound("lora_weights", "x", ["x"]))

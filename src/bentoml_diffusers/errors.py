@@ -352,8 +352,12 @@ def shorten(value: object, limit: int = 120) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for near matches, else an empty string."""
-    return suggest_one_of(difflib.get_close_matches(name, list(known), n=3))
+    """Returns `` (did you mean 'x'?)`` for near matches, else an empty string.
+
+    Never the name itself, which may be known as something else.
+    """
+    others = [one for one in known if one != name]
+    return suggest_one_of(difflib.get_close_matches(name, others, n=3))
 
 
 def suggest_one_of(names: Iterable[str]) -> str:

@@ -69,6 +69,7 @@ def import_lora(
     """
     make_tag(name)  # before anything is fetched
     found = _find(source, weight_name, revision)
+    _check_trainer(found)
     adapter = _read(found, allow_pickle=allow_pickle)
     details = {**describe_lora(adapter), "base_model": base_model or adapter.base_model}
     details["loaded_into"] = list(components)
@@ -168,6 +169,20 @@ def _choose(names: list[str], weight_name: str | None, source: str) -> str:
             source, f"has several files with weights, or none: {listed}", "give weight_name="
         )
     return (preferred or files)[0]
+
+
+def _check_trainer(found: _Found) -> None:
+    """Refuses what PEFT's ``save_pretrained`` wrote.
+
+    Its file says neither which component it is for, nor its alphas, which are in the other file.
+    """
+    if (found.path.parent / "adapter_config.json").is_file():
+        raise InvalidModel(
+            found.path.name,
+            "was written by save_pretrained of PEFT, and does not say which component it is for",
+            "load it into the component with PEFT, and write it by save_lora_weights of the "
+            "pipeline's class",
+        )
 
 
 def _read(found: _Found, *, allow_pickle: bool) -> AdapterFile:
