@@ -51,8 +51,7 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         lora_weights: LoRAs that are always active: a name, a mapping, or a list of either.
         textual_inversions: Textual inversions that are always loaded, in the same forms.
         load_pretrained_extra_kwargs: More arguments for ``from_pretrained``.
-        lora_dir: Folder of the LoRA files that requests may name (for a runner, the working
-            directory).
+        lora_dir: Folder of LoRA files that requests may name (of a runner: the working directory).
         adapter_sources: Where a *request's* names may lead: ``"store"``, ``"lora_dir"``;
             ``"path"`` opens every file of the machine, ``"hub"`` every repository
             (``("store", "lora_dir")``).
@@ -62,11 +61,9 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
             steps; a LoRA beyond it is refused.
         lora_cache_bytes: Host memory for LoRAs and embeddings that were read, in bytes, from 0
             (1 GiB).
-        embedding_slots: Vectors of requests' textual inversions beside each text encoder, 1 to
-            65536 (256).
+        embedding_slots: Vectors of requests' inversions for each text encoder, 1 to 65536 (256).
         check_finite: Refuse a request's LoRA or embedding that holds NaN or infinity (``True``).
-        allow_partial_lora: Take a LoRA of which only some layers are in the model, and say so in
-            the result's warnings (``False``: it is refused).
+        allow_partial_lora: Take a LoRA that fits only in part; warnings of the result say so (off).
         fuse_static_loras: Add ``lora_weights`` to the base weights instead of keeping them apart:
             faster, rounded once in the weights' dtype (``False``).
         trust_remote_code: Run pipeline code that comes with a model; never stored (``False``: only
