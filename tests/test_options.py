@@ -29,6 +29,7 @@ SAMPLES = {
     "lora_cache_bytes": 0,
     "embedding_slots": 5,
     "check_finite": False,
+    "allow_partial_lora": True,
     "fuse_static_loras": True,
     "trust_remote_code": True,
     "partial_kwargs": {"__call__": {"num_inference_steps": 2}},
