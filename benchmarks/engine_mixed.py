@@ -42,7 +42,7 @@ from measuring import make_pipeline, save_lora
 
 from bentoml_diffusers import Engine, EngineLimits, ModelOptions
 from bentoml_diffusers.engine import jobs
-from bentoml_diffusers.workflow.environment import processor_name
+from bentoml_diffusers.workflow.record import processor_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank
-from bentoml_diffusers.workflow.infotext import make_infotext
-from bentoml_diffusers.workflow.summary import summarize
+from bentoml_diffusers.workflow.files import make_infotext, summarize
 
 EXACT = 5e-6  # float32: scales multiply in another order than in PEFT
 SCALES = [

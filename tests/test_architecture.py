@@ -27,6 +27,8 @@ ROOMS = (
     "engine",
     "serving",
 )
+# Wings of a room: each may import those before it, and is imported by its face.
+WINGS = {"workflow": ("files", "record", "replay")}
 BASE = ("_compat", "_names")
 OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the rooms; only `serving` may know them
 HEAVY = ("torch", "diffusers", "transformers", "peft")
@@ -108,6 +110,39 @@ def test_imports_run_one_way():
     assert not upward
 
 
+def wing(name):
+    return [*name.split("."), "", ""][2]
+
+
+@pytest.mark.parametrize("name", WINGS)
+def test_imports_of_wings_run_one_way(name):
+    wings = WINGS[name]
+    mine = [path for path in MODULES if room(module_name(path)) == name]
+    assert {wing(module_name(path)) for path in mine} == {"", *wings}
+    upward = [
+        f"{module_name(path)} imports {target}"
+        for path in mine
+        if wing(module_name(path))
+        for target in sorted(own_imports(path))
+        if room(target) == name
+        and wings.index(wing(target) or wings[-1]) > wings.index(wing(module_name(path)))
+    ]
+    assert not upward
+
+
+@pytest.mark.parametrize("name", WINGS)
+def test_wings_are_imported_by_their_faces(name):
+    faces = {f"{PACKAGE}.{name}", *(f"{PACKAGE}.{name}.{one}" for one in WINGS[name])}
+    past = [
+        f"{module_name(path)} imports {target}"
+        for path in MODULES
+        for target in sorted(own_imports(path))
+        if room(target) == name and target not in faces
+        if module_name(path).split(".")[1:3] != target.split(".")[1:3]
+    ]
+    assert not past
+
+
 def test_every_module_belongs_to_a_room():
     assert {room(name) for name in NAMES} == {"", *ROOMS, *BASE, *OUTSIDE}
 
@@ -143,6 +178,10 @@ def loaded_by(code):
 
 def test_importing_the_package_loads_nothing_heavy():
     assert loaded_by("import bentoml_diffusers") == []
+
+
+def test_reading_a_workflow_loads_nothing_heavy():
+    assert loaded_by("import bentoml_diffusers; bentoml_diffusers.Workflow") == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["diffusers", "--help"]])

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, testing
 from bentoml_diffusers.workflow import Workflow
-from bentoml_diffusers.workflow.canvas import Canvas, fit_to_image
-from bentoml_diffusers.workflow.summary import summarize
+from bentoml_diffusers.workflow.files import summarize
+from bentoml_diffusers.workflow.replay import Canvas, fit_to_image
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2, "strength": 1.0, "seed": 1}
 

@@ -11,7 +11,7 @@ from PIL import Image
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, testing
 from bentoml_diffusers.engine.request import Ticket
-from bentoml_diffusers.workflow.images import join_outputs, split_by_image
+from bentoml_diffusers.workflow.replay import join_outputs, split_by_image
 
 RANDOM = np.random.default_rng(0)
 PICTURE, OTHER = (

@@ -25,14 +25,18 @@ from PIL import Image
 
 from bentoml_diffusers import errors
 from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.workflow import Workflow, parcels
-from bentoml_diffusers.workflow.bounds import Bounds
-from bentoml_diffusers.workflow.capturing import capture, complete_arguments
-from bentoml_diffusers.workflow.limits import check_limits
-from bentoml_diffusers.workflow.rebuilding import check_method
-from bentoml_diffusers.workflow.schema import FORMAT, Output, OutputPart, Pipeline
-from bentoml_diffusers.workflow.summary import summarize
-from bentoml_diffusers.workflow.values import Decoder
+from bentoml_diffusers.workflow import Workflow
+from bentoml_diffusers.workflow.files import (
+    FORMAT,
+    Bounds,
+    Output,
+    OutputPart,
+    Pipeline,
+    bundles,
+    summarize,
+)
+from bentoml_diffusers.workflow.record import Decoder, capture, complete_arguments
+from bentoml_diffusers.workflow.replay import check_limits, check_method
 
 FORMATS = Path(__file__).parent / "formats" / "workflows"
 PICTURE = Image.effect_noise((24, 16), 90)
@@ -442,7 +446,7 @@ def test_what_is_looked_up_on_the_hub(source, is_asked, monkeypatch):
         asked.append(repo_id)
         raise errors.ModelNotFound(repo_id, "is not there")
 
-    monkeypatch.setattr(parcels, "download_file", download_file)
+    monkeypatch.setattr(bundles, "download_file", download_file)
     with pytest.raises(errors.ModelNotFound):
         Workflow.load(source)
     assert asked == [source] * is_asked

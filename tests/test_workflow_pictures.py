@@ -17,9 +17,15 @@ from PIL import Image
 
 from bentoml_diffusers.errors import InvalidOption, InvalidWorkflow
 from bentoml_diffusers.options import EmbedOptions, RequestLimits
-from bentoml_diffusers.workflow import Workflow, containers, xmp
-from bentoml_diffusers.workflow.infotext import make_infotext
-from bentoml_diffusers.workflow.pictures import _write_texts, embed_workflow, save_picture
+from bentoml_diffusers.workflow import Workflow
+from bentoml_diffusers.workflow.files import (
+    containers,
+    embed_workflow,
+    make_infotext,
+    save_picture,
+    xmp,
+)
+from bentoml_diffusers.workflow.files.images import _write_texts
 
 FORMATS = ("png", "jpeg", "webp")
 SIZE = (48, 32)
@@ -265,7 +271,7 @@ class TestInfotext:
 
 
 def make_adapters():
-    from bentoml_diffusers.workflow.schema import Adapter
+    from bentoml_diffusers.workflow.files import Adapter
 
     values = {"kind": "lora", "sha256": "0" * 64}
     return [

@@ -19,8 +19,8 @@ from bentoml_diffusers import Engine, demo, errors, testing
 from bentoml_diffusers.engine import recording
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.workflow import Workflow
-from bentoml_diffusers.workflow.environment import processor_name, read_environment
-from bentoml_diffusers.workflow.plain import (
+from bentoml_diffusers.workflow.record import processor_name, read_environment
+from bentoml_diffusers.workflow.replay import (
     populate_workflow_from_pipeline,
     replay,
     run_with_workflow,

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     )
     from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
     from bentoml_diffusers.tasks import RequestOptions
-    from bentoml_diffusers.workflow import ReplayReport, Workflow
-    from bentoml_diffusers.workflow.pictures import save_picture
-    from bentoml_diffusers.workflow.plain import (
+    from bentoml_diffusers.workflow import Workflow
+    from bentoml_diffusers.workflow.files import save_picture
+    from bentoml_diffusers.workflow.replay import (
+        ReplayReport,
         populate_workflow_from_pipeline,
         replay,
         run_with_workflow,
@@ -50,7 +51,7 @@ _HOMES = {
     "MODULE_NAME": "store.layout",
     "ModelOptions": "options",
     "Progress": "engine",
-    "ReplayReport": "workflow",
+    "ReplayReport": "workflow.replay",
     "RequestLimits": "options",
     "RequestOptions": "tasks",
     "Result": "engine",
@@ -62,11 +63,11 @@ _HOMES = {
     "import_model": "store",
     "import_textual_inversion": "store",
     "load_model": "serving.legacy",
-    "populate_workflow_from_pipeline": "workflow.plain",
-    "replay": "workflow.plain",
-    "run_with_workflow": "workflow.plain",
+    "populate_workflow_from_pipeline": "workflow.replay",
+    "replay": "workflow.replay",
+    "run_with_workflow": "workflow.replay",
     "save_model": "store",
-    "save_picture": "workflow.pictures",
+    "save_picture": "workflow.files",
     "service": "serving.service",
 }
 

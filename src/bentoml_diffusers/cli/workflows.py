@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.engine import Result
     from bentoml_diffusers.workflow import Workflow
-    from bentoml_diffusers.workflow.schema import Adapter
+    from bentoml_diffusers.workflow.files import Adapter
 
 # As AUTOMATIC1111's web UI calls them.
 _SHORT_NAMES = {
@@ -38,7 +38,7 @@ def workflow() -> None:
 def workflow_show(file: str) -> None:
     """Show the workflow in FILE: a picture, JSON, a zip, or a folder or hub repository."""
     from bentoml_diffusers.workflow import Workflow
-    from bentoml_diffusers.workflow.summary import summarize
+    from bentoml_diffusers.workflow.files import summarize
 
     facts = summarize(Workflow.load(file))
     print_facts(facts, max(len(name) for name, _ in facts))
@@ -195,7 +195,7 @@ def _find_static(adapter: Adapter, lora_dir: str | None) -> str | None:
 
 def _save(result: Result, output: str, *, infotext: bool) -> None:
     from bentoml_diffusers.errors import InvalidRequest
-    from bentoml_diffusers.workflow.pictures import save_picture
+    from bentoml_diffusers.workflow.files import save_picture
 
     pictures, path = result.images, Path(output)
     if result.workflow is None or not all(hasattr(one, "save") for one in pictures):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.workflow.images import join_outputs, split_by_image
+from bentoml_diffusers.workflow.replay import join_outputs, split_by_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

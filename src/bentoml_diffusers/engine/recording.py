@@ -18,16 +18,17 @@ from bentoml_diffusers.engine.request import Recording, Ticket
 from bentoml_diffusers.errors import DiffusersError
 from bentoml_diffusers.store import hash_of_model, read_record
 from bentoml_diffusers.store.adapter_files import describe_lora, read_adapter
-from bentoml_diffusers.workflow.capturing import capture
-from bentoml_diffusers.workflow.describing import (
+from bentoml_diffusers.workflow.files import Adapter, Pipeline, StoredModel
+from bentoml_diffusers.workflow.record import (
+    capture,
     describe_guider,
     describe_pipeline,
     describe_scheduler,
+    device_of,
+    hash_output,
+    read_environment,
 )
-from bentoml_diffusers.workflow.environment import device_of, read_environment
-from bentoml_diffusers.workflow.outputs import hash_output
-from bentoml_diffusers.workflow.plain import report
-from bentoml_diffusers.workflow.schema import Adapter, Pipeline, StoredModel
+from bentoml_diffusers.workflow.replay import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine.request import Plan, Request, Result
     from bentoml_diffusers.options import ModelOptions
     from bentoml_diffusers.tasks import RequestOptions
-    from bentoml_diffusers.workflow.capturing import Captured
-    from bentoml_diffusers.workflow.schema import Workflow
+    from bentoml_diffusers.workflow.files import Workflow
+    from bentoml_diffusers.workflow.record import Captured
 
 # Options that change what is computed, not only where or how fast.
 NUMERIC_OPTIONS = (

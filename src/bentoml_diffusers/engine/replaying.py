@@ -11,17 +11,17 @@ from bentoml_diffusers.engine.request import Plan
 from bentoml_diffusers.engine.schedulers import SchedulerChoice
 from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest
 from bentoml_diffusers.tasks import OPTION_NAMES, OPTION_PLACES, is_modular
-from bentoml_diffusers.workflow.bounds import LOCAL, Bounds
-from bentoml_diffusers.workflow.comparing import Difference, check_differences, compare
-from bentoml_diffusers.workflow.describing import describe_guider
-from bentoml_diffusers.workflow.environment import read_environment
-from bentoml_diffusers.workflow.limits import check_limits
-from bentoml_diffusers.workflow.rebuilding import (
+from bentoml_diffusers.workflow.files import LOCAL, Bounds
+from bentoml_diffusers.workflow.record import Decoder, describe_guider, read_environment
+from bentoml_diffusers.workflow.replay import (
+    Difference,
+    check_differences,
+    check_limits,
     check_method,
     check_workflow,
+    compare,
     find_scheduler,
 )
-from bentoml_diffusers.workflow.values import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.tasks import Input, Task
     from bentoml_diffusers.tasks.finding import Finder
-    from bentoml_diffusers.workflow.schema import Adapter, Workflow
+    from bentoml_diffusers.workflow.files import Adapter, Workflow
 
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 _FIELDS = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters import AdapterSet
     from bentoml_diffusers.engine.schedulers import SchedulerChoice
-    from bentoml_diffusers.workflow.canvas import Canvas
-    from bentoml_diffusers.workflow.comparing import ReplayReport
-    from bentoml_diffusers.workflow.schema import Workflow
+    from bentoml_diffusers.workflow.files import Workflow
+    from bentoml_diffusers.workflow.replay import Canvas, ReplayReport
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bentoml_diffusers.engine.request import Plan, Request
 from bentoml_diffusers.engine.schedulers import choose_scheduler
 from bentoml_diffusers.engine.seeds import choose_seeds
 from bentoml_diffusers.engine.sizes import complete_size
-from bentoml_diffusers.workflow.canvas import fit_to_image
+from bentoml_diffusers.workflow.replay import fit_to_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.sizes import check_whole_size
-from bentoml_diffusers.workflow.pictures import Embedding, embed_workflow
+from bentoml_diffusers.workflow.files import Embedding, embed_workflow
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence

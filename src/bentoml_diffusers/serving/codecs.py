@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bentoml_diffusers.workflow.containers import PictureFormat
+from bentoml_diffusers.workflow.files import PictureFormat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

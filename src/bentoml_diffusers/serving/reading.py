@@ -20,7 +20,7 @@ from bentoml_diffusers.errors import UnreadableRequest
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.serving.codecs import decode_base64, decode_image
 from bentoml_diffusers.serving.faults import MAX_FAULTS, list_faults
-from bentoml_diffusers.workflow.bounds import count_marks
+from bentoml_diffusers.workflow.files import count_marks
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData

@@ -30,11 +30,8 @@ from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.workflow import Workflow
-from bentoml_diffusers.workflow.blobs import KIND, encode_base64
-from bentoml_diffusers.workflow.bounds import Bounds
-from bentoml_diffusers.workflow.describing import describe_scheduler
-from bentoml_diffusers.workflow.schema import FORMAT
-from bentoml_diffusers.workflow.values import Decoder, Encoder, UnsupportedValue
+from bentoml_diffusers.workflow.files import FORMAT, KIND, Bounds, encode_base64
+from bentoml_diffusers.workflow.record import Decoder, Encoder, UnsupportedValue, describe_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

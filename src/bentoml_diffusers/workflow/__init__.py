@@ -1,6 +1,10 @@
-"""Records of calls that replay; importing it loads no torch, which :mod:`.plain` does."""
+"""Records of calls that replay.
 
-from bentoml_diffusers.workflow.comparing import ReplayReport
-from bentoml_diffusers.workflow.schema import Workflow
+Three wings, each of which may import those before it: ``files`` is a workflow as data, in texts
+and in files, and loads no torch; ``record`` writes a call of a pipeline down; ``replay`` repeats
+it.
+"""
 
-__all__ = ["ReplayReport", "Workflow"]
+from bentoml_diffusers.workflow.files import Workflow
+
+__all__ = ["Workflow"]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, get_args
 from bentoml_diffusers.errors import InvalidWorkflow
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.store.linking import storage_errors
-from bentoml_diffusers.workflow.blobs import encode_base64
-from bentoml_diffusers.workflow.containers import (
+from bentoml_diffusers.workflow.files.blobs import encode_base64
+from bentoml_diffusers.workflow.files.containers import (
     BLOB_KEY,
     KEY,
     MAX_TEXT_BYTES,
     PictureFormat,
     save_arguments,
 )
-from bentoml_diffusers.workflow.infotext import make_infotext
+from bentoml_diffusers.workflow.files.infotext import make_infotext
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from bentoml_diffusers.workflow.schema import Workflow
+    from bentoml_diffusers.workflow.files.schema import Workflow
 
 _SUFFIXES: dict[str, PictureFormat] = {
     ".jpg": "jpeg",

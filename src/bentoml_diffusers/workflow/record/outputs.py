@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bentoml_diffusers.workflow.schema import Output, OutputPart
+from bentoml_diffusers.workflow.files import Output, OutputPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

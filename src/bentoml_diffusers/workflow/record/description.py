@@ -14,16 +14,16 @@ from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.code import code_of_class
 from bentoml_diffusers.store.hashing import hash_tree
 from bentoml_diffusers.tasks import is_modular
-from bentoml_diffusers.workflow.attached import find_attached
-from bentoml_diffusers.workflow.fingerprint import fingerprint_weights
-from bentoml_diffusers.workflow.schema import (
+from bentoml_diffusers.workflow.files import (
     Component,
     Guider,
     Pipeline,
     Scheduler,
     StoredModel,
 )
-from bentoml_diffusers.workflow.values import Encoder, UnsupportedValue
+from bentoml_diffusers.workflow.record.attached import find_attached
+from bentoml_diffusers.workflow.record.fingerprint import fingerprint_weights
+from bentoml_diffusers.workflow.record.values import Encoder, UnsupportedValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

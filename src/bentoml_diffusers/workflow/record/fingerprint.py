@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bentoml_diffusers.workflow.attached import is_adapter_weight
+from bentoml_diffusers.workflow.record.attached import is_adapter_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.tasks import read_method
-from bentoml_diffusers.workflow.schema import Workflow
-from bentoml_diffusers.workflow.values import Encoder
+from bentoml_diffusers.workflow.files import Workflow
+from bentoml_diffusers.workflow.record.values import Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from bentoml_diffusers.workflow.schema import Generator
+    from bentoml_diffusers.workflow.files import Generator
 
 
 def complete_arguments(

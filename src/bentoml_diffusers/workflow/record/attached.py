@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bentoml_diffusers.workflow.schema import Attached
+from bentoml_diffusers.workflow.files import Attached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

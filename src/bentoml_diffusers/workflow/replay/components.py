@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidRequest, InvalidWorkflow
-from bentoml_diffusers.workflow.describing import plain_config
-from bentoml_diffusers.workflow.schema import Workflow
-from bentoml_diffusers.workflow.values import Decoder
+from bentoml_diffusers.workflow.files import Workflow
+from bentoml_diffusers.workflow.record import Decoder, plain_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bentoml_diffusers.workflow.schema import Guider, Scheduler
+    from bentoml_diffusers.workflow.files import Guider, Scheduler
 
 _MAX_NUMBER = 10_000  # steps of a training, entries of a table
 _MAX_TEXT = 100

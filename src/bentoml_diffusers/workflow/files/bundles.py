@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from bentoml_diffusers.errors import InvalidModel, InvalidWorkflow, ModelNotFound
 from bentoml_diffusers.store.hub import download_file, upload_files
 from bentoml_diffusers.store.linking import storage_errors
-from bentoml_diffusers.workflow import containers
-from bentoml_diffusers.workflow.blobs import FOLDER, decode_base64
-from bentoml_diffusers.workflow.bounds import LOCAL
+from bentoml_diffusers.workflow.files import containers
+from bentoml_diffusers.workflow.files.blobs import FOLDER, decode_base64
+from bentoml_diffusers.workflow.files.bounds import LOCAL
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
 
-    from bentoml_diffusers.workflow.bounds import Bounds
+    from bentoml_diffusers.workflow.files.bounds import Bounds
 
 FILENAME = "diffusion_workflow.json"
 _SUFFIXES = (".json", ".zip", ".png", ".jpg", ".jpeg", ".webp")
@@ -36,7 +36,7 @@ def _nothing(_name: str) -> bytes | None:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Bundle:
     """A workflow in parts.
 
     Attributes:
@@ -48,9 +48,9 @@ class Parcel:
     read: Callable[[str], bytes | None] = _nothing
 
 
-def open_parcel(
+def open_bundle(
     source: str | os.PathLike[str], filename: str, *, revision: str, token: str | None
-) -> Parcel:
+) -> Bundle:
     """Opens a workflow: a folder, a file, or a hub repository.
 
     Raises:
@@ -71,11 +71,11 @@ def open_parcel(
         blob = path.parent / FOLDER / name
         return blob.read_bytes() if blob.is_file() else None
 
-    parcel = read_parcel(path.read_bytes(), LOCAL)
-    return replace(parcel, read=read) if parcel.read is _nothing else parcel
+    bundle = read_bundle(path.read_bytes(), LOCAL)
+    return replace(bundle, read=read) if bundle.read is _nothing else bundle
 
 
-def push_parcel(
+def push_bundle(
     files: Mapping[str, bytes],
     repo_id: str,
     *,
@@ -83,7 +83,7 @@ def push_parcel(
     private: bool | None,
     message: str,
 ) -> None:
-    """Uploads what :func:`write_parcel` wrote.
+    """Uploads what :func:`write_bundle` wrote.
 
     Raises:
         ModelNotFound: 404, no such repository, or the token may not write to it.
@@ -92,7 +92,7 @@ def push_parcel(
     upload_files(repo_id, files, token=token, private=private, message=message)
 
 
-def _open_repository(repo_id: str, filename: str, revision: str, token: str | None) -> Parcel:
+def _open_repository(repo_id: str, filename: str, revision: str, token: str | None) -> Bundle:
     def read(name: str) -> bytes | None:
         try:
             path = download_file(repo_id, f"{FOLDER}/{name}", revision=revision, token=token)
@@ -101,11 +101,11 @@ def _open_repository(repo_id: str, filename: str, revision: str, token: str | No
         return path.read_bytes()
 
     data = download_file(repo_id, filename, revision=revision, token=token).read_bytes()
-    parcel = read_parcel(data, LOCAL)
-    return replace(parcel, read=read) if parcel.read is _nothing else parcel
+    bundle = read_bundle(data, LOCAL)
+    return replace(bundle, read=read) if bundle.read is _nothing else bundle
 
 
-def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
+def read_bundle(data: bytes, bounds: Bounds) -> Bundle:
     """Opens a workflow from memory: a picture, a zip, else JSON.
 
     Raises:
@@ -114,7 +114,7 @@ def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
     if containers.is_picture(data):
         return _read_picture(data, bounds)
     if not data.startswith(_ZIP):
-        return Parcel(data)
+        return Bundle(data)
     if data.count(_ZIP_ENTRY) > 2 * (bounds.max_blobs + 1):  # before they become objects
         raise InvalidWorkflow("workflow", "a zip of more files", f"at most {bounds.max_blobs}")
     try:
@@ -128,7 +128,7 @@ def read_parcel(data: bytes, bounds: Bounds) -> Parcel:
         return _read_member(archive, members[name]) if name in members else None
 
     text = read(next(name for name in members if "/" not in name))
-    return Parcel(text or b"", lambda name: read(f"{FOLDER}/{name}"))
+    return Bundle(text or b"", lambda name: read(f"{FOLDER}/{name}"))
 
 
 def _read_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> bytes:
@@ -142,7 +142,7 @@ def _read_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> bytes:
     return data
 
 
-def _read_picture(data: bytes, bounds: Bounds) -> Parcel:
+def _read_picture(data: bytes, bounds: Bounds) -> Bundle:
     try:
         room = min(bounds.max_file_bytes, containers.MAX_TEXT_BYTES)
         texts = containers.read_texts(data, room)
@@ -155,14 +155,14 @@ def _read_picture(data: bytes, bounds: Bounds) -> Parcel:
         key = f"{containers.BLOB_KEY}{name.partition('.')[0]}"
         return decode_base64(f"workflow.{key}", texts[key]) if key in texts else None
 
-    return Parcel(texts[containers.KEY].encode(), read)
+    return Bundle(texts[containers.KEY].encode(), read)
 
 
 def _broken_zip(error: Exception) -> InvalidWorkflow:
     return InvalidWorkflow("workflow", f"a broken zip: {error}", "a whole one")
 
 
-def write_parcel(
+def write_bundle(
     folder: str | os.PathLike[str], filename: str, text: str, blobs: Mapping[str, bytes]
 ) -> dict[str, bytes]:
     """Writes a workflow into a folder, the text last: who reads it finds its blobs.

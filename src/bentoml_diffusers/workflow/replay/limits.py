@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidWorkflow
-from bentoml_diffusers.workflow.blobs import KIND
+from bentoml_diffusers.workflow.files import KIND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bentoml_diffusers.options import RequestLimits
-    from bentoml_diffusers.workflow.schema import Workflow
+    from bentoml_diffusers.workflow.files import Workflow
 
 _KINDS = ("image", "tuple", "dict", "float", "generator")  # latents would ask for any size
 _MAX_NUMBER = 1024  # of any other argument: tokens, steps of a schedule, seconds

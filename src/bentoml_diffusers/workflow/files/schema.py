@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from bentoml_diffusers.errors import InvalidWorkflow
-from bentoml_diffusers.workflow.blobs import collect, decode_base64, encode_base64, find_blobs
-from bentoml_diffusers.workflow.bounds import LOCAL, Bounds, read_json
-from bentoml_diffusers.workflow.parcels import (
+from bentoml_diffusers.workflow.files.blobs import collect, decode_base64, encode_base64, find_blobs
+from bentoml_diffusers.workflow.files.bounds import LOCAL, Bounds, read_json
+from bentoml_diffusers.workflow.files.bundles import (
     FILENAME,
-    Parcel,
-    open_parcel,
-    push_parcel,
-    read_parcel,
-    write_parcel,
+    Bundle,
+    open_bundle,
+    push_bundle,
+    read_bundle,
+    write_bundle,
 )
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Workflow(Part):
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
         """
         text = data.encode(errors="surrogatepass") if isinstance(data, str) else data
-        return cls._from_parcel(Parcel(text), LOCAL if limits is None else Bounds.of(limits))
+        return cls._from_bundle(Bundle(text), LOCAL if limits is None else Bounds.of(limits))
 
     @classmethod
     def from_bytes(cls, data: bytes, limits: RequestLimits | None = None) -> Workflow:
@@ -233,7 +233,7 @@ class Workflow(Part):
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
         """
         bounds = LOCAL if limits is None else Bounds.of(limits)
-        return cls._from_parcel(read_parcel(data, bounds), bounds)
+        return cls._from_bundle(read_bundle(data, bounds), bounds)
 
     @classmethod
     def load(
@@ -258,8 +258,8 @@ class Workflow(Part):
             ModelNotFound: 404, no such file, folder or repository.
             HubUnavailable: 503, the hub did not answer as it should.
         """
-        parcel = open_parcel(source, filename, revision=revision, token=token)
-        return cls._from_parcel(parcel, LOCAL)
+        bundle = open_bundle(source, filename, revision=revision, token=token)
+        return cls._from_bundle(bundle, LOCAL)
 
     def with_blobs(self, found: Mapping[str, bytes]) -> Workflow:
         """Returns the workflow with more blobs, by their sha256."""
@@ -317,10 +317,10 @@ class Workflow(Part):
         """
         root = Path(folder).expanduser()
         text = self.to_json(indent=2, inline_blobs=False)
-        written = write_parcel(root, filename, text, self._blobs_by_file())
+        written = write_bundle(root, filename, text, self._blobs_by_file())
         if push_to_hub:
             name = repo_id or root.resolve().name
-            push_parcel(written, name, token=token, private=private, message=commit_message)
+            push_bundle(written, name, token=token, private=private, message=commit_message)
         return root / filename
 
     def _blobs_by_file(self) -> dict[str, bytes]:
@@ -332,8 +332,8 @@ class Workflow(Part):
         return found
 
     @classmethod
-    def _from_parcel(cls, parcel: Parcel, bounds: Bounds) -> Workflow:
-        values = read_json(parcel.text, bounds)
+    def _from_bundle(cls, bundle: Bundle, bounds: Bounds) -> Workflow:
+        values = read_json(bundle.text, bounds)
         inlined = values.pop("blobs", {})
         if not isinstance(inlined, dict):
             raise InvalidWorkflow("workflow.blobs", inlined, "an object of texts")
@@ -342,7 +342,7 @@ class Workflow(Part):
             sha256 = name.partition(".")[0]
             if sha256 in inlined:
                 return decode_base64(f"workflow.blobs.{sha256}", inlined[sha256])
-            return parcel.read(name)
+            return bundle.read(name)
 
         values = _upgrade(values)
         found = collect(values, read, bounds)

@@ -21,16 +21,14 @@ from safetensors import numpy as array_files
 from safetensors import torch as tensor_files
 
 from bentoml_diffusers.errors import InvalidWorkflow
-from bentoml_diffusers.workflow.blobs import KIND, name_of
-from bentoml_diffusers.workflow.bounds import LOCAL
-from bentoml_diffusers.workflow.schema import Generator
+from bentoml_diffusers.workflow.files import KIND, LOCAL, Generator, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from bentoml_diffusers.workflow.bounds import Bounds
+    from bentoml_diffusers.workflow.files import Bounds
 
 _KEY = "value"  # of the one tensor in a blob
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")

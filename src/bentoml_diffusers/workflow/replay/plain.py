@@ -11,29 +11,31 @@ import torch
 
 from bentoml_diffusers.errors import InvalidRequest, suggest
 from bentoml_diffusers.tasks import read_method
-from bentoml_diffusers.workflow.canvas import fit_to_image
-from bentoml_diffusers.workflow.capturing import capture, complete_arguments
-from bentoml_diffusers.workflow.comparing import (
+from bentoml_diffusers.workflow.record import (
+    Decoder,
+    capture,
+    complete_arguments,
+    describe_guider,
+    describe_pipeline,
+    describe_scheduler,
+    device_of,
+    hash_output,
+    read_environment,
+)
+from bentoml_diffusers.workflow.replay.canvas import fit_to_image
+from bentoml_diffusers.workflow.replay.comparison import (
     Difference,
     ReplayReport,
     check_differences,
     compare,
 )
-from bentoml_diffusers.workflow.describing import (
-    describe_guider,
-    describe_pipeline,
-    describe_scheduler,
-)
-from bentoml_diffusers.workflow.environment import device_of, read_environment
-from bentoml_diffusers.workflow.images import join_outputs, split_by_image
-from bentoml_diffusers.workflow.outputs import hash_output
-from bentoml_diffusers.workflow.rebuilding import (
+from bentoml_diffusers.workflow.replay.components import (
     check_method,
     check_workflow,
     find_scheduler,
     rebuild_guider,
 )
-from bentoml_diffusers.workflow.values import Decoder
+from bentoml_diffusers.workflow.replay.images import join_outputs, split_by_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.tasks import Task
-    from bentoml_diffusers.workflow.schema import Workflow
+    from bentoml_diffusers.workflow.files import Workflow
 
 logger = logging.getLogger(__name__)
 

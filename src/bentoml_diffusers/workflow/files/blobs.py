@@ -16,7 +16,7 @@ from bentoml_diffusers.errors import InvalidWorkflow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from bentoml_diffusers.workflow.bounds import Bounds
+    from bentoml_diffusers.workflow.files.bounds import Bounds
 
 KIND = "$kind"
 FOLDER = "blobs"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bentoml_diffusers import _compat
-from bentoml_diffusers.workflow.schema import Environment
+from bentoml_diffusers.workflow.files import Environment
 
 _PACKAGES = (
     *("bentoml-diffusers", "bentoml", "torch", "diffusers", "transformers", "peft", "accelerate"),

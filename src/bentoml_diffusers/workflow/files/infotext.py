@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bentoml_diffusers import _names
 
 if TYPE_CHECKING:
-    from bentoml_diffusers.workflow.schema import Workflow
+    from bentoml_diffusers.workflow.files.schema import Workflow
 
 
 def make_infotext(workflow: Workflow, size: tuple[int, int], index: int = 0) -> str:

@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.workflow.blobs import KIND
+from bentoml_diffusers.workflow.files.blobs import KIND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bentoml_diffusers.workflow.schema import Adapter, Output, Workflow
+    from bentoml_diffusers.workflow.files.schema import Adapter, Output, Workflow
 
 _HEX = 12  # characters of a hash that tell it from others
 _PLUMBING = ("output_type", "return_dict", "callback_on_step_end_tensor_inputs")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bentoml_diffusers.workflow import xmp
+from bentoml_diffusers.workflow.files import xmp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

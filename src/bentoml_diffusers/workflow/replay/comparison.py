@@ -10,7 +10,7 @@ from bentoml_diffusers.errors import WorkflowMismatch, shorten
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from bentoml_diffusers.workflow.schema import (
+    from bentoml_diffusers.workflow.files import (
         Adapter,
         Attached,
         Environment,
