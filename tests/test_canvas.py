@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, testing
+from bentoml_diffusers.tasks import read_method
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.files import summarize
 from bentoml_diffusers.workflow.replay import Canvas, fit_to_image
@@ -146,7 +147,7 @@ def test_the_size_that_a_pipeline_chose_by_itself_is_resized():
 def test_images_of_another_meaning_stay():
     pipeline = testing.tiny_stable_diffusion()
     given = {"image": make_image((50, 35)), "ip_adapter_image": make_image((50, 35))}
-    arguments, _ = fit_to_image(pipeline, {"image": None}, given)
+    arguments, _ = fit_to_image(pipeline, read_method(pipeline, "__call__"), given)
     assert arguments["image"].size == (56, 40)
     assert arguments["ip_adapter_image"] is given["ip_adapter_image"]
     assert given["image"].size == (50, 35)
