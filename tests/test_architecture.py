@@ -1,8 +1,12 @@
-"""Which way imports run, what stays unloaded, what is public, where text becomes code."""
+"""Which way imports run, what stays unloaded, what is public, where text becomes code.
+
+And that the design page names what there is, and that modules and functions stay small.
+"""
 
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +14,16 @@ from pathlib import Path
 import pytest
 
 import bentoml_diffusers
+from tools import figures
 
+ROOT = Path(__file__).parent.parent
 SOURCE = Path(bentoml_diffusers.__file__).parent
+DESIGN = (ROOT / "docs" / "design.md").read_text()
 MODULES = sorted(SOURCE.rglob("*.py"))
 PACKAGE = "bentoml_diffusers"
 
-# Each room may import itself and those before it.
-ROOMS = (
+# Each package may import itself and those before it.
+LAYERS = (
     "errors",
     "options",
     "store",
@@ -27,10 +34,10 @@ ROOMS = (
     "engine",
     "serving",
 )
-# Wings of a room: each may import those before it, and is imported by its face.
+# Wings of a layer: each may import those before it, and is imported by its face.
 WINGS = {"workflow": ("files", "record", "replay")}
 BASE = ("_compat", "_names")
-OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the rooms; only `serving` may know them
+OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the layers; only `serving` may know them
 HEAVY = ("torch", "diffusers", "transformers", "peft")
 
 PUBLIC = {
@@ -85,7 +92,7 @@ def own_imports(path):
     return {name if name in NAMES else name.rpartition(".")[0] for name in found}
 
 
-def room(name):
+def layer(name):
     return [*name.split("."), ""][1]
 
 
@@ -96,16 +103,16 @@ def is_upward(source, target):
         return target != "errors"
     if target in OUTSIDE:
         return source != "serving"
-    return ROOMS.index(target) > ROOMS.index(source)
+    return LAYERS.index(target) > LAYERS.index(source)
 
 
 def test_imports_run_one_way():
     upward = [
         f"{module_name(path)} imports {target}"
         for path in MODULES
-        if room(module_name(path)) in (*ROOMS, *BASE)
+        if layer(module_name(path)) in (*LAYERS, *BASE)
         for target in sorted(own_imports(path))
-        if target != PACKAGE and is_upward(room(module_name(path)), room(target))
+        if target != PACKAGE and is_upward(layer(module_name(path)), layer(target))
     ]
     assert not upward
 
@@ -117,14 +124,14 @@ def wing(name):
 @pytest.mark.parametrize("name", WINGS)
 def test_imports_of_wings_run_one_way(name):
     wings = WINGS[name]
-    mine = [path for path in MODULES if room(module_name(path)) == name]
+    mine = [path for path in MODULES if layer(module_name(path)) == name]
     assert {wing(module_name(path)) for path in mine} == {"", *wings}
     upward = [
         f"{module_name(path)} imports {target}"
         for path in mine
         if wing(module_name(path))
         for target in sorted(own_imports(path))
-        if room(target) == name
+        if layer(target) == name
         and wings.index(wing(target) or wings[-1]) > wings.index(wing(module_name(path)))
     ]
     assert not upward
@@ -137,14 +144,14 @@ def test_wings_are_imported_by_their_faces(name):
         f"{module_name(path)} imports {target}"
         for path in MODULES
         for target in sorted(own_imports(path))
-        if room(target) == name and target not in faces
+        if layer(target) == name and target not in faces
         if module_name(path).split(".")[1:3] != target.split(".")[1:3]
     ]
     assert not past
 
 
-def test_every_module_belongs_to_a_room():
-    assert {room(name) for name in NAMES} == {"", *ROOMS, *BASE, *OUTSIDE}
+def test_every_module_belongs_to_a_layer():
+    assert {layer(name) for name in NAMES} == {"", *LAYERS, *BASE, *OUTSIDE}
 
 
 def test_no_circle():
@@ -163,9 +170,35 @@ def test_no_circle():
         visit(name, [])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_modules_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 400
+@pytest.mark.parametrize("module", figures.read_modules(SOURCE), ids=lambda one: str(one.path))
+def test_modules_stay_small(module):
+    assert module.lines <= 400
+
+
+def test_functions_stay_small():
+    modules = figures.read_modules(SOURCE)
+    lengths = [lines for module in modules for lines in module.functions.values()]
+    assert figures.quantile(lengths, 0.5) <= 10
+    assert figures.quantile(lengths, 0.9) <= 32
+
+
+def test_the_design_page_has_the_package_layout():
+    section = DESIGN.partition("## Package layout\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    entries = (path for path in SOURCE.iterdir() if path.name not in ("__init__.py", "__pycache__"))
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in entries}
+    for name, wings in WINGS.items():
+        there = {*there - {f"{name}/"}, *(f"{name}/{one}/" for one in wings)}
+    assert sorted(listed) == sorted(there - {"py.typed"})
+    assert f"`{' → '.join(reversed(LAYERS))}`" in section
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "CONTRIBUTING.md", "README.md"])
+def test_pages_name_files_that_exist(page):
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"`((?:[\w.]+/)*(?:[\w.]+/|\w+\.(?:py|md|toml|txt)))`", text)
+    gone = [path for path in paths if not ((SOURCE / path).exists() or (ROOT / path).exists())]
+    assert not gone
 
 
 def loaded_by(code):
