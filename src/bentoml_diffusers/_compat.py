@@ -90,6 +90,53 @@ def is_runner_process() -> bool:
     return bool(server_context.service_type == "runner")
 
 
+def bound_host(service_name: str) -> str:
+    """Returns the address that ``bentoml serve`` listens on for a service; empty if unknown.
+
+    Until BentoML tells a service. Its workers know the address of each by a map of URLs, in which
+    all addresses of the machine are ``localhost``.
+    """
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    url = str(BentoMLContainer.remote_runner_mapping.get().get(service_name, ""))
+    return url.partition("://")[2].rpartition(":")[0]
+
+
+def find_origin_check() -> Callable[[str], bool]:
+    """Returns whether BentoML's ``http.cors`` lets the pages of an origin ask.
+
+    Until BentoML's own check refuses forms, too, for which browsers ask for no permission.
+    """
+    from bentoml._internal.configuration.containers import BentoMLContainer
+    from starlette.applications import Starlette
+    from starlette.middleware.cors import CORSMiddleware
+
+    is_enabled = BentoMLContainer.http.cors.enabled.get()
+    options = BentoMLContainer.access_control_options.get() if is_enabled else {}
+    return CORSMiddleware(Starlette(), **options).is_allowed_origin
+
+
+def quiet_refusals() -> None:
+    """Lets BentoML log one line for a request that was refused, and no traceback.
+
+    It logs one for each error, its own and those of this package, that a legacy service or a
+    pickle on a public port answers with 4xx. Until it logs them by their status (1.4.40).
+    """
+    logger = logging.getLogger("bentoml._internal.server.http_app")
+    if _shorten_refusal not in logger.filters:
+        logger.addFilter(_shorten_refusal)
+
+
+def _shorten_refusal(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    is_own = type(error).__module__.startswith("bentoml_diffusers.")
+    status = int(getattr(error, "error_code", 500))
+    if status == 415 or (is_own and status < 500):
+        record.msg, record.args = f"{record.getMessage()}: {status} %s", (str(error)[:500],)
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
+    return True
+
+
 def runner_timeout_s() -> float | None:
     """Seconds that a call of a runner may take; ``None`` outside of one.
 

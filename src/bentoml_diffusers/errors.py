@@ -51,10 +51,12 @@ _FAULTS_SAID = 3  # wrong fields in the text of an error
 
 
 class DiffusersError(BentoMLException):  # type: ignore[misc]
-    """Root of the tree; pickles across processes with its text and status."""
+    """Root of the tree, a 500; pickles across processes with its text and status."""
 
-    error_code = HTTPStatus.INTERNAL_SERVER_ERROR
     outcome: ClassVar[Outcome] = "failed"
+
+    def __init_subclass__(cls) -> None:
+        """Stays out of BentoML's table of statuses: its client gives an error only a text."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), str(self), dict(self.__dict__))

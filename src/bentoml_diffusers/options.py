@@ -206,6 +206,7 @@ class RequestLimits:
         max_steps: Largest number of denoising steps.
         max_prompt_chars: Longest prompt, in characters.
         max_upload_bytes: Largest uploaded image, in bytes.
+        max_open_upload_bytes: Bytes of all bodies that a worker reads at once; beyond it 503.
         default_steps: Denoising steps of a request that gives none (25; of a modular pipeline what
             its blocks say).
         default_side: Height and width of a request that gives neither and starts from no image,
@@ -217,6 +218,7 @@ class RequestLimits:
     max_steps: int = 150
     max_prompt_chars: int = 2000
     max_upload_bytes: int = 32 * 1024 * 1024
+    max_open_upload_bytes: int = 256 * 1024 * 1024
     default_steps: int | None = None
     default_side: int | None = None
 
@@ -375,9 +377,7 @@ def _check_whole_number(name: str, value: object, low: int, high: int) -> None:
 def _check_adapter_sources(sources: Sequence[str]) -> None:
     for source in sources:
         if source not in ADAPTER_SOURCES:
-            raise InvalidOption(
-                "adapter_sources", source, f"a tuple of {', '.join(ADAPTER_SOURCES)}"
-            )
+            raise InvalidOption("adapter_sources", source, f"a tuple of {ADAPTER_SOURCES!s}")
 
 
 def _default(item: Any) -> Any:

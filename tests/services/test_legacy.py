@@ -71,6 +71,13 @@ class TestSimple:
         body = {"prompt": "a red circle", "lora_weights": "tiny-lara"}
         refuse(simple, 404, "did you mean 'tiny-lora'?", json=body)
 
+    def test_what_the_caller_did_wrong_is_one_line_of_the_log(self, simple):
+        before = len(simple.log)
+        refuse(simple, 400, json={"prompt": "a red circle", "height": 63})
+        refuse(simple, 404, json={"prompt": "a red circle", "lora_weights": "no-lora"})
+        assert "Traceback" not in simple.log[before:]
+        assert simple.log[before:].count("Exception on /txt2img") == 2
+
     def test_no_json(self, simple):
         headers = {"content-type": "application/json"}
         refuse(simple, 400, "JSON", content=b"{prompt", headers=headers)

@@ -1,9 +1,11 @@
 """A modular pipeline over HTTP: one endpoint for each modular workflow, fields from the blocks."""
 
 import base64
+import io
 import json
 import sys
 
+import bentoml
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,6 +86,18 @@ class TestPictures:
         assert server.paint("/differential", **CALL, **texts) == answer.content
         texts["diffdiff_map"] = as_text(encode("PNG", "L", colour=1))
         assert server.paint("/differential", **CALL, **texts) != answer.content
+
+    def test_bentoml_s_own_client(self, server, picture, encode, tmp_path):
+        files = {"image": picture, "diffdiff_map": encode("PNG", "L", colour=255)}
+        for name, data in files.items():
+            (tmp_path / name).write_bytes(data)
+        given = {**CALL, "guidance_scale": 2.0, "scheduler": "Euler a"}
+        texts = {name: as_text(data) for name, data in files.items()}
+        expected = server.paint("/differential", **given, **texts)
+        with bentoml.SyncHTTPClient(server.url) as client:
+            image = client.differential(**given, **{name: tmp_path / name for name in files})
+        client._temp_dir.cleanup()  # BentoML 1.4.39 leaves it
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(expected))))
 
     def test_a_workflow_of_a_modular_workflow_replays(self, server, blocks_model, open_picture):
         inputs = {name: Image.new("RGB", (32, 32), "red") for name in ("image", "diffdiff_map")}

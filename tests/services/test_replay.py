@@ -5,6 +5,7 @@ import copy
 import hashlib
 import io
 import json
+import re
 import struct
 import sys
 import zlib
@@ -281,6 +282,7 @@ BAD = [
     (put("scheduler.config.num_train_timesteps", 10**9), "plain", 400, "workflow.scheduler"),
     (put("scheduler.config.beta_end", 0.5), "plain", 400, "workflow.scheduler"),
     (put("adapters.0.sha256", "0" * 64), "all choices", 409, "workflow.adapters[0]"),
+    (put("pipeline.model.tree_sha256", "0" * 64), "plain", 409, "workflow.pipeline.model"),
     (put("adapters.0.scale", 1e6), "all choices", 400, "workflow.adapters"),
     (put("adapters.0.arguments", {"subfolder": ".."}), "all choices", 400, "workflow.adapters[0]"),
     (many_loras, "all choices", 400, "workflow.adapters"),
@@ -303,6 +305,8 @@ def refused(demo_server):
         assert 400 <= answer.status_code < 500, answer.text
         for inside in (str(ROOT), sys.prefix, "Traceback", 'File "'):
             assert inside not in answer.text
+        if answer.status_code == 409:  # nor a hash of a file
+            assert not re.search("[0-9a-f]{20}", answer.text)
         field = str(answer.json()["detail"][0]["loc"][0])
         assert answer.json()["error"].count(f"{field}: ") <= 1
         return answer.status_code, field

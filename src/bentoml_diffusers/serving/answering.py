@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
@@ -13,10 +14,12 @@ from bentoml_diffusers.errors import (
     QueueFull,
     RequestCancelled,
     UnreadableRequest,
+    WorkflowMismatch,
 )
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.metrics import process_metrics
+from bentoml_diffusers.serving.refusals import UploadsFull
 from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.workflow.files import Embedding, embed_workflow
 
@@ -40,6 +43,9 @@ HEADERS = {
     "x-workflow": "embedded or too-large: whether the workflow is in the image; where the service "
     "embeds workflows.",
 }
+_MAX_NAME_CHARS = 200
+_MAX_TEXT_CHARS = 2000
+_HASH = re.compile(r"[0-9a-f]{20,}|[0-9a-f]{6,}(?=…)")  # whole, or cut off
 _MAX_HEADER_BYTES = 2048  # of 4 to 8 KiB that proxies take for all headers
 
 
@@ -187,10 +193,13 @@ def refuse(ctx: bentoml.Context, task: str, error: DiffusersError) -> Response:
 
 def error_response(ctx: bentoml.Context, error: DiffusersError) -> Response:
     """Returns an error as JSON, with its status and the name of the field."""
+    if isinstance(error, WorkflowMismatch):
+        error = _without_hashes(error)
     status = int(error.error_code)
     ctx.response.status_code = status  # else BentoML puts its own 200 on the answer
     detail = [{"loc": place, "msg": text} for place, text in _list_faults(error)]
-    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
+    waits = isinstance(error, (QueueFull, UploadsFull))
+    headers = {"retry-after": str(error.retry_after_s)} if waits else None
     body = {"error": _public_text(error), "detail": detail}
     return JSONResponse(body, status_code=status, headers=headers)
 
@@ -202,18 +211,28 @@ def _list_faults(error: DiffusersError) -> list[tuple[list[str | int], str]]:
     if isinstance(error, UnreadableRequest):
         faults = error.faults
     return [
-        ([_encodable(part) if isinstance(part, str) else part for part in place], _encodable(text))
+        (
+            [_cut(part, _MAX_NAME_CHARS) if isinstance(part, str) else part for part in place],
+            _cut(text, _MAX_TEXT_CHARS),
+        )
         for place, text in faults
     ]
+
+
+def _without_hashes(error: WorkflowMismatch) -> WorkflowMismatch:
+    """The hash of a file tells who has one whether it is the same; nobody else needs it."""
+    differences = [_HASH.sub("its hash", one) for one in error.differences]
+    return WorkflowMismatch(error.field, differences)
 
 
 def _public_text(error: DiffusersError) -> str:
     """What a client may read: a failure of the pipeline can quote paths of the server."""
     if error.error_code == 500:
         return "the picture could not be painted; the server's log says why"
-    return _encodable(str(error))
+    return _cut(str(error), _MAX_TEXT_CHARS)
 
 
-def _encodable(text: str) -> str:
-    """A request may name fields with half characters, which no answer can carry."""
-    return text.encode(errors="backslashreplace").decode()
+def _cut(text: str, max_chars: int) -> str:
+    """A request may name fields with half characters, which no answer can carry, or a megabyte."""
+    short = text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+    return short.encode(errors="backslashreplace").decode()

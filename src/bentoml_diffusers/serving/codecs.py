@@ -44,12 +44,27 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
             # Pillow warns from 89 million pixels on; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=_READABLE)
-        check_size(picture.size, limits)
-        return ImageOps.exif_transpose(_with_bytes(picture)).convert("RGB")
+        return prepare_image(picture, limits)
     except UnidentifiedImageError as err:
         raise ValueError(f"not a picture in a known format ({', '.join(_READABLE)})") from err
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as err:
+    except Image.DecompressionBombError as err:  # its text tells Pillow's own limit
+        raise ValueError(f"more pixels than are read, expected {_say_most(limits)}") from err
+    except (OSError, SyntaxError, EOFError) as err:
         raise ValueError(f"a broken picture: {err}") from err
+
+
+def prepare_image(picture: Image.Image, limits: RequestLimits) -> Image.Image:
+    """Returns a picture upright, as RGB.
+
+    Raises:
+        ValueError: Too small, or beyond the limits; the text says which.
+    """
+    check_size(picture.size, limits)
+    return ImageOps.exif_transpose(_with_bytes(picture)).convert("RGB")
+
+
+def _say_most(limits: RequestLimits) -> str:
+    return f"at most {limits.max_side} per side and {limits.max_pixels} in all"
 
 
 def _with_bytes(picture: Image.Image) -> Image.Image:
@@ -69,21 +84,21 @@ def check_size(size: tuple[int, int], limits: RequestLimits) -> None:
     if min(size) < SIZE_STEP:
         raise ValueError(f"{width} x {height} pixels, expected at least {SIZE_STEP} per side")
     if max(size) > limits.max_side or width * height > limits.max_pixels:
-        raise ValueError(
-            f"{width} x {height} pixels, expected at most {limits.max_side} per side "
-            f"and {limits.max_pixels} in all"
-        )
+        raise ValueError(f"{width} x {height} pixels, expected {_say_most(limits)}")
 
 
 def decode_latents(text: object) -> torch.Tensor:
-    """Decodes a safetensors file with one tensor, in base64.
+    """Decodes a safetensors file with one tensor, in base64; of a neighbour, a tensor.
 
     Raises:
         ValueError: No such file, or more or fewer tensors.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    if isinstance(text, torch.Tensor):
+        return text
     try:
         tensors = load(decode_base64(text if isinstance(text, str) else ""))
     except SafetensorError as err:

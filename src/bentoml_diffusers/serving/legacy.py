@@ -87,6 +87,7 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
     _compat.install_image_container()
     _compat.let_runner_calls_overlap()
     _compat.keep_thread_counts()
+    _compat.quiet_refusals()
     options = _runner_options(stored_options(bento_model))
     _check_methods(bento_model, options)
 

@@ -7,27 +7,45 @@ image, turns the prompt ``"12"`` of a form into a number, and ignores unknown fi
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import bentoml
+from PIL.Image import Image as PILImage
 from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
-from bentoml_diffusers.errors import UnreadableRequest
+from bentoml_diffusers.errors import (
+    DiffusersError,
+    RequestCancelled,
+    UnreadableRequest,
+)
 from bentoml_diffusers.options import RequestLimits
-from bentoml_diffusers.serving.codecs import decode_base64, decode_image
+from bentoml_diffusers.serving.callers import (
+    PICKLE,
+    Arguments,
+    decode_field,
+    is_bentoml_client,
+    is_neighbour,
+    read_neighbour,
+)
+from bentoml_diffusers.serving.codecs import decode_base64, decode_image, prepare_image
 from bentoml_diffusers.serving.faults import MAX_FAULTS, list_faults
+from bentoml_diffusers.serving.refusals import UnsupportedMediaType
+from bentoml_diffusers.serving.uploads import UploadBudget
 from bentoml_diffusers.workflow.files import count_marks
 
 if TYPE_CHECKING:
-    from starlette.datastructures import FormData
+    from collections.abc import Callable
+
+    from starlette.datastructures import FormData, UploadFile
     from starlette.requests import Request
-    from starlette.types import Message
 
 
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _MAX_MARKS = 2**20  # commas and brackets of a JSON body, those in its texts not counted
 _MAX_FORM_MARKS = 2**16  # of a field of a form
 
@@ -39,7 +57,7 @@ class Refusal:
     BentoML itself would log a traceback for each bad request, and name no field in its text.
     """
 
-    refusal: UnreadableRequest
+    refusal: DiffusersError
     model_fields: ClassVar = ("refusal",)
 
 
@@ -50,6 +68,8 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     limits: ClassVar[RequestLimits] = RequestLimits()
     flags: ClassVar[frozenset[str]] = frozenset()  # fields that are true or false
+    base64_fields: ClassVar[frozenset[str]] = frozenset()  # in base64, or a file in a form
+    uploads: ClassVar[UploadBudget] = UploadBudget(RequestLimits().max_open_upload_bytes)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -60,23 +80,34 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         return value
 
     @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        """Reads a request; returns a :class:`Refusal` if something is wrong with it."""
-        del serde
-        try:
-            return await cls._read(request)
-        except ValidationError as err:
-            return Refusal(UnreadableRequest(list_faults(cls, err)))
+    def from_inputs(cls, *args: Any, **kwargs: Any) -> Arguments:
+        """Returns what BentoML's client is called with, for it to send."""
+        by_position = dict(zip(cls.model_fields, args))  # noqa: B905 - Python's own error: below
+        if len(args) > len(cls.model_fields) or set(by_position) & set(kwargs):
+            raise TypeError("too many arguments, or one by position and by name")
+        return Arguments({**by_position, **kwargs}, cls.multipart_fields)
 
     @classmethod
-    async def _read(cls, request: Request) -> Self:
-        request = cls._bound_body(request)
-        media_type = request.headers.get("content-type", "").split(";")[0].strip()
-        if media_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            values = await cls._read_form(request)
-        else:
-            values = cls._read_json(await request.body())
-        values = _without_absent(cls, values)
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        """Reads a request; returns a :class:`Refusal` if something is wrong with it."""
+        from starlette.requests import ClientDisconnect
+
+        max_bytes = cls._max_body_bytes()
+        if _media_type(request) == PICKLE:  # bare pixels in place of files
+            max_bytes += len(cls.multipart_fields) * cls.limits.max_pixels * 4
+        try:
+            with cls.uploads.bound(request, max_bytes) as bounded:
+                return await cls._read(bounded, serde)
+        except ValidationError as err:
+            return Refusal(UnreadableRequest(list_faults(cls, err)))
+        except ClientDisconnect:
+            return Refusal(RequestCancelled("the client went away"))
+        except DiffusersError as err:
+            return Refusal(err)
+
+    @classmethod
+    async def _read(cls, request: Request, serde: Any) -> Self:
+        values = _without_absent(cls, await cls._read_body(request, serde))
         for name in cls.multipart_fields:
             if name in values:
                 # Beside the event loop: large files take a while.
@@ -85,17 +116,32 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         return model
 
     @classmethod
+    async def _read_body(cls, request: Request, serde: Any) -> dict[str, Any]:
+        """Web pages may send any other type than JSON without asking a browser's permission."""
+        media_type = _media_type(request)
+        if media_type in _FORMS:
+            return await cls._read_form(request)
+        if media_type == "application/json":
+            return cls._read_json(await request.body())
+        if media_type == PICKLE and is_neighbour(request, serde):
+            return read_neighbour(await request.body(), request.headers, serde)
+        if not media_type and not await request.body():
+            return {}
+        raise UnsupportedMediaType(media_type, f"application/json, {' or '.join(_FORMS)}")
+
+    @classmethod
     async def _read_form(cls, request: Request) -> dict[str, Any]:
         from starlette.exceptions import HTTPException
 
         try:
             async with request.form() as form:
-                return await cls._read_fields(form)
+                decode = decode_field if is_bentoml_client(request.headers) else _read_structure
+                return await cls._read_fields(form, decode)
         except HTTPException as err:
             raise cls._fault("body", f"a broken form: {err.detail}") from err
 
     @classmethod
-    async def _read_fields(cls, form: FormData) -> dict[str, Any]:
+    async def _read_fields(cls, form: FormData, decode: Callable[[str], Any]) -> dict[str, Any]:
         from starlette.datastructures import UploadFile
 
         values: dict[str, Any] = {}
@@ -105,14 +151,20 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             if name not in cls.model_fields:
                 values[name] = None  # refused later, with all others; a file is not read
             elif isinstance(value, UploadFile):
-                if name not in cls.multipart_fields:
-                    raise cls._fault(name, "a file, expected text")
-                values[name] = await value.read()
+                values[name] = await cls._read_upload(name, value)
             elif name in cls.multipart_fields:
                 raise cls._fault(name, "text, expected an uploaded file")
             elif value != "":
-                values[name] = _read_structure(value)
+                values[name] = decode(value)
         return values
+
+    @classmethod
+    async def _read_upload(cls, name: str, file: UploadFile) -> bytes | str:
+        if name in cls.multipart_fields:
+            return await file.read()
+        if name in cls.base64_fields:
+            return base64.b64encode(await file.read()).decode()
+        raise cls._fault(name, "a file, expected text")
 
     @classmethod
     def _read_json(cls, body: bytes) -> dict[str, Any]:
@@ -127,24 +179,6 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         return values
 
     @classmethod
-    def _bound_body(cls, request: Request) -> Request:
-        """Returns the request with a body that ends in a fault where it gets too large."""
-        from starlette.requests import Request as BoundedRequest
-
-        most = cls._max_body_bytes()
-        received = 0
-
-        async def receive() -> Message:
-            nonlocal received
-            message = await request.receive()
-            received += len(message.get("body", b""))
-            if received > most:
-                raise cls._fault("body", f"more than {most} bytes")
-            return message
-
-        return BoundedRequest(request.scope, receive)
-
-    @classmethod
     def _max_body_bytes(cls) -> int:
         """Files as base64, texts as JSON with 12 characters for one, and room for the rest."""
         files = len(cls.multipart_fields) * cls.limits.max_upload_bytes * 3 // 2  # base64 in lines
@@ -152,9 +186,10 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     @classmethod
     def _decode_file(cls, name: str, value: Any) -> Any:
-        data = cls._read_file(name, value)
         try:
-            return decode_image(data, cls.limits)
+            if isinstance(value, PILImage):  # of a neighbour
+                return prepare_image(value, cls.limits)
+            return decode_image(cls._read_file(name, value), cls.limits)
         except ValueError as err:
             raise cls._fault(name, str(err)) from err
 
@@ -187,6 +222,10 @@ def _without_absent(model: type[RequestModel], values: dict[str, Any]) -> dict[s
     for name in unknown[MAX_FAULTS + 1 :]:
         present.pop(name, None)
     return {**present, **dict.fromkeys(unknown[: MAX_FAULTS + 1])}
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def _read_structure(text: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from PIL.Image import Image as PILImage  # noqa: TC002 - pydantic reads the annotation
 from pydantic import (
@@ -125,6 +125,8 @@ def make_txt2img_model(limits: RequestLimits) -> type[RequestModel]:
     side = _make_side(limits, "the size that the model was trained for", limits.default_side)
 
     class TextToImage(_make_base(limits)):  # type: ignore[misc]
+        base64_fields: ClassVar[frozenset[str]] = frozenset({"latents"})
+
         height: int | None = side
         width: int | None = side
         latents: Latents = Field(

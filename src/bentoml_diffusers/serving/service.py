@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,22 +13,26 @@ from bentoml import Tag
 from bentoml.models import BentoModel
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 
+from bentoml_diffusers import _compat
 from bentoml_diffusers._compat import api_with_headers, service_timeout_s
 from bentoml_diffusers.adapters.static import find_static_adapters
 from bentoml_diffusers.engine import Engine
 from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidRequest
 from bentoml_diffusers.loading.pipeline import stored_options
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
-from bentoml_diffusers.serving.answering import HEADERS, NOTHING, answer
+from bentoml_diffusers.serving.answering import HEADERS, NOTHING, answer, refuse
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
+from bentoml_diffusers.serving.gate import Gate
+from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
+from bentoml_diffusers.serving.uploads import UploadBudget
 from bentoml_diffusers.store import get, read_record
 from bentoml_diffusers.tasks import shows_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 
 @shows_options(ModelOptions)
@@ -38,6 +43,7 @@ def service(
     limits: RequestLimits | None = None,
     engine_limits: EngineLimits | None = None,
     embed: EmbedOptions = NOTHING,
+    allowed_hosts: Collection[str] | None = None,
     service_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> bentoml.Service[Any]:
@@ -54,6 +60,10 @@ def service(
         limits: What a request may ask for.
         engine_limits: How many requests run and wait at once.
         embed: What is written into the pictures; by default nothing.
+        allowed_hosts: Names by which clients may call the service (header ``Host``), beside
+            ``localhost`` and loopback addresses; all others get 403. ``None`` takes any name,
+            except where ``bentoml serve`` listens on a loopback address only: there a web page
+            of a stranger could reach the service by a name that points at it.
         service_options: Arguments for ``bentoml.service``, such as
             ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
         **options: See :class:`bentoml_diffusers.ModelOptions`.
@@ -69,6 +79,11 @@ def service(
     endpoints = find_endpoints(model, given, bounds)
     requests = {endpoint.task: endpoint.request for endpoint in endpoints}
     apis = {endpoint.name: _make_api(endpoint, embed) for endpoint in endpoints}
+    replay_request, adapters_request = make_replay_model(bounds), _make_empty_request()
+    uploads = UploadBudget(bounds.max_open_upload_bytes)
+    for request in (*requests.values(), replay_request, adapters_request):
+        request.uploads = uploads
+    _compat.quiet_refusals()
 
     needed = {f"adapter_{n}": BentoModel(tag) for n, tag in enumerate(_static_tags(model, given))}
 
@@ -92,7 +107,7 @@ def service(
             _check_is_pipeline(found)
             check_stored_size(found, requests)
 
-        @api_with_headers(REPLAY_HEADERS, input_spec=make_replay_model(bounds))
+        @api_with_headers(REPLAY_HEADERS, input_spec=replay_request)
         async def replay(self, ctx: bentoml.Context, **fields: Any) -> Image:
             """Paints again what a workflow says, or a picture that holds one.
 
@@ -102,13 +117,16 @@ def service(
             response: Any = await answer_replay(self.engine, ctx, requests, fields, embed)
             return response  # type: ignore[no-any-return]
 
-        @bentoml.api  # type: ignore[untyped-decorator]
-        def adapters(self) -> dict[str, Any]:
+        @bentoml.api(input_spec=adapters_request)  # type: ignore[untyped-decorator]
+        async def adapters(self, ctx: bentoml.Context, **fields: Any) -> dict[str, Any]:
             """LoRAs and textual inversions: which can be named, are in memory, are in slots.
 
             Of the worker that answers: each has slots of its own.
             """
-            return asdict(self.engine.report().adapters)
+            if "refusal" in fields:
+                response: Any = refuse(ctx, "adapters", fields["refusal"])
+                return response  # type: ignore[no-any-return]
+            return asdict((await asyncio.to_thread(self.engine.report)).adapters)
 
         def __is_ready__(self) -> bool:
             """BentoML asks it for ``/readyz``."""
@@ -118,7 +136,15 @@ def service(
         def close_engine(self) -> None:
             self.engine.close(cancel=True)
 
+    DiffusersService.add_asgi_middleware(Gate, service_name=name, allowed_hosts=allowed_hosts)
     return DiffusersService
+
+
+def _make_empty_request() -> type[RequestModel]:
+    class Nothing(RequestModel):
+        """A request without fields."""
+
+    return Nothing
 
 
 def _make_api(endpoint: Endpoint, embed: EmbedOptions) -> Any:

@@ -1,0 +1,48 @@
+"""Errors that only a request over HTTP can be: of who sends it, in which form, and how much."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from bentoml_diffusers.errors import DiffusersError, shorten
+
+
+class UploadsFull(DiffusersError):
+    """The bodies that are being read fill what all clients together may send (503).
+
+    Attributes:
+        retry_after_s: Seconds after which to try again; ``Retry-After`` of the answer.
+    """
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+    outcome = "refused"
+    retry_after_s = 2
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"requests send {max_bytes} bytes already; try again in {self.retry_after_s} seconds"
+        )
+
+
+class UnsupportedMediaType(DiffusersError):
+    """The body of a request is of a type that a service does not read (415)."""
+
+    error_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    outcome = "invalid"
+
+    def __init__(self, got: str, expected: str) -> None:
+        self.field = "content-type"
+        super().__init__(
+            f"content-type: got {shorten(got) if got else 'none'}, expected {expected}"
+        )
+
+
+class ForbiddenRequest(DiffusersError):
+    """The request names a host, or comes from a web page, that may not ask the service (403)."""
+
+    error_code = HTTPStatus.FORBIDDEN
+    outcome = "invalid"
+
+    def __init__(self, header: str, got: str, expected: str) -> None:
+        self.field = header
+        super().__init__(f"{header}: {shorten(got)} may not ask this service, expected {expected}")
