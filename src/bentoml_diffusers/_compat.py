@@ -149,6 +149,16 @@ def runner_timeout_s() -> float | None:
     return 0.95 * float(BentoMLContainer.runners_config.get()["traffic"]["timeout"])
 
 
+def restore_text_model(view: Any, encoder: Any) -> None:
+    """Lets a view of a text encoder have the ``text_model`` that it itself is by now.
+
+    transformers 5 made one class of the two, and diffusers (0.42) asks the inner one for its final
+    norm where ``clip_skip`` is given. Until it asks the encoder.
+    """
+    if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
+        vars(view)["text_model"] = encoder
+
+
 def service_timeout_s(service: Any) -> float | None:
     """Seconds that a request of a modern service may take; ``None``: as long as it takes.
 

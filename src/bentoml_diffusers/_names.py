@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.errors import InvalidOption, InvalidRequest, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     import torch
     from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
@@ -162,10 +162,22 @@ _DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
     """Returns the classes, by name, that run on the config of a model's scheduler."""
-    fitting = {cls.__name__: cls for cls in (*getattr(base, "compatibles", ()), type(base))}
+    compatible = [cls for cls in getattr(base, "compatibles", ()) if not _packages_of(cls)]
+    fitting = {cls.__name__: cls for cls in (*compatible, type(base))}
     if "EulerDiscreteScheduler" in fitting:
         fitting |= {name: resolve_scheduler_class(name) for name in _DISTILLED}
     return fitting
+
+
+def missing_packages(name: object) -> str:
+    """Returns what a class that diffusers exports needs and is not installed, if anything."""
+    found = _exported_by_diffusers(name) if isinstance(name, str) else name
+    return " and ".join(_packages_of(found))
+
+
+def _packages_of(cls: object) -> Sequence[str]:
+    """Diffusers exports a stand-in for a class whose packages are missing."""
+    return getattr(cls, "_backends", ())
 
 
 def find_sampler(name: str) -> tuple[str, dict[str, Any]] | None:

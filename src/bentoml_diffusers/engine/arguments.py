@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from PIL import Image
 
+from bentoml_diffusers.engine.kinds import check_kinds
 from bentoml_diffusers.engine.sizes import model_size
 from bentoml_diffusers.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.tasks import Task
 
+_EMBEDDING_NDIM = 3
 _WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
 _NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_scale")
 
@@ -43,14 +46,13 @@ def count_pixel_steps(pipeline: DiffusionPipeline, task: Task, arguments: Mappin
     return int(pixels) * count_images(arguments) * (steps if isinstance(steps, int) else 1)
 
 
-def check_arguments(
-    task: Task, arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
-) -> None:
+def check_arguments(task: Task, arguments: Mapping[str, Any]) -> None:
     """Checks what the checks of diffusers leave out, in terms of the caller's fields.
 
     Raises:
         InvalidRequest: 400, names the first field that is wrong.
     """
+    check_kinds(task, arguments)
     if "prompt" in task.inputs and "prompt_embeds" in task.inputs:
         _check_prompt(arguments)
     for name in _WHOLE_NUMBERS:
@@ -61,7 +63,8 @@ def check_arguments(
             raise InvalidRequest(name, value, "a whole number from 1")
     for name in _NUMBERS:
         check_number(name, arguments.get(name))
-    _check_steps(task, arguments, scheduler)
+    _check_embeddings(arguments)
+    _check_images(task, arguments)
 
 
 def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
@@ -100,20 +103,6 @@ def _to_rgb(value: Any) -> Any:
     return value.convert("RGB") if is_other else value
 
 
-def invalid_request_from(error: BaseException) -> InvalidRequest | None:
-    """Returns the caller's fault if ``error`` came out of a pipeline's ``check_inputs``."""
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == "check_inputs":
-            field = re.search(r"`(\w+)`", str(error))
-            invalid = InvalidRequest(field.group(1) if field else "arguments", "", "")
-            invalid.args = (str(error),)
-            invalid.message = str(error)
-            return invalid
-        trace = trace.tb_next
-    return None
-
-
 def _check_prompt(arguments: Mapping[str, Any]) -> None:
     prompt = arguments.get("prompt")
     if prompt is None:
@@ -123,37 +112,33 @@ def _check_prompt(arguments: Mapping[str, Any]) -> None:
     texts = prompt if isinstance(prompt, list) else [prompt]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest("prompt", prompt, "text, or a list of texts")
+    negative = arguments.get("negative_prompt")
+    if isinstance(negative, list) and len(negative) != len(texts):
+        raise InvalidRequest("negative_prompt", negative, f"one text, or {len(texts)} of them")
 
 
-def _check_steps(
-    task: Task, arguments: Mapping[str, Any], scheduler: SchedulerMixin | None
-) -> None:
-    steps = arguments.get("num_inference_steps")
-    limit = _most_steps(scheduler)
-    if steps is not None and limit is not None and steps > limit:
-        raise InvalidRequest("num_inference_steps", steps, f"from 1 to {limit}")
-    strength = arguments.get("strength")
-    if strength is None and arguments.get("image") is not None:
-        strength = task.default("strength")
-    if not isinstance(strength, (int, float)) or arguments.get("denoising_start") is not None:
-        return
-    if not 0 < strength <= 1:
-        raise InvalidRequest("strength", strength, "above 0, up to 1")
-    if steps is None:
-        steps = task.default("num_inference_steps")
-    if isinstance(steps, int) and int(steps * strength) < 1:
-        raise InvalidRequest(
-            "strength", strength, f"at least {1 / steps:.3g} with {steps} num_inference_steps"
-        )
+def _check_embeddings(arguments: Mapping[str, Any]) -> None:
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        value = arguments.get(name)
+        if isinstance(value, torch.Tensor) and value.ndim < _EMBEDDING_NDIM:
+            expected = "a tensor of shape (prompts, tokens, width)"
+            raise InvalidRequest(name, tuple(value.shape), expected)
 
 
-def _most_steps(scheduler: SchedulerMixin | None) -> int | None:
-    """A flow may be cut into any number of steps, however many it was trained with."""
-    config = getattr(scheduler, "config", None)
-    is_flow = type(scheduler).__name__.startswith("FlowMatch")
-    if is_flow or getattr(config, "use_flow_sigmas", False):
-        return None
-    return getattr(config, "num_train_timesteps", None)
+def _check_images(task: Task, arguments: Mapping[str, Any]) -> None:
+    """With a strength an image is what a result starts from: there is one, or one for each."""
+    for name in ("image", "mask_image", "control_image"):
+        value = arguments.get(name)
+        least = 2 if "mask" in name or isinstance(value, np.ndarray) else 3
+        if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim < least:
+            raise InvalidRequest(name, tuple(value.shape), "height, width and channels")
+        if not isinstance(value, list):
+            continue
+        count = count_images(arguments)
+        if not value:
+            raise InvalidRequest(name, value, "an image")
+        if name != "control_image" and "strength" in task.inputs and count % len(value):
+            raise InvalidRequest(name, f"{len(value)} of them", f"one, or {count}, one per image")
 
 
 def check_number(name: str, value: object) -> None:

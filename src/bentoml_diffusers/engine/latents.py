@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+_PACKED_NDIM = 3
+
+
 def fit_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Checks ``latents``, and casts them to the dtype of the denoiser, which pipelines do not.
 
@@ -45,6 +48,8 @@ def fit_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> di
 
 
 def _check_shape(latents: torch.Tensor, expected: tuple[int | None, ...]) -> None:
+    if latents.ndim < _PACKED_NDIM:
+        raise InvalidRequest("latents", tuple(latents.shape), "(images, channels, height, width)")
     if latents.ndim == 4:
         pairs = zip(latents.shape, expected, strict=True)
         fits = all(side is None or size == side for size, side in pairs)

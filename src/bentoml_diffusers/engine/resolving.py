@@ -11,12 +11,15 @@ from bentoml_diffusers.engine.arguments import (
     count_pixel_steps,
     with_rgb_images,
 )
+from bentoml_diffusers.engine.faults import check_inputs
+from bentoml_diffusers.engine.image_prompts import check_ip_adapter
 from bentoml_diffusers.engine.latents import fit_latents
 from bentoml_diffusers.engine.methods import check_method
 from bentoml_diffusers.engine.prompts import find_sequence_length
 from bentoml_diffusers.engine.recording import make_recording
 from bentoml_diffusers.engine.request import Plan, Request
-from bentoml_diffusers.engine.schedulers import choose_scheduler
+from bentoml_diffusers.engine.schedulers import choose_scheduler, example_of
+from bentoml_diffusers.engine.schedules import check_steps
 from bentoml_diffusers.engine.seeds import choose_seeds
 from bentoml_diffusers.engine.sizes import complete_size
 from bentoml_diffusers.workflow.replay import fit_to_image
@@ -71,8 +74,14 @@ class Resolver:
         if task.is_modular:
             bound = task.prepare(bound)
         base = getattr(self.pipeline, "scheduler", None)
-        check_arguments(task, bound, base)
+        cls, defaults = task.pipeline_class, task.with_defaults({})
+        choice = choose_scheduler(options.scheduler, base, cls)
+        check_arguments(task, bound)
+        check_steps(cls, defaults, bound, example_of(choice, base))
         check_clip_skip(self.pipeline, bound)
+        if not task.is_modular:
+            check_ip_adapter(self.pipeline, defaults, bound)
+            check_inputs(self.pipeline, cls, defaults, bound)
         canvas = None
         if options.keep_size:
             bound, canvas = fit_to_image(self.pipeline, task, bound)
@@ -83,7 +92,7 @@ class Resolver:
             arguments=with_rgb_images(complete_size(self.pipeline, bound)),
             adapters=self._bank.find(options.lora_weights, options.textual_inversions, bound),
             seeds=choose_seeds(task, options.seed, bound),
-            scheduler=choose_scheduler(options.scheduler, base),
+            scheduler=choice,
             guidance_scale=guidance_scale,
             exclusive=bool(options.exclusive),
             pixel_steps=count_pixel_steps(self.pipeline, task, bound),

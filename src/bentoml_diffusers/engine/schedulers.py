@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
+from bentoml_diffusers.engine.scheduler_calls import fitting_schedulers
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest, suggest_one_of
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ class SchedulerChoice:
     Attributes:
         cls: Its class.
         changes: What differs from the config of the model's scheduler.
+        example: One that was built, to look at.
     """
 
     cls: type[SchedulerMixin]
     changes: Mapping[str, Any] = field(default_factory=dict)
+    example: SchedulerMixin | None = field(default=None, compare=False, repr=False)
 
     def build(self, base: SchedulerMixin) -> SchedulerMixin:
         """Returns the scheduler, on the config of ``base``."""
@@ -37,7 +40,9 @@ class SchedulerChoice:
 
 
 def choose_scheduler(
-    name: str | type[Any] | SchedulerChoice | None, base: SchedulerMixin
+    name: str | type[Any] | SchedulerChoice | None,
+    base: SchedulerMixin,
+    pipeline_class: type[Any] | None = None,
 ) -> SchedulerChoice | None:
     """Returns the scheduler that a request names; ``None`` for the model's own.
 
@@ -45,6 +50,7 @@ def choose_scheduler(
         name: A class, a name that diffusers exports, or a sampler's name such as
             ``"DPM++ 2M Karras"``; case does not matter. A choice that was made stays.
         base: The model's scheduler.
+        pipeline_class: Class of the pipeline that calls it; ``None``: any.
 
     Raises:
         InvalidRequest: 400, an unknown name, or one that does not fit the model.
@@ -56,21 +62,33 @@ def choose_scheduler(
     choice = _find_sampler(name) if isinstance(name, str) else None
     if choice is None:
         choice = SchedulerChoice(_find_class(name, base))
-    fitting = _names.fitting_schedulers(base)
+    fitting = fitting_schedulers(base, pipeline_class)
     if choice.cls not in fitting.values():
         names = ", ".join(sorted(fitting))
         raise InvalidRequest("scheduler", name, f"one that fits this model: {names}")
     try:
-        choice.build(base)
-    except (ImportError, ValueError) as err:  # DPMSolverSDEScheduler needs torchsde
+        return replace(choice, example=choice.build(base))
+    except (ImportError, ValueError) as err:
         raise InvalidRequest("scheduler", name, f"another one: {err}") from err
-    return choice
+
+
+def example_of(
+    choice: SchedulerChoice | None, base: SchedulerMixin | None
+) -> SchedulerMixin | None:
+    """Returns a scheduler like that of a request, to look at."""
+    if choice is None or base is None:
+        return base
+    return choice.example or choice.build(base)
 
 
 def _find_class(name: str | type[Any], base: SchedulerMixin) -> type[SchedulerMixin]:
     try:
         return _names.resolve_scheduler_class(name)
     except DiffusersError as err:
+        packages = _names.missing_packages(name)
+        if packages:
+            wanted = f"another one: it needs {packages}, which is not installed here"
+            raise InvalidRequest("scheduler", name, wanted) from err
         near = _suggest(name, base) if isinstance(name, str) else ""
         raise InvalidRequest(
             "scheduler", name, f"a scheduler that diffusers exports, or a sampler's name{near}"
@@ -79,7 +97,7 @@ def _find_class(name: str | type[Any], base: SchedulerMixin) -> type[SchedulerMi
 
 def _suggest(name: str, base: SchedulerMixin) -> str:
     """Returns the nearest of all names that a request for this model may give."""
-    fitting = _names.fitting_schedulers(base)
+    fitting = fitting_schedulers(base)
     names = [*fitting]
     for sampler, (class_name, _) in _names.SAMPLERS.items():
         if class_name in fitting:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from bentoml_diffusers._compat import fix_execution_device, is_compiled
+from bentoml_diffusers._compat import fix_execution_device, is_compiled, restore_text_model
 from bentoml_diffusers.engine.jobs import SharedModule, parameter_defaults
 from bentoml_diffusers.engine.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
@@ -206,6 +206,7 @@ def _shadow(
             vars(shadow)[name] = OrderedDict()
     for method, function in functions.items():
         vars(shadow)[method] = _collect(conductor, member, function)
+    restore_text_model(shadow, module)
     return shadow
 
 

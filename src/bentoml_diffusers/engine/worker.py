@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bentoml_diffusers.engine.arguments import invalid_request_from
 from bentoml_diffusers.engine.conductor import Conductor
+from bentoml_diffusers.engine.faults import invalid_request_from
 from bentoml_diffusers.engine.flags import read_flags, warn_of_flags
 from bentoml_diffusers.engine.jobs import Member
 from bentoml_diffusers.engine.parts import run_parts, split_request
@@ -119,7 +119,7 @@ class Worker:
             # What slots cannot hold, or modules called directly, needs adapters all the time.
             is_whole = lease.exclusive or not self._shares_modules
             with lease.applied() if is_whole else contextlib.nullcontext():
-                returned = self._call(view, request)
+                returned = self._call(view, request, member.ticket)
         finally:
             self._release(lease)
         ticket, flags = member.ticket, read_flags(view, returned)
@@ -140,7 +140,7 @@ class Worker:
             warnings=(*warn_of_flags(flags), *warnings, *lease.prepared.warnings),
         )
 
-    def _call(self, view: DiffusionPipeline, request: Request) -> Any:
+    def _call(self, view: DiffusionPipeline, request: Request, ticket: Ticket) -> Any:
         import torch
 
         name = request.pipeline_class.__name__
@@ -157,7 +157,7 @@ class Worker:
         except torch.OutOfMemoryError as err:
             raise DeviceOutOfMemory(name) from err
         except Exception as err:
-            invalid = invalid_request_from(err)
+            invalid = invalid_request_from(err, has_denoised=ticket.steps_done > 0)
             if invalid is not None:
                 raise invalid from err
             logger.exception("%s failed", name)

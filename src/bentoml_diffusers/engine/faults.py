@@ -1,0 +1,98 @@
+"""Whose fault it is that a call of diffusers failed: the caller's, or the server's."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+_RAISE = dis.opmap["RAISE_VARARGS"]
+_CHECKS = "check_inputs"
+# Where diffusers looks at arguments. Its models and loaders raise for other reasons.
+_PLACES = ("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.schedulers.")
+_MODULES = ("diffusers.image_processor", "diffusers.video_processor", "diffusers.utils.torch_utils")
+
+
+def check_inputs(
+    pipeline: Any, cls: type[Any], defaults: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> None:
+    """Runs the checks of the pipeline's own class before the request is queued.
+
+    They look at arguments and config alone. What they need and is found out only in the call, such
+    as a size that was not given, leaves it to the call.
+
+    Args:
+        pipeline: The engine's; only looked at.
+        cls: Class that does the task.
+        defaults: Of its parameters.
+        arguments: Of the call.
+
+    Raises:
+        InvalidRequest: 400, they refuse an argument.
+    """
+    check = getattr(cls, _CHECKS, None)
+    if check is None:
+        return
+    names = list(inspect.signature(check).parameters)[1:]
+    # It is of the arguments that diffusers takes beside those that it names.
+    known = {"callback_steps": None, **defaults, **arguments}
+    if any(name not in known for name in names) or any(
+        known.get(name, 1) is None for name in ("height", "width")
+    ):
+        return
+    stand_in = object.__new__(cls)
+    stand_in.__dict__.update(pipeline.__dict__)
+    try:
+        check(stand_in, **{name: known[name] for name in names})
+    except (ValueError, TypeError) as err:
+        if _is_raised_on_purpose(err):
+            raise invalid_request(err) from err
+    except Exception:  # noqa: BLE001, S110 - the call itself decides
+        pass
+
+
+def invalid_request_from(error: BaseException, *, has_denoised: bool) -> InvalidRequest | None:
+    """Returns the caller's fault, if it is that.
+
+    It is what a pipeline's ``check_inputs`` raises, and each ``raise ValueError`` in a pipeline or
+    its helpers before the denoiser ran for the first time.
+
+    Args:
+        error: What came out of a pipeline.
+        has_denoised: The denoiser ran.
+    """
+    names = {frame.f_code.co_name for frame, _ in _walk(error.__traceback__)}
+    is_checked = _CHECKS in names
+    is_early = not has_denoised and isinstance(error, (ValueError, TypeError))
+    is_invalid = is_checked or (is_early and _is_raised_on_purpose(error))
+    return invalid_request(error) if is_invalid else None
+
+
+def invalid_request(error: BaseException) -> InvalidRequest:
+    """Returns the error of diffusers as ours; it names the field in backticks."""
+    field = re.search(r"`(\w+)`", str(error))
+    invalid = InvalidRequest(field.group(1) if field else "arguments", "", "")
+    invalid.say(str(error))
+    return invalid
+
+
+def _is_raised_on_purpose(error: BaseException) -> bool:
+    """True if a ``raise`` of diffusers made it, and not an operation that failed."""
+    *_, (frame, instruction) = _walk(error.__traceback__)
+    module = frame.f_globals.get("__name__", "")
+    if not module.startswith(_PLACES) and module not in _MODULES:
+        return False
+    return bool(frame.f_code.co_code[instruction] == _RAISE)
+
+
+def _walk(trace: TracebackType | None) -> Any:
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lasti
+        trace = trace.tb_next

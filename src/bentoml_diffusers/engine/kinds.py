@@ -1,0 +1,119 @@
+"""Checks the type of each argument by the annotations of the pipeline that it is for.
+
+Only what an annotation plainly says is asked: sequences of any making pass for lists, integers for
+numbers, anything for what is not understood. Pipelines fail on the rest, far inside.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import numbers
+import types
+import typing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bentoml_diffusers.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bentoml_diffusers.tasks import Task
+
+_UNIONS = (typing.Union, types.UnionType)
+_SEQUENCES = (list, tuple, collections.abc.Sequence)
+_ARRAYS = (np.ndarray, torch.Tensor)
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    torch.Tensor: "a tensor",
+    torch.Generator: "a generator",
+    type(None): "null",
+}
+
+
+@functools.lru_cache(maxsize=256)
+def read_hints(method: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of a method's parameters; none where they cannot be read."""
+    try:
+        return typing.get_type_hints(method)
+    except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
+        return {}
+
+
+def check_kinds(task: Task, arguments: Mapping[str, Any]) -> None:
+    """Checks that each argument is of a type that its annotation names.
+
+    An annotation that its own default does not fit says nothing.
+
+    Raises:
+        InvalidRequest: 400, names the first that is not.
+    """
+    method = getattr(task.pipeline_class, task.method)
+    if task.is_modular or not getattr(method, "__module__", "").startswith("diffusers."):
+        return
+    hints = read_hints(method)
+    for name, value in arguments.items():
+        hint, default = hints.get(name, Any), task.default(name)
+        if value is default or (default is not None and not _fits(default, hint)):
+            continue
+        if value is not None and not _fits(value, hint):
+            raise InvalidRequest(name, _shown(value), _describe(hint))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in _UNIONS:
+        return any(_fits(value, part) for part in parts)
+    if origin in _SEQUENCES or hint in _SEQUENCES:
+        item = parts[0] if parts else Any
+        if isinstance(value, _ARRAYS):
+            return item in (int, float, Any)
+        return isinstance(value, (list, tuple)) and all(_fits(one, item) for one in value)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, collections.abc.Mapping)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin is not None or not isinstance(hint, type):
+        return True
+    return _is_instance(value, hint)
+
+
+def _is_instance(value: Any, kind: type[Any]) -> bool:
+    is_bool = isinstance(value, (bool, np.bool_))
+    if kind is bool:
+        return is_bool
+    if kind in (int, float):
+        wanted = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, wanted) and not is_bool
+    if kind is dict:
+        return isinstance(value, collections.abc.Mapping)
+    if issubclass(kind, torch.Tensor):  # FloatTensor is no class of any tensor
+        return isinstance(value, torch.Tensor)
+    return isinstance(value, kind)
+
+
+def _shown(value: Any) -> Any:
+    """Not the numbers in an array."""
+    return type(value).__name__ if isinstance(value, _ARRAYS) else value
+
+
+def _describe(hint: Any) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _UNIONS:
+        words = [_describe(part) for part in parts if part is not type(None)]
+        return " or ".join(dict.fromkeys(words))
+    if origin in _SEQUENCES:
+        return f"a list of {_describe(parts[0]).removeprefix('a ')}" if parts else "a list"
+    if origin in (dict, collections.abc.Mapping) or hint is dict:
+        return "a mapping"
+    if origin is collections.abc.Callable:
+        return "a function"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,142 @@
+"""What diffusers would refuse is the caller's fault, named by its field, before anything runs."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bentoml_diffusers import Engine, errors, testing
+
+IMAGE = Image.new("RGB", (32, 32), "green")
+MASK = Image.new("L", (32, 32), 255)
+T5 = {"max_sequence_length": 24, "height": 32, "width": 32}
+FAMILIES = {
+    "sd": (testing.tiny_stable_diffusion, {}),
+    "sdxl": (testing.tiny_stable_diffusion_xl, {}),
+    "sd3": (testing.tiny_stable_diffusion_3, T5),
+    "flux": (testing.tiny_flux, T5),
+}
+TASKS = {
+    "txt2img": {},
+    "img2img": {"image": IMAGE, "strength": 1.0},
+    "inpaint": {"image": IMAGE, "mask_image": MASK, "strength": 1.0},
+}
+SCHEDULE = (10, 5)  # DDIM takes none
+EMBEDDINGS = np.zeros((1, 24, 32), dtype=np.float32)
+WRONG = [
+    ("negative_prompt", 3),
+    ("negative_prompt", [None]),
+    ("negative_prompt", ["a", "b"]),
+    ("prompt_embeds", EMBEDDINGS),
+    ("prompt_embeds", 3),
+    ("prompt_embeds", torch.zeros(1)),
+    ("negative_prompt_embeds", EMBEDDINGS),
+    ("generator", "x"),
+    ("latents", EMBEDDINGS),
+    ("latents", torch.zeros(1)),
+    ("callback_on_step_end", "x"),
+    ("callback_on_step_end_tensor_inputs", ["secrets"]),
+    ("ip_adapter_image", IMAGE),
+    ("ip_adapter_image_embeds", [torch.zeros(1, 1, 8)]),
+    ("timesteps", "x"),
+    ("timesteps", SCHEDULE),
+    ("sigmas", 3),
+    ("return_dict", "x"),
+    ("output_type", 3),
+    ("cross_attention_kwargs", 3),
+    ("joint_attention_kwargs", [1]),
+    ("height", "33"),
+    ("max_sequence_length", 100_000),
+    ("clip_skip", "1"),
+    ("image", []),
+    ("image", 3),
+    ("image", [IMAGE, IMAGE]),
+    ("image", torch.zeros(1, 3)),
+    ("mask_image", "x"),
+    ("padding_mask_crop", "x"),
+    ("original_size", 3),
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    make, call = FAMILIES[request.param]
+    with Engine.from_model(make()) as engine:
+        yield engine, {"prompt": "a red circle", "num_inference_steps": 2, **call}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_wrong_arguments_are_named_and_nothing_runs(family, task):
+    engine, call = family
+    found = engine.find_task(task)
+    setter = inspect.signature(engine.pipeline.scheduler.set_timesteps).parameters
+    wrong = [
+        (field, value)
+        for field, value in WRONG
+        if found.takes(field) and not (value is SCHEDULE and field in setter)
+    ]
+    assert len(wrong) > 15
+    before = engine.report().forwards
+    for field, value in wrong:
+        with pytest.raises(errors.InvalidRequest) as caught:
+            engine.run(task, **{**call, **TASKS[task], field: value})
+        assert field in str(caught.value)
+        assert caught.value.error_code == 400
+    assert engine.report().forwards == before
+
+
+def test_what_the_checks_do_not_see_is_still_the_callers_before_the_first_step():
+    """Diffusers itself raises, after the text was encoded."""
+    with Engine.from_model(testing.tiny_stable_diffusion()) as engine:
+        given = {"prompt": ["a"] * 3, "num_inference_steps": 2, "scheduler": "Euler"}
+        with pytest.raises(errors.InvalidRequest, match="image"):
+            engine.run("img2img", **given, image=[IMAGE, IMAGE])
+        generators = [torch.Generator()] * 2
+        with pytest.raises(errors.InvalidRequest, match="generators"):
+            engine.run("txt2img", **given, generator=generators)
+
+
+def test_faults_of_the_server_stay_faults_of_the_server(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("on purpose")
+
+    pipeline = testing.tiny_stable_diffusion()
+    call = {"prompt": "a", "num_inference_steps": 2}
+    with Engine.from_model(pipeline) as engine:
+        with pytest.raises(errors.PipelineFailed, match="on purpose"):
+            engine.run("txt2img", **call, callback_on_step_end=fail)
+        for part in (pipeline.text_encoder, pipeline.vae.decoder, pipeline.unet):
+            with monkeypatch.context() as patched:
+                patched.setattr(part, "forward", fail)
+                with pytest.raises(errors.PipelineFailed, match="on purpose"):
+                    engine.run("txt2img", **call)
+        assert engine.run("txt2img", **call).images
+
+
+@pytest.mark.parametrize("make", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+def test_clip_skip_takes_an_earlier_layer(make):
+    call = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1, "output_type": "np"}
+    with Engine.from_model(make()) as engine:
+        plain, last, earlier = (
+            engine.run("txt2img", **call, clip_skip=skip).output[0] for skip in (None, 0, 1)
+        )
+    assert (plain == last).all()
+    assert np.abs(plain - earlier).max() > 1e-4
+
+
+def test_clip_skip_is_what_it_says():
+    pipeline = testing.tiny_stable_diffusion()
+    encoder = pipeline.text_encoder
+    call = {"num_inference_steps": 2, "seed": 1, "output_type": "np", "guidance_scale": 1.0}
+    given = pipeline.tokenizer(
+        ["a red circle"], padding="max_length", max_length=24, return_tensors="pt"
+    )
+    states = encoder(given.input_ids, output_hidden_states=True).hidden_states
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    embeddings = norm(states[-2]).detach()
+    with Engine.from_model(pipeline) as engine:
+        ours = engine.run("txt2img", prompt="a red circle", clip_skip=1, **call).output[0]
+        same = engine.run("txt2img", prompt_embeds=embeddings, **call).output[0]
+    assert np.abs(ours - same).max() < 1 / 255
