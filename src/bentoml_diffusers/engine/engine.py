@@ -73,6 +73,10 @@ class Engine:
         self._bank = AdapterBank(pipeline, self.options)
         self._worker = Worker(pipeline, self._bank, self.limits)
         self._recorder = Recorder(pipeline, self.options, model, self._worker.in_turn)
+        name = (
+            type(pipeline).__name__ if model is None else f"{type(pipeline).__name__} {model.tag}"
+        )
+        self._title = f"{name} on {self._recorder.device}"
         self._admission = Admission(self.limits, self._run)
         self._tasks = find_tasks(pipeline, self.options.modular_workflow)
         self._resolver = Resolver(pipeline, self._bank, self._tasks)
@@ -250,6 +254,11 @@ class Engine:
         """
         self._admission.close(cancel=cancel)
         self._bank.close()
+
+    def __repr__(self) -> str:
+        state = self._admission
+        load = f"{state.running} running, {state.waiting} waiting"
+        return f"<Engine: {self._title}, {'closed' if state.is_closed else load}>"
 
     def __enter__(self) -> Engine:
         return self

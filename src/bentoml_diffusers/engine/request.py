@@ -7,6 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.engine.display import (
+    describe_output,
+    find_images,
+    images_as_html,
+    name_all,
+    plural,
+)
 from bentoml_diffusers.errors import DeadlineExceeded, RequestCancelled
 
 if TYPE_CHECKING:
@@ -97,9 +104,9 @@ class Request:
     max_sequence_length: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
-    """What came of a request, and how; pickles.
+    """What came of a request, and how; pickles. A notebook shows its images.
 
     Attributes:
         output: The pipeline's output as a tuple, tensors on the CPU.
@@ -140,6 +147,24 @@ class Result:
     def was_batched(self) -> bool:
         """True if another request shared one of its forwards."""
         return any(size > 1 for size in self.batches)
+
+    def __repr__(self) -> str:
+        """One line without tensors and prompts, which logs and tracebacks would keep."""
+        facts = (
+            describe_output(self.output[0]) if self.output else "nothing",
+            name_all("seed", self.seeds),
+            plural(self.steps, "step") if self.steps else "",
+            name_all("adapter", self.adapters),
+            "batched" if self.was_batched else "",
+            f"{self.run_s:.2f} s",
+            "with its workflow" if self.workflow is not None else "",
+            plural(len(self.warnings), "warning") if self.warnings else "",
+        )
+        return f"<Result: {', '.join(filter(None, facts))}>"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        return images_as_html(find_images(self.output[0]) if self.output else [], repr(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,9 @@ def service(
                 return response  # type: ignore[no-any-return]
             return asdict((await asyncio.to_thread(self.engine.report)).adapters)
 
+        def __repr__(self) -> str:
+            return f"<Service {name!r}: {', '.join([*apis, 'replay'])}; {self.engine!r}>"
+
         def __is_ready__(self) -> bool:
             """BentoML asks it for ``/readyz``."""
             return self.engine.is_ready
