@@ -15,7 +15,8 @@ from PIL import Image
 
 from bentoml_diffusers import Engine, RequestLimits, save_model, service, testing
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, InvalidRequest
-from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
+from bentoml_diffusers.serving.fields import why_left_out
+from bentoml_diffusers.serving.schema import make_request_model
 from bentoml_diffusers.tasks import read_all_blocks, read_modular_workflows
 from bentoml_diffusers.tasks.inputs import read_kind
 
@@ -294,7 +295,7 @@ class TestShippedBlocks:
                 if item.is_required and why_left_out(item)
             }
             assert not (lost and workflow.output == "images"), workflow.name
-            model = make_modular_model(workflow, RequestLimits())
+            model = make_request_model(workflow, RequestLimits())
             for field in model.model_json_schema()["properties"].values():
                 assert field["description"]
 

@@ -32,7 +32,7 @@ def stored():
 
 class TestSteps:
     def test_a_service_whose_default_is_too_much_is_not_made(self):
-        with pytest.raises(errors.InvalidOption, match=r"'max_steps': got 10.* 25.*default_steps"):
+        with pytest.raises(errors.InvalidOption, match=r"'max_steps': got 10.* 50.*default_steps"):
             bentoml_diffusers.service("bounded", limits=RequestLimits(max_steps=10))
 
     def test_the_default_can_be_said(self):

@@ -382,6 +382,11 @@ def component_class(library: str, class_name: str) -> type[Any] | None:
     return getattr(module, class_name, None)
 
 
+def exported_class(name: str) -> type[Any] | None:
+    """Returns the class that diffusers exports under a name; ``None`` if it exports none."""
+    return _exported_by_diffusers(name)
+
+
 @functools.lru_cache(maxsize=256)
 def _exported_by_diffusers(name: str) -> type[Any] | None:
     """Finds ``Name``, ``diffusers.Name`` or ``diffusers.<anything>.Name`` among its exports."""

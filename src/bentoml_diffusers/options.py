@@ -207,8 +207,7 @@ class RequestLimits:
         max_prompt_chars: Longest prompt, in characters.
         max_upload_bytes: Largest uploaded image, in bytes.
         max_open_upload_bytes: Bytes of all bodies that a worker reads at once; beyond it 503.
-        default_steps: Denoising steps of a request that gives none (25; of a modular pipeline what
-            its blocks say).
+        default_steps: Denoising steps of a request that gives none (what class or blocks say).
         default_side: Height and width of a request that gives neither and starts from no image,
             in pixels, a multiple of 8 (what the model was trained for).
     """

@@ -271,7 +271,12 @@ BAD = [
     (put("arguments.latents", TENSOR), "plain", 400, "workflow.arguments.latents"),
     (huge_latents, "latents", 400, "latents"),
     (put("arguments.height", None), "latents", 400, "workflow.arguments.latents"),
-    (put("arguments.eta", 0.5), "plain", 400, "workflow.arguments.eta"),
+    (
+        put("arguments.cross_attention_kwargs", {"scale": 0.5}),
+        "plain",
+        400,
+        "cross_attention_kwargs",
+    ),
     (put("arguments.nonsense", 1), "plain", 400, "workflow.arguments.nonsense"),
     (put("arguments.__class__", 1), "plain", 400, "workflow.arguments.__class__"),
     (put("seeds", [1, 2]), "plain", 400, "workflow.seeds"),

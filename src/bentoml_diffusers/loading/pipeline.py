@@ -239,6 +239,21 @@ def _find_class(
     return bundled_pipeline_class(options) or _names.resolve_pipeline_class(None)
 
 
+def find_pipeline_class(model: bentoml.Model, options: ModelOptions) -> type[DiffusionPipeline]:
+    """Returns the class that a stored classic pipeline will have; loads no weights.
+
+    Raises:
+        InvalidModel: 400, no such class is there.
+        UntrustedSource: 400, it is in code that is not trusted.
+    """
+    folder = Path(model.path_of(PIPELINE_FOLDER))
+    found = _find_class(model, folder, read_record(Path(model.path)), options)
+    if "__call__" in vars(found) or any("__call__" in vars(base) for base in found.__mro__[:-1]):
+        return found
+    named = _names.exported_class(class_name(read_index(folder, str(model.tag))))
+    return named or found
+
+
 def _is_trusted(options: ModelOptions) -> bool:
     extra = options.load_pretrained_extra_kwargs or {}  # where `bentoml.diffusers` had it
     return bool(options.trust_remote_code or extra.get("trust_remote_code"))

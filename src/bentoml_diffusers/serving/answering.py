@@ -62,7 +62,7 @@ async def answer(
         return refuse(ctx, task, fields["refusal"])
 
     async def paint() -> Result:
-        arguments = _without_idle_defaults(engine, endpoint, read_arguments(fields))
+        arguments = read_arguments(fields)
         if "image" in fields and not engine.find_task(task).is_modular:
             arguments["keep_size"] = True  # blocks have inputs for the size, and other images
         check_whole_size(engine, task, endpoint.request.limits, arguments)
@@ -72,20 +72,6 @@ async def answer(
         return await engine.arun(task, on_step=on_step, **arguments)
 
     return await answer_with(paint(), ctx, task, fields["output_format"], embed)
-
-
-def _without_idle_defaults(
-    engine: Engine, endpoint: Endpoint, arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Not every family has, for example, a negative prompt; its default then says nothing."""
-    task = engine.find_task(endpoint.task)
-    return {
-        name: value
-        for name, value in arguments.items()
-        if task.takes(name)
-        or (name == "guidance_scale" and task.is_guided)
-        or value != endpoint.request.model_fields[name].default
-    }
 
 
 def read_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:

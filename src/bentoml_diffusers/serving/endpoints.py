@@ -5,29 +5,26 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, ModelNotFound
-from bentoml_diffusers.loading import stored_blocks, stored_options
+from bentoml_diffusers.loading import find_pipeline_class, stored_blocks, stored_options
 from bentoml_diffusers.loading.modular import is_modular
-from bentoml_diffusers.serving.modular import make_modular_model, why_left_out
-from bentoml_diffusers.serving.schema import (
-    make_img2img_model,
-    make_inpaint_model,
-    make_txt2img_model,
+from bentoml_diffusers.serving.fields import why_left_out
+from bentoml_diffusers.serving.schema import make_request_model
+from bentoml_diffusers.store import get, read_record
+from bentoml_diffusers.store.contents import has_ip_adapter, read_component_classes
+from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.tasks import (
+    list_classic_tasks,
+    read_all_blocks,
+    read_modular_workflows,
+    read_task,
 )
-from bentoml_diffusers.store import get
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, MODULAR_INDEX, PIPELINE_FOLDER
-from bentoml_diffusers.store.modular_index import (
-    modular_index_from,
-    read_modular_components,
-    read_modular_index,
-)
-from bentoml_diffusers.store.source import read_index
-from bentoml_diffusers.tasks import read_all_blocks, read_modular_workflows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import bentoml
 
@@ -62,62 +59,90 @@ class Endpoint:
 
 
 def find_endpoints(tag: str, options: ModelOptions, limits: RequestLimits) -> tuple[Endpoint, ...]:
-    """Returns the endpoints for a model: of a modular pipeline one for each modular workflow.
+    """Returns the endpoints for a model: one for each task that it can be served for.
 
-    No weights are loaded. A model that is not in the store yet is taken for a classic pipeline.
+    No weights are loaded. A model that is not in the store yet is taken for a Stable Diffusion.
 
     Args:
         tag: The model.
-        options: Options of the service; trust in the code of blocks is one.
+        options: Options of the service; trust in the model's code is one.
         limits: Bounds of the requests.
 
     Raises:
-        InvalidModel: 400, blocks that paint no picture.
-        UntrustedSource: 400, the code of the blocks is not trusted.
+        InvalidModel: 400, a pipeline that a service can serve nothing of; it says why.
+        InvalidOption: 400, what a request gets that leaves a field out is beyond the limits.
+        UntrustedSource: 400, code of the model that is not trusted.
     """
     try:
         model = get(tag)
     except ModelNotFound:
         return classic_endpoints(limits)
+    record = read_record(Path(model.path))
+    if record is not None and record.kind != "pipeline":
+        return classic_endpoints(limits)  # refused, with the reason, before a worker starts
     merged = stored_options(model).overridden_by(options)
-    if not is_modular(Path(model.path_of(PIPELINE_FOLDER)), merged):
-        return classic_endpoints(limits)
-    return _modular_endpoints(model, merged, limits)
+    if is_modular(Path(model.path_of(PIPELINE_FOLDER)), merged):
+        tasks = _find_modular_tasks(model, merged)
+    else:
+        tasks = _find_classic_tasks(model, merged)
+    return tuple(_make_endpoint(name, task, limits) for name, task in tasks.items())
 
 
-def classic_endpoints(limits: RequestLimits) -> tuple[Endpoint, ...]:
-    """Returns the endpoints of a classic pipeline. A task that it cannot do is refused later."""
-    return tuple(
-        Endpoint(task, task, make(limits), f"{text}. The seed used is in the header `x-seed`.")
-        for task, (make, text) in _CLASSIC.items()
-    )
+def classic_endpoints(limits: RequestLimits, cls: type[Any] | None = None) -> tuple[Endpoint, ...]:
+    """Returns the endpoints of a class of classic pipelines, by default of Stable Diffusion."""
+    known = cls or _names.resolve_pipeline_class("StableDiffusionPipeline")
+    found = {name: _without_adapter(task) for name, task in _list_named(known).items()}
+    return tuple(_make_endpoint(name, task, limits) for name, task in found.items())
 
 
-_CLASSIC: dict[str, tuple[Callable[[RequestLimits], type[RequestModel]], str]] = {
-    "txt2img": (make_txt2img_model, "Paints a picture from text"),
-    "img2img": (make_img2img_model, "Paints a picture over another one"),
-    "inpaint": (make_inpaint_model, "Paints what is white in a mask anew, in a picture"),
+def _list_named(cls: type[Any]) -> dict[str, Task]:
+    return {name: task for name, task in list_classic_tasks(cls).items() if name in _DESCRIPTIONS}
+
+
+_DESCRIPTIONS = {
+    "txt2img": "Generates an image from text",
+    "img2img": "Generates an image from another one",
+    "inpaint": "Generates what is white in a mask anew, in an image",
 }
 
 
-def _modular_endpoints(
-    model: bentoml.Model, options: ModelOptions, limits: RequestLimits
-) -> tuple[Endpoint, ...]:
+def _find_classic_tasks(model: bentoml.Model, options: ModelOptions) -> dict[str, Task]:
+    cls = find_pipeline_class(model, options)
+    found = _list_named(cls)
+    if not has_ip_adapter(model):
+        found = {name: _without_adapter(task) for name, task in found.items()}
+    reasons = {name: _why_not_carried(task) for name, task in found.items()}
+    served = {name: task for name, task in found.items() if not reasons[name]}
+    if served:
+        return served
+    own = read_task("__call__", cls)
+    told = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+    reason = told or _why_not_carried(own) or f"none of {', '.join(_DESCRIPTIONS)} is what it does"
+    raise InvalidModel(
+        model.tag, f"is a {cls.__name__}, which no service can serve: {reason}; run it in Python"
+    )
+
+
+def _without_adapter(task: Task) -> Task:
+    """Without an IP-Adapter in the model, its image would be refused."""
+    inputs = {name: item for name, item in task.inputs.items() if _ADAPTER_INPUT not in name}
+    return replace(task, inputs=inputs)
+
+
+def _find_modular_tasks(model: bentoml.Model, options: ModelOptions) -> dict[str, Task]:
     if options.modular_workflow is not None:
         stored_blocks(model, options)  # refuses one that is not there
     blocks = stored_blocks(model, replace(options, modular_workflow=None))
     found = read_modular_workflows(blocks) or {_UNNAMED: read_all_blocks(blocks)}
     if options.modular_workflow is not None:
         found = {options.modular_workflow: found[options.modular_workflow]}
-    folder = Path(model.path_of(PIPELINE_FOLDER))
-    present = _stored_components(folder, str(model.tag))
-    with_adapter = (folder / IP_ADAPTER_FOLDER).is_dir()
+    present = read_component_classes(model)
+    with_adapter = has_ip_adapter(model)
+    is_cut = options.modular_workflow is not None
     reasons = {
-        name: _why_not_served(workflow, present)
-        or _why_not_with_adapter(
-            workflow, with_adapter, is_cut=options.modular_workflow is not None
-        )
-        for name, workflow in found.items()
+        name: _why_not_served(task, present)
+        or _why_not_with_adapter(task, with_adapter, is_cut=is_cut)
+        for name, task in found.items()
     }
     for name, reason in reasons.items():
         if reason:
@@ -125,39 +150,32 @@ def _modular_endpoints(
     for name in found:
         if name in _RESERVED or not name.isidentifier():
             raise InvalidModel(model.tag, f"has a modular workflow {name!r}: no name for a path")
-    served = [name for name, reason in reasons.items() if not reason]
+    served = {name: task for name, task in found.items() if not reasons[name]}
     if not served:
         listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
         raise InvalidModel(model.tag, f"has no modular workflow that can be served: {listed}")
-    return tuple(_make_endpoint(name, found[name], limits) for name in served)
+    return served
 
 
-def _stored_components(folder: Path, name: str) -> dict[str, str]:
-    """Returns the class of each component by its name."""
-    if (folder / MODULAR_INDEX).is_file():
-        index = read_modular_index(folder, name)
-    else:
-        index = modular_index_from(read_index(folder, name), name)
-    found = read_modular_components(index, name)
-    return {key: component.class_name for key, component in found.items()}
-
-
-def _why_not_served(workflow: Task, present: Mapping[str, str]) -> str:
+def _why_not_served(task: Task, present: Mapping[str, str]) -> str:
     """Returns why a modular workflow has no endpoint; nothing if it can have one."""
-    missing = workflow.list_missing(present)
+    missing = task.list_missing(present)
     if missing:
         return f"needs {', '.join(missing)}, which the model lacks"
-    if workflow.output.kind != "image":
-        return f"makes {workflow.output.name}, and services answer with a picture"
-    lost = [
-        item.name for item in workflow.inputs.values() if item.is_required and why_left_out(item)
-    ]
+    return _why_not_carried(task)
+
+
+def _why_not_carried(task: Task) -> str:
+    """Returns why a task cannot be asked or answered over HTTP; nothing if it can."""
+    if task.output.kind != "image":
+        return f"makes {task.output.name}, and services answer with an image"
+    lost = [item.name for item in task.inputs.values() if item.is_required and why_left_out(item)]
     return f"needs {', '.join(lost)}, which no request can carry" if lost else ""
 
 
-def _why_not_with_adapter(workflow: Task, with_adapter: bool, *, is_cut: bool) -> str:
+def _why_not_with_adapter(task: Task, with_adapter: bool, *, is_cut: bool) -> str:
     """The same for IP-Adapters. Blocks that are cut down to a part load it only if they use it."""
-    item = workflow.inputs.get(_ADAPTER_INPUT)
+    item = task.inputs.get(_ADAPTER_INPUT)
     if item is not None and item.is_required and not with_adapter:
         return "needs an IP-Adapter, which the model lacks"
     if item is None and with_adapter and not is_cut:
@@ -165,12 +183,13 @@ def _why_not_with_adapter(workflow: Task, with_adapter: bool, *, is_cut: bool) -
     return ""
 
 
-def _make_endpoint(name: str, workflow: Task, limits: RequestLimits) -> Endpoint:
-    needed = [item.name for item in workflow.inputs.values() if item.is_required]
+def _make_endpoint(name: str, task: Task, limits: RequestLimits) -> Endpoint:
+    needed = [item.name for item in task.inputs.values() if item.is_required]
+    from_inputs = f"Generates an image from {', '.join(needed) or 'noise'}"
+    text = _DESCRIPTIONS.get(name, from_inputs)
     return Endpoint(
         name,
-        workflow.name,
-        make_modular_model(workflow, limits),
-        f"Paints a picture from {', '.join(needed) or 'noise'}. "
-        "The seed used is in the header `x-seed`.",
+        task.name,
+        make_request_model(task, limits),
+        f"{text}. The seed used is in the header `x-seed`.",
     )

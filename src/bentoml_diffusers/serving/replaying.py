@@ -29,6 +29,7 @@ from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.serving.sizes import check_whole_size
+from bentoml_diffusers.tasks import OPTION_PLACES
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.files import FORMAT, KIND, Bounds, encode_base64
 from bentoml_diffusers.workflow.record import Decoder, Encoder, UnsupportedValue, describe_scheduler
@@ -356,14 +357,8 @@ def _first_fault(error: ValidationError, overrides: Mapping[str, Any]) -> Diffus
         got = {side: got[side] for side in _SIDES if side in got}
     if path[0] in overrides:
         return InvalidRequest(".".join(["overrides", *path]), got, expected)
-    place = _PLACES.get(path[0], ".".join(["arguments", *path]))
+    place = OPTION_PLACES.get(path[0], ".".join(["arguments", *path]))
     return InvalidWorkflow(f"workflow.{place}", got, expected)
 
 
 _SIDES = ("height", "width")
-_PLACES = {
-    "seed": "seeds",
-    "scheduler": "scheduler.requested",
-    "lora_weights": "adapters",
-    "textual_inversions": "adapters",
-}

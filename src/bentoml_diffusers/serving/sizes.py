@@ -6,13 +6,11 @@ Only the loaded model knows it.
 from __future__ import annotations
 
 import contextlib
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine import default_size
 from bentoml_diffusers.errors import InvalidRequest
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.store.contents import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,27 +44,19 @@ def check_stored_size(model: bentoml.Model, requests: Mapping[str, type[RequestM
         InvalidOption: 400, more than the limits of the service allow.
     """
     request = requests.get("txt2img")
-    side = _read_stored_side(Path(model.path_of(PIPELINE_FOLDER)))
+    side = _read_stored_side(model)
     if request is not None and request.model_fields["height"].default is None and side is not None:
         request.limits.check_default_size(side, side)
 
 
-def _read_stored_side(folder: Path) -> int | None:
+def _read_stored_side(model: bentoml.Model) -> int | None:
     """Returns the side, px, that a classic pipeline makes of its latents' side."""
-    denoisers = [_read_config(folder / name) for name in ("unet", "transformer")]
+    denoisers = [read_config(model, name) for name in ("unet", "transformer")]
     samples = [config["sample_size"] for config in denoisers if "sample_size" in config]
-    blocks = _read_config(folder / "vae").get("block_out_channels")
+    blocks = read_config(model, "vae").get("block_out_channels")
     if not samples or not isinstance(samples[0], int) or not isinstance(blocks, list):
         return None
     return int(samples[0] * 2 ** (len(blocks) - 1))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def check_whole_size(

@@ -72,7 +72,7 @@ def list_classic_tasks(cls: type[Any]) -> dict[str, Task]:
     found = {}
     for name in _names.TASKS:
         with contextlib.suppress(InvalidRequest):
-            found[name] = tasks.find_by_name(name)
+            found[name] = tasks.find(name)
     return found
 
 

@@ -15,7 +15,7 @@ from bentoml_diffusers.tasks.inputs import Input, read_kind
 from bentoml_diffusers.tasks.task import Output, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Set
 
 # In `**kwargs` of diffusers' own pipelines only these mean something.
 _LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
@@ -39,7 +39,7 @@ def read_task(name: str, cls: type[Any], method: str = "__call__") -> Task:
     items = list(inspect.signature(function).parameters.values())[1:]
     hints = _read_hints(function)
     texts = _read_descriptions(inspect.getdoc(function) or "")
-    needed = _NEEDED.get(name, frozenset())
+    needed = _NEEDED.get(name, frozenset()) | _control_images(cls, items)
     is_open = any(item.kind is item.VAR_KEYWORD for item in items)
     is_diffusers = getattr(function, "__module__", "").startswith("diffusers.")
     return Task(
@@ -57,11 +57,19 @@ def read_task(name: str, cls: type[Any], method: str = "__call__") -> Task:
     )
 
 
+def _control_images(cls: type[Any], items: list[inspect.Parameter]) -> set[str]:
+    """What a ControlNet is guided by; where nothing else is an image it is called ``image``."""
+    names = {item.name for item in items}
+    if "ControlNet" not in cls.__name__:
+        return set()
+    return {"control_image"} & names or {"image"} & names
+
+
 def _read_input(
     item: inspect.Parameter,
     hints: Mapping[str, Any],
     texts: Mapping[str, str],
-    needed: frozenset[str],
+    needed: Set[str],
 ) -> Input:
     has_default = item.default is not item.empty
     default = item.default if has_default else None

@@ -101,7 +101,7 @@ class Task:
                 near = suggest_field(name, named)
                 raise InvalidRequest(name, value, f"a known argument{near}: {', '.join(named)}")
             bound[name] = value
-        return bound
+        return {name: self._with_tuple(name, value) for name, value in bound.items()}
 
     def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments with the defaults of all others, as a record needs them."""
@@ -121,12 +121,7 @@ class Task:
             if value is not None and not item.fits(value):
                 raise InvalidRequest(item.name, value, item.expected)
         self._check_alternatives(arguments)
-        pairs = {
-            name: tuple(value)
-            for name, value in arguments.items()
-            if isinstance(value, list) and name in self.inputs and self.inputs[name].kind == "pair"
-        }
-        return {"output": self.output.name, **arguments, **pairs, **self.fixed}
+        return {"output": self.output.name, **arguments, **self.fixed}
 
     def list_missing(self, present: Mapping[str, str]) -> list[str]:
         """Returns the components that it lacks.
@@ -145,6 +140,11 @@ class Task:
         """Returns the task with an input that must be given."""
         required = replace(self.inputs[name], is_required=True)
         return replace(self, inputs={**self.inputs, name: required})
+
+    def _with_tuple(self, name: str, value: Any) -> Any:
+        """Pipelines add pairs to tuples; JSON has lists only."""
+        is_pair = name in self.inputs and self.inputs[name].kind == "pair"
+        return tuple(value) if is_pair and isinstance(value, list) else value
 
     def _check_alternatives(self, arguments: Mapping[str, Any]) -> None:
         given = {name for name, value in arguments.items() if value is not None}

@@ -1,0 +1,149 @@
+"""What a request may choose that is no argument of a pipeline: seed, scheduler, adapters."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from bentoml_diffusers.adapters.scales import read_scales
+from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.serving.codecs import OutputFormat  # noqa: TC001 - pydantic reads it
+
+if TYPE_CHECKING:
+    from bentoml_diffusers.serving.reading import RequestModel
+
+_MAX_SCALE = 10.0
+_NUMBER = TypeAdapter(Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)])
+
+
+def _read_scale(value: Any) -> Any:
+    """Not a union: its errors would name a field once for each of its types."""
+    try:
+        if isinstance(value, dict):
+            return read_scales("scale", value, _MAX_SCALE)
+        return _NUMBER.validate_python(value)
+    except InvalidRequest as err:
+        raise PydanticCustomError("scales", "{text}", {"text": str(err)}) from err
+    except ValidationError as err:
+        fault = err.errors(include_url=False)[0]
+        raise PydanticCustomError("scale", "{text}", {"text": fault["msg"]}) from err
+
+
+LoraScale = Annotated[
+    Any,
+    PlainValidator(_read_scale),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": -_MAX_SCALE, "maximum": _MAX_SCALE},
+                {"type": "object"},
+            ],
+            "default": 1.0,
+        }
+    ),
+]
+
+
+class LoraChoice(BaseModel):
+    """A LoRA by name, with its weight."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, description="Tag in the model store, or file below lora_dir.")
+    scale: LoraScale = Field(
+        1.0,
+        description="Weight; 1 is as trained, 0 is none. An object has one for each component or "
+        'block, as diffusers takes it: {"unet": {"down": 0.3, "up": {"block_0": [1, 0.5]}}}.',
+    )
+    components: list[str] = Field(
+        default_factory=list,
+        max_length=2,
+        description="Denoisers to load it into, where a model has two: transformer, transformer_2.",
+    )
+
+
+class InversionChoice(BaseModel):
+    """A textual inversion by name, with the word for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, description="Tag in the model store, or file below lora_dir.")
+    token: str | None = Field(
+        None, min_length=1, max_length=64, description="Word in the prompt; by default the file's."
+    )
+
+
+def _as_choices(value: Any) -> Any:
+    """A name, a mapping, or a list of either, as the engine takes them."""
+    is_broken = isinstance(value, str) and value.lstrip().startswith(("[", "{"))  # JSON of a form
+    items = [value] if isinstance(value, (str, dict)) and not is_broken else value
+    if not isinstance(items, list):
+        return value
+    return [_as_choice(item) for item in items]
+
+
+def _as_choice(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: value for key, value in item.items() if value is not None}
+    return {"name": item.strip()} if isinstance(item, str) else item
+
+
+def _draw_seed(seed: int | None) -> int | None:
+    """-1 draws one, as in most APIs of this field."""
+    return secrets.randbits(32) if seed == -1 else seed
+
+
+Loras = Annotated[list[LoraChoice] | None, BeforeValidator(_as_choices)]
+Inversions = Annotated[list[InversionChoice] | None, BeforeValidator(_as_choices)]
+
+
+def add_choices(base: type[RequestModel]) -> type[RequestModel]:
+    """Adds what a request may choose that is no argument of a pipeline; keeps the name."""
+
+    class Base(base):  # type: ignore[misc, valid-type]
+        seed: Annotated[int | None, AfterValidator(_draw_seed)] = Field(
+            None,
+            ge=-1,
+            le=2**32 - 1,
+            description="The same seed paints the same picture; by default, or for -1, one is "
+            "drawn.",
+            examples=[7],
+        )
+        scheduler: str | None = Field(
+            None,
+            description="A scheduler that fits the model, by its name in diffusers or as a "
+            "sampler such as 'DPM++ 2M Karras'.",
+            examples=["Euler a"],
+        )
+        lora_weights: Loras = Field(
+            None,
+            max_length=16,
+            description="LoRAs for this request only; a name stands for one with the scale 1.",
+            examples=[[{"name": "outline", "scale": 0.8}]],
+        )
+        textual_inversions: Inversions = Field(
+            None,
+            max_length=16,
+            description="Textual inversions for this request only; a name stands for one with the "
+            "word of its file.",
+            examples=[[{"name": "teal", "token": "<teal>"}]],
+        )
+        output_format: OutputFormat = Field(
+            "png", description="Format of the answer.", examples=["webp"]
+        )
+
+    Base.__name__ = base.__name__
+    return Base
