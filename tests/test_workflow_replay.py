@@ -16,11 +16,12 @@ from PIL import Image
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, demo, errors, testing
-from bentoml_diffusers.engine import recording
+from bentoml_diffusers.engine import host, recording
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.workflow import Workflow
-from bentoml_diffusers.workflow.record import processor_name, read_environment
+from bentoml_diffusers.workflow.record import calls, processor_name, read_environment
 from bentoml_diffusers.workflow.replay import (
+    plan_replay,
     populate_workflow_from_pipeline,
     replay,
     run_with_workflow,
@@ -459,9 +460,34 @@ def test_a_request_that_does_not_ask_pays_nothing(engine, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("recorded")
 
-    for name in ("capture", "hash_output", "describe_pipeline", "read_environment"):
+    for name in ("capture", "hash_output", "record_call"):
         monkeypatch.setattr(recording, name, fail)
+    monkeypatch.setattr(host, "describe_pipeline", fail)
+    monkeypatch.setattr(calls, "read_environment", fail)
     assert engine.run("txt2img", **CALL).workflow is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pipeline__class_name": "FluxPipeline"},
+        {"pipeline__method": "save_pretrained"},
+        {"pipeline__weights_sha256": "0" * 64},
+        {"pipeline__code_sha256": "0" * 64},
+        {"scheduler__class_name": "Path"},
+        {"arguments": {"prompt": {"$kind": "bytes"}}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_engine_and_a_plain_pipeline_refuse_the_same(changes):
+    pipeline = sd()
+    odd = change(run_with_workflow(pipeline, **CALL)[1], **changes)
+    with pytest.raises((errors.InvalidWorkflow, errors.WorkflowMismatch)) as plain:
+        replay(pipeline, odd)
+    with Engine(pipeline) as one, pytest.raises(type(plain.value)) as served:
+        one.replay(odd)
+    assert str(served.value) == str(plain.value)
+    assert served.value.field == plain.value.field
 
 
 def test_a_batched_request_says_so(engine):
@@ -681,14 +707,13 @@ def test_a_replay_that_nobody_waits_for_is_cancelled(monkeypatch):
     with Engine.from_model(testing.tiny_stable_diffusion()) as engine:
         workflow = engine.run("txt2img", **CALL, return_workflow=True).workflow
         planning, go_on = threading.Event(), threading.Event()
-        plan = engine._planner.plan
 
         def slow_plan(*args, **options):
             planning.set()
             assert go_on.wait(30)
-            return plan(*args, **options)
+            return plan_replay(*args, **options)
 
-        monkeypatch.setattr(engine._planner, "plan", slow_plan)
+        monkeypatch.setattr("bentoml_diffusers.engine.engine.plan_replay", slow_plan)
 
         async def leave():
             waiting = asyncio.ensure_future(engine.areplay(workflow, num_inference_steps=200))

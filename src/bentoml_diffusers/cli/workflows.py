@@ -156,7 +156,7 @@ def _find_same(tree_sha256: str | None) -> bentoml.Model | None:
 
 def _read_options(recorded: Workflow, lora_dir: str | None) -> dict[str, Any]:
     """Options that the model was loaded with; adapters only from the store or ``lora_dir``."""
-    from bentoml_diffusers.engine.recording import NUMERIC_OPTIONS
+    from bentoml_diffusers.engine.host import NUMERIC_OPTIONS
 
     given, static = recorded.pipeline.options, recorded.pipeline.static_adapters
     options: dict[str, Any] = {name: given[name] for name in NUMERIC_OPTIONS if name in given}

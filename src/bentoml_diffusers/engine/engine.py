@@ -13,12 +13,12 @@ from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.engine.admission import Admission, Entry
 from bentoml_diffusers.engine.awaiting import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.devices import default_device
+from bentoml_diffusers.engine.host import EngineHost
 from bentoml_diffusers.engine.recording import Recorder
-from bentoml_diffusers.engine.replaying import Planner
+from bentoml_diffusers.engine.replaying import make_arguments
 from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.request import (
     Handle,
-    Plan,
     Progress,
     Result,
     Ticket,
@@ -30,6 +30,7 @@ from bentoml_diffusers.loading import load_pipeline, stored_options
 from bentoml_diffusers.options import EngineLimits, ModelOptions
 from bentoml_diffusers.store import get
 from bentoml_diffusers.tasks import RequestOptions, find_tasks, shows_options
+from bentoml_diffusers.workflow.replay import plan_replay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.tasks import Task
     from bentoml_diffusers.workflow import Workflow
+    from bentoml_diffusers.workflow.replay import Plan
 
 
 class Engine:
@@ -72,15 +74,17 @@ class Engine:
         self.limits = limits or EngineLimits()
         self._bank = AdapterBank(pipeline, self.options)
         self._worker = Worker(pipeline, self._bank, self.limits)
-        self._recorder = Recorder(pipeline, self.options, model, self._worker.in_turn)
-        name = (
-            type(pipeline).__name__ if model is None else f"{type(pipeline).__name__} {model.tag}"
-        )
-        self._title = f"{name} on {self._recorder.device}"
         self._admission = Admission(self.limits, self._run)
         self._tasks = find_tasks(pipeline, self.options.modular_workflow)
         self._resolver = Resolver(pipeline, self._bank, self._tasks)
-        self._planner = Planner(pipeline, self._recorder, self._bank, self._tasks)
+        self._host = EngineHost(
+            pipeline, self.options, model, self._tasks, self._bank, self._worker.in_turn
+        )
+        self._recorder = Recorder(self._host)
+        name = (
+            type(pipeline).__name__ if model is None else f"{type(pipeline).__name__} {model.tag}"
+        )
+        self._title = f"{name} on {self._host.device}"
 
     @classmethod
     @shows_options(ModelOptions)
@@ -227,8 +231,9 @@ class Engine:
         ticket = Ticket()
         with self._admission.counting_refusals():
             self._prepare(ticket, RequestOptions.split(overrides)[0])
-            plan = self._planner.plan(workflow, overrides, ticket, strict=strict, limits=limits)
-        return self._submit(ticket, plan.task, (), plan.given, plan)
+            host = self._host.within(ticket)
+            plan = plan_replay(host, workflow, overrides, strict=strict, limits=limits)
+        return self._submit(ticket, plan.name, (), make_arguments(plan, overrides), plan)
 
     @property
     def is_ready(self) -> bool:

@@ -26,26 +26,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters import AdapterSet
     from bentoml_diffusers.engine.schedulers import SchedulerChoice
     from bentoml_diffusers.workflow.files import Workflow
-    from bentoml_diffusers.workflow.replay import Canvas, ReplayReport
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A request that repeats a workflow.
-
-    Attributes:
-        workflow: What it repeats.
-        task: For the engine.
-        given: All arguments of the request.
-        differences: What is not as it was, in words.
-        is_changed: Overrides make it another picture.
-    """
-
-    workflow: Workflow
-    task: str
-    given: dict[str, Any]
-    differences: tuple[str, ...] = ()
-    is_changed: bool = False
+    from bentoml_diffusers.workflow.replay import Canvas, Plan, ReplayReport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from bentoml_diffusers.engine.latents import fit_latents
 from bentoml_diffusers.engine.methods import check_method
 from bentoml_diffusers.engine.prompts import find_sequence_length
 from bentoml_diffusers.engine.recording import make_recording
-from bentoml_diffusers.engine.request import Plan, Request
+from bentoml_diffusers.engine.request import Request
 from bentoml_diffusers.engine.schedulers import choose_scheduler, example_of
 from bentoml_diffusers.engine.schedules import check_steps
 from bentoml_diffusers.engine.seeds import choose_seeds
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters import AdapterBank
     from bentoml_diffusers.tasks import RequestOptions
     from bentoml_diffusers.tasks.finding import Finder
+    from bentoml_diffusers.workflow.replay import Plan
 
 
 class Resolver:

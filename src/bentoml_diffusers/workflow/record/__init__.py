@@ -1,6 +1,12 @@
 """From a call of a pipeline to a workflow: what ran, with what, where, and what came out."""
 
-from bentoml_diffusers.workflow.record.calls import Captured, capture, complete_arguments
+from bentoml_diffusers.workflow.record.calls import (
+    Captured,
+    Ran,
+    capture,
+    complete_arguments,
+    record_call,
+)
 from bentoml_diffusers.workflow.record.description import (
     describe_guider,
     describe_pipeline,
@@ -12,13 +18,17 @@ from bentoml_diffusers.workflow.record.environment import (
     processor_name,
     read_environment,
 )
+from bentoml_diffusers.workflow.record.host import AdapterSource, Host
 from bentoml_diffusers.workflow.record.outputs import hash_output
 from bentoml_diffusers.workflow.record.values import Decoder, Encoder, UnsupportedValue
 
 __all__ = [
+    "AdapterSource",
     "Captured",
     "Decoder",
     "Encoder",
+    "Host",
+    "Ran",
     "UnsupportedValue",
     "capture",
     "complete_arguments",
@@ -30,4 +40,5 @@ __all__ = [
     "plain_config",
     "processor_name",
     "read_environment",
+    "record_call",
 ]

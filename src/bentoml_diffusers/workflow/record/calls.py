@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.tasks import read_method
 from bentoml_diffusers.workflow.files import Workflow
+from bentoml_diffusers.workflow.record.description import describe_guider, describe_scheduler
+from bentoml_diffusers.workflow.record.environment import read_environment
 from bentoml_diffusers.workflow.record.values import Encoder
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from bentoml_diffusers.workflow.files import Generator
+    from bentoml_diffusers.workflow.record.host import Host
 
 
 def complete_arguments(
@@ -34,6 +37,25 @@ def complete_arguments(
     if args or state is not None:
         raise InvalidRequest("state", state, "none, but all inputs by name: they are recorded")
     return task.with_defaults(kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What of a host ran, and with what instead of the pipeline's own.
+
+    Attributes:
+        class_name: Of the pipeline whose method ran: the host's, or a sister over its components.
+        method: The method.
+        scheduler: Instead of the pipeline's.
+        requested: What the request asked for as a scheduler: a name, or a class.
+        guidance_scale: Instead of the guider's.
+    """
+
+    class_name: str
+    method: str
+    scheduler: Any = None
+    requested: object = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,3 +87,26 @@ def capture(arguments: Mapping[str, Any]) -> Captured:
     encoder = Encoder()
     kept, unsupported = encoder.encode_all(arguments)
     return Captured(kept, unsupported, encoder.generators, encoder.blobs)
+
+
+def record_call(host: Host, ran: Ran, captured: Captured, **fields: Any) -> Workflow:
+    """Returns the workflow of a call, without what came out.
+
+    Args:
+        host: What runs it.
+        ran: What of the host runs.
+        captured: The arguments.
+        **fields: More fields of the workflow.
+    """
+    scheduler = ran.scheduler
+    if scheduler is None:
+        scheduler = getattr(host.pipeline, "scheduler", None)
+    guider = getattr(host.pipeline, "guider", None)
+    called = {"class_name": ran.class_name, "method": ran.method}
+    return captured.to_workflow(
+        pipeline=host.describe().model_copy(update=called),
+        scheduler=describe_scheduler(scheduler, ran.requested),
+        guider=describe_guider(guider, guidance_scale=ran.guidance_scale),
+        environment=read_environment(host.device),
+        **fields,
+    )

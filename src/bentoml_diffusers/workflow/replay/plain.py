@@ -5,45 +5,36 @@ from __future__ import annotations
 import copy
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from bentoml_diffusers.errors import InvalidRequest, suggest
 from bentoml_diffusers.tasks import read_method
 from bentoml_diffusers.workflow.record import (
-    Decoder,
+    Ran,
     capture,
     complete_arguments,
-    describe_guider,
     describe_pipeline,
-    describe_scheduler,
     device_of,
     hash_output,
-    read_environment,
+    record_call,
 )
 from bentoml_diffusers.workflow.replay.canvas import fit_to_image
-from bentoml_diffusers.workflow.replay.comparison import (
-    Difference,
-    ReplayReport,
-    check_differences,
-    compare,
-)
-from bentoml_diffusers.workflow.replay.components import (
-    check_method,
-    check_workflow,
-    find_scheduler,
-    rebuild_guider,
-)
+from bentoml_diffusers.workflow.replay.components import check_method, rebuild_guider
 from bentoml_diffusers.workflow.replay.images import join_outputs, split_by_image
+from bentoml_diffusers.workflow.replay.plan import plan_replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.tasks import Task
-    from bentoml_diffusers.workflow.files import Workflow
+    from bentoml_diffusers.workflow.files import Pipeline, Workflow
+    from bentoml_diffusers.workflow.replay.comparison import ReplayReport
+    from bentoml_diffusers.workflow.replay.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -107,41 +98,48 @@ def replay(
         InvalidWorkflow: 400, something in it cannot be.
         InvalidRequest: 400, an override that the pipeline does not take.
     """
-    check_workflow(workflow)
-    method = workflow.pipeline.method
-    check_method(type(pipeline), method)
-    here = describe_pipeline(pipeline)
-    task = read_method(pipeline, method)
-    found = [
-        *_compare_calls(workflow, here.class_name, task),
-        *compare(workflow, here, read_environment(device_of(pipeline))),
-    ]
-    differences = check_differences(found, strict=strict)
-    for text in differences:
+    plan = plan_replay(PlainHost(pipeline), workflow, overrides, strict=strict)
+    for text in plan.differences:
         logger.warning("replay: %s", text)
-    decoder = Decoder(workflow.blobs, workflow.generators, device_of(pipeline))
-    arguments = _with_seeds(decoder.decode_all(workflow.arguments), workflow.seeds)
-    arguments = {name: value for name, value in arguments.items() if task.takes(name)}
-    arguments |= _check_overrides(overrides, arguments, task)
+    arguments = _with_seeds(plan.arguments, workflow.seeds)
+    arguments |= _check_overrides(overrides, arguments, plan.task)
     canvas = None
     if workflow.keep_size:
-        arguments, canvas = fit_to_image(pipeline, task, arguments)
+        arguments, canvas = fit_to_image(pipeline, plan.task, arguments)
     calls = _split_seeds(arguments) if workflow.seeds else [arguments]
     output = join_outputs(
-        [getattr(_as_recorded(pipeline, workflow), method)(**call) for call in calls]
+        [getattr(_as_recorded(pipeline, plan), plan.task.method)(**call) for call in calls]
     )
     output = output if canvas is None else canvas.restore(output)
-    return output, report(workflow, output, differences, is_changed=bool(overrides))
+    return output, plan.report(output)
 
 
-def report(
-    workflow: Workflow, output: Any, differences: Sequence[str], *, is_changed: bool
-) -> ReplayReport:
-    """Returns whether the output is the recorded one, and what differs."""
-    recorded = workflow.output
-    has_nothing = is_changed or recorded is None or not recorded.parts
-    matches = None if has_nothing else hash_output(output) == recorded
-    return ReplayReport(matches=matches, differences=tuple(differences))
+@dataclass(frozen=True)
+class PlainHost:
+    """A pipeline by itself: what sits on it is all it has."""
+
+    pipeline: Any
+    adapters: ClassVar[None] = None
+    rebuilds_guider: ClassVar[bool] = True
+
+    @property
+    def device(self) -> str:
+        """Type of the device that the pipeline computes on."""
+        return device_of(self.pipeline)
+
+    def describe(self) -> Pipeline:
+        """Returns what the pipeline is, as it is now."""
+        return describe_pipeline(self.pipeline)
+
+    def name_task(self, workflow: Workflow) -> str:
+        """Returns the method that a workflow records."""
+        check_method(type(self.pipeline), workflow.pipeline.method)
+        return workflow.pipeline.method
+
+    def find_task(self, name: str) -> Task:
+        """Returns what a method takes and gives."""
+        task = read_method(self.pipeline, name)
+        return replace(task, pipeline_class=type(self.pipeline))
 
 
 def make_generators(seeds: Sequence[int]) -> torch.Generator | list[torch.Generator]:
@@ -156,8 +154,8 @@ def _with_generator(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "generator": make_generators([secrets.randbits(32)])}
 
 
-def _with_seeds(arguments: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    return {**arguments, "generator": make_generators(seeds)} if seeds else arguments
+def _with_seeds(arguments: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    return {**arguments, **({"generator": make_generators(seeds)} if seeds else {})}
 
 
 def _split_seeds(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -174,41 +172,23 @@ def _split_seeds(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _capture(pipeline: Any, method: str, arguments: Mapping[str, Any]) -> Workflow:
-    return capture(arguments).to_workflow(
-        pipeline=describe_pipeline(pipeline).model_copy(update={"method": method}),
-        scheduler=describe_scheduler(getattr(pipeline, "scheduler", None)),
-        guider=describe_guider(getattr(pipeline, "guider", None)),
-        environment=read_environment(device_of(pipeline)),
-        exclusive=True,
-    )
+    ran = Ran(class_name=type(pipeline).__name__, method=method)
+    return record_call(PlainHost(pipeline), ran, capture(arguments), exclusive=True)
 
 
-def _as_recorded(pipeline: Any, workflow: Workflow) -> Any:
+def _as_recorded(pipeline: Any, plan: Plan) -> Any:
     """Returns a copy of the pipeline over the same components, with scheduler and guider its own.
 
     Not by `setattr`: that also rewrites the pipeline's config.
     """
-    view = copy.copy(pipeline)
+    view, workflow = copy.copy(pipeline), plan.workflow
     scheduler, guider = getattr(pipeline, "scheduler", None), getattr(pipeline, "guider", None)
     if scheduler is not None and workflow.scheduler is not None:
-        found = find_scheduler(workflow.scheduler, scheduler)
-        cls, config = found or (type(scheduler), scheduler.config)
+        cls, config = plan.scheduler or (type(scheduler), scheduler.config)
         view.__dict__["scheduler"] = cls.from_config(config)
     if guider is not None and workflow.guider is not None:
         view.__dict__["guider"] = rebuild_guider(workflow.guider, guider)
     return view
-
-
-def _compare_calls(workflow: Workflow, class_name: str, task: Task) -> Iterator[Difference]:
-    if workflow.pipeline.class_name != class_name:
-        recorded = workflow.pipeline.class_name
-        yield Difference("workflow.pipeline.class_name", recorded, class_name, stops=True)
-    if workflow.adapters:
-        names = [one.name for one in workflow.adapters]
-        yield Difference("workflow.adapters", names, "no engine that has them", stops=True)
-    for name in workflow.arguments:
-        if not task.takes(name):
-            yield Difference(f"workflow.arguments.{name}", "an argument", "none", stops=True)
 
 
 def _check_overrides(

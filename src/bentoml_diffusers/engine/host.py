@@ -1,0 +1,209 @@
+"""An engine, as what records and repeats workflows: its pipeline, model, tasks and adapters."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers import _names
+from bentoml_diffusers.adapters import (
+    file_key,
+    find_static_adapters,
+    hash_adapter,
+    local_file,
+)
+from bentoml_diffusers.engine.once import Once
+from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.errors import DiffusersError, InvalidRequest
+from bentoml_diffusers.store import hash_of_model, read_record
+from bentoml_diffusers.store.adapter_files import describe_lora, read_adapter
+from bentoml_diffusers.tasks import is_modular
+from bentoml_diffusers.workflow.files import Adapter, Pipeline, StoredModel
+from bentoml_diffusers.workflow.record import describe_pipeline, device_of
+from bentoml_diffusers.workflow.replay import check_method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import bentoml
+
+    from bentoml_diffusers.adapters import Adapter as FoundAdapter
+    from bentoml_diffusers.adapters import AdapterBank, AdapterSet
+    from bentoml_diffusers.options import ModelOptions
+    from bentoml_diffusers.tasks.finding import Finder
+    from bentoml_diffusers.workflow.files import Workflow
+
+# Options that change what is computed, not only where or how fast.
+NUMERIC_OPTIONS = (
+    *("torch_dtype", "variant", "enable_xformers", "enable_attention_slicing"),
+    *("attention_backend", "enable_torch_compile", "enable_vae_slicing", "enable_vae_tiling"),
+    *("channels_last", "quantization_config", "layerwise_casting", "step_cache", "offload"),
+)
+
+
+class EngineHost:
+    """What one engine can record and repeat. Safe from any thread.
+
+    Args:
+        pipeline: The engine's.
+        options: The engine's.
+        model: The stored model that the pipeline is from, if it is.
+        tasks: Those of the pipeline.
+        bank: The engine's adapters.
+        in_turn: Calls a function while no request changes the pipeline.
+    """
+
+    rebuilds_guider = False  # its requests share the pipeline's
+
+    def __init__(
+        self,
+        pipeline: Any,
+        options: ModelOptions,
+        model: bentoml.Model | None,
+        tasks: Finder,
+        bank: AdapterBank,
+        in_turn: Callable[[Callable[[], Pipeline]], Pipeline],
+    ) -> None:
+        self.pipeline = pipeline
+        # Looked for by a walk over all modules: not while a request may be changing them.
+        self.device = device_of(pipeline)
+        self.adapters = _Adapters(bank)
+        self.find_task = tasks.find
+        self._options = options
+        self._model = model
+        self._in_turn = in_turn
+        self._described = Once(self._describe)
+        self._ticket = Ticket()
+
+    def within(self, ticket: Ticket) -> EngineHost:
+        """Returns the same host for one request: what takes long stops with it."""
+        host = copy.copy(self)
+        host._ticket = ticket
+        return host
+
+    def describe(self) -> Pipeline:
+        """Returns the engine's pipeline; the first time takes long where files have no hash yet.
+
+        Raises:
+            InvalidModel: 400, the files of the model are not what was stored.
+            RequestCancelled: 503, the request was cancelled while it waited.
+            DeadlineExceeded: 504, its time is over.
+        """
+        return self._described.get(self._ticket)
+
+    def name_task(self, workflow: Workflow) -> str:
+        """Returns what the task of a workflow is called here.
+
+        Raises:
+            InvalidWorkflow: 400, a method that generates nothing.
+        """
+        recorded, own = workflow.pipeline, type(self.pipeline)
+        is_own = recorded.class_name == own.__name__
+        if is_own and is_modular(self.pipeline):
+            return workflow.task or "__call__"
+        if is_own:
+            check_method(own, recorded.method)
+        if is_own and recorded.method != "__call__":
+            return recorded.method
+        for task in (workflow.task, *_names.TASKS):
+            if _class_of_task(self.pipeline, task) == recorded.class_name:
+                return str(task)
+        is_task = not is_own and workflow.task in _names.TASKS
+        return str(workflow.task) if is_task else "__call__"
+
+    def _describe(self) -> Pipeline:
+        found = self._in_turn(lambda: describe_pipeline(self.pipeline))
+        given = self._options.to_dict()
+        changes: dict[str, Any] = {
+            "options": {name: given[name] for name in NUMERIC_OPTIONS if name in given},
+            "static_adapters": _describe_static(self._options),
+        }
+        if self._model is not None:
+            changes["model"] = _describe_model(self._model)
+        return found.model_copy(update=changes)
+
+
+class _Adapters:
+    """The adapters that requests of an engine may name."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self._bank = bank
+
+    def hash_adapter(self, option: str, item: Mapping[str, Any]) -> str:
+        """Returns the sha256 of an adapter's file.
+
+        Raises:
+            AdapterNotFound: 404, no such adapter here.
+            InvalidRequest: 400, one that is switched off.
+        """
+        asked: dict[str, Any] = {"lora_weights": None, option: [item]}
+        found = self._bank.find(**asked)
+        for one in (*found.loras, *found.inversions):
+            return hash_adapter(one)
+        raise InvalidRequest(f"{option}.scale", 0, "another number")
+
+
+def _class_of_task(pipeline: Any, task: str | None) -> str | None:
+    if task not in _names.TASKS or is_modular(pipeline):
+        return None
+    try:
+        return _names.task_class(type(pipeline), task).__name__
+    except InvalidRequest:
+        return None
+
+
+def describe_adapters(found: AdapterSet, *, is_fused: bool = False) -> list[Adapter]:
+    """Returns adapters with the hash of their files.
+
+    Raises:
+        InvalidModel: 400, a file that is gone.
+    """
+    return [
+        *(_describe_adapter("lora", one, is_fused=is_fused) for one in found.loras),
+        *(_describe_adapter("textual_inversion", one) for one in found.inversions),
+    ]
+
+
+def _describe_adapter(kind: Any, found: FoundAdapter, *, is_fused: bool = False) -> Adapter:
+    name = Path(found.name).name if Path(found.name).is_absolute() else found.name
+    return Adapter(
+        kind=kind,
+        name=name,
+        tag=found.tag,
+        scale=found.scale if isinstance(found.scale, float) else dict(found.scale),
+        components=list(found.components),
+        token=found.token,
+        arguments={key: str(value) for key, value in found.arguments.items()},
+        details=dict(_describe_rank(local_file(found), file_key(found))) if kind == "lora" else {},
+        is_fused=is_fused,
+        sha256=hash_adapter(found),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _describe_rank(path: Path, _key: object) -> Mapping[str, Any]:
+    """Reads a file that stays the same once: a large LoRA has thousands of names."""
+    known = describe_lora(read_adapter(path))
+    return {name: known[name] for name in ("rank", "alpha") if known.get(name) is not None}
+
+
+def _describe_static(options: ModelOptions) -> list[Adapter]:
+    """The static adapters; one that is no file of its own is seen on the pipeline itself."""
+    try:
+        return describe_adapters(
+            find_static_adapters(options), is_fused=bool(options.fuse_static_loras)
+        )
+    except DiffusersError:
+        return []
+
+
+def _describe_model(model: bentoml.Model) -> StoredModel:
+    record = read_record(Path(model.path))
+    return StoredModel(
+        tag=str(model.tag),
+        tree_sha256=hash_of_model(model),
+        origin=record.origin if record else None,
+        commit=record.commit if record else None,
+    )
