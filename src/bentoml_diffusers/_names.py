@@ -127,7 +127,7 @@ def resolve_pipeline_class(
 
     if value is None:
         return diffusers.DiffusionPipeline  # type: ignore[no-any-return]
-    found = value if isinstance(value, type) else _exported_by_diffusers(value)
+    found = value if isinstance(value, type) else exported_class(value)
     # The AutoPipelines have `from_pretrained` but no base class in common with pipelines.
     if found is None or not hasattr(found, "from_pretrained") or not hasattr(found, "config_name"):
         raise InvalidOption(
@@ -144,7 +144,7 @@ def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[Scheduler
     """
     from diffusers import SchedulerMixin
 
-    found = value if isinstance(value, type) else _exported_by_diffusers(value)
+    found = value if isinstance(value, type) else exported_class(value)
     if found is None or not issubclass(found, SchedulerMixin):
         raise InvalidOption(
             "scheduler_class",
@@ -171,7 +171,7 @@ def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
 
 def missing_packages(name: object) -> str:
     """Returns what a class that diffusers exports needs and is not installed, if anything."""
-    found = _exported_by_diffusers(name) if isinstance(name, str) else name
+    found = exported_class(name) if isinstance(name, str) else name
     return " and ".join(_packages_of(found))
 
 
@@ -288,7 +288,7 @@ def is_modular_class(value: str | type[Any] | None) -> bool:
         return False
     from diffusers import ModularPipeline
 
-    found = value if isinstance(value, type) else _exported_by_diffusers(value)
+    found = value if isinstance(value, type) else exported_class(value)
     return found is not None and issubclass(found, ModularPipeline)
 
 
@@ -298,7 +298,7 @@ def modular_class_of(index: Mapping[str, Any]) -> type[ModularPipeline] | None:
     from diffusers.pipelines.auto_pipeline import _get_model
 
     choose = MODULAR_PIPELINE_MAPPING.get(_get_model(index["_class_name"]))
-    return None if choose is None else _exported_by_diffusers(choose(index))
+    return None if choose is None else exported_class(choose(index))
 
 
 def resolve_blocks_class(
@@ -308,7 +308,7 @@ def resolve_blocks_class(
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
     if module == "diffusers":
-        found = _exported_by_diffusers(name)
+        found = exported_class(name)
     elif module.startswith("diffusers.modular_pipelines."):
         try:
             found = getattr(importlib.import_module(module), name, None)
@@ -338,7 +338,7 @@ def is_never_loaded(index: Mapping[str, Any], component: str) -> bool:
     optional, such as the scheduler of ``LongCatAudioDiTPipeline`` (diffusers 0.42.1).
     """
     name = index["_class_name"]
-    found = _exported_by_diffusers(name) if isinstance(name, str) else None
+    found = exported_class(name) if isinstance(name, str) else None
     parameter = inspect.signature(found.__init__).parameters.get(component) if found else None
     has_default = parameter is not None and parameter.default is not inspect.Parameter.empty
     return has_default and component not in getattr(found, "_optional_components", ())
@@ -382,13 +382,8 @@ def component_class(library: str, class_name: str) -> type[Any] | None:
     return getattr(module, class_name, None)
 
 
-def exported_class(name: str) -> type[Any] | None:
-    """Returns the class that diffusers exports under a name; ``None`` if it exports none."""
-    return _exported_by_diffusers(name)
-
-
 @functools.lru_cache(maxsize=256)
-def _exported_by_diffusers(name: str) -> type[Any] | None:
+def exported_class(name: str) -> type[Any] | None:
     """Finds ``Name``, ``diffusers.Name`` or ``diffusers.<anything>.Name`` among its exports."""
     import diffusers
 

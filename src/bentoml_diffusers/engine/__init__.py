@@ -4,7 +4,6 @@ from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.engine import Engine
 from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.request import Handle, Progress, Result
-from bentoml_diffusers.engine.sizes import default_size
 
 __all__ = [
     "Engine",
@@ -13,5 +12,4 @@ __all__ = [
     "Progress",
     "Result",
     "default_device",
-    "default_size",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.arguments import count_images
 from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.tasks.checks import count_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.arguments import (
-    check_arguments,
-    check_clip_skip,
-    check_number,
-    count_pixel_steps,
-    with_rgb_images,
-)
 from bentoml_diffusers.engine.faults import check_inputs
 from bentoml_diffusers.engine.image_prompts import check_ip_adapter
 from bentoml_diffusers.engine.latents import fit_latents
@@ -21,7 +14,14 @@ from bentoml_diffusers.engine.request import Request
 from bentoml_diffusers.engine.schedulers import choose_scheduler, example_of
 from bentoml_diffusers.engine.schedules import check_steps
 from bentoml_diffusers.engine.seeds import choose_seeds
-from bentoml_diffusers.engine.sizes import complete_size
+from bentoml_diffusers.tasks.checks import (
+    check_arguments,
+    check_clip_skip,
+    check_number,
+    count_pixel_steps,
+    with_rgb_images,
+)
+from bentoml_diffusers.tasks.sizes import complete_size
 from bentoml_diffusers.workflow.replay import fit_to_image
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine import default_size
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.store.contents import read_config
+from bentoml_diffusers.tasks.sizes import default_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Input:
             differs from block to block.
         is_required: A request must have it.
         description: From the class or the blocks, often empty.
+        hint: Its annotation in a class; ``Any`` where there is none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Input:
     default: Any = None
     is_required: bool = False
     description: str = ""
+    hint: Any = field(default=Any, repr=False, compare=False)
 
     def fits(self, value: object) -> bool:
         """False for a value that no pipeline could read as this kind; lists hold one per prompt."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import typing
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.tasks.hints import read_hints
 from bentoml_diffusers.tasks.inputs import Input, read_kind
 from bentoml_diffusers.tasks.task import Output, Task
 
@@ -37,7 +37,7 @@ def read_task(name: str, cls: type[Any], method: str = "__call__") -> Task:
     """
     function = inspect.unwrap(getattr(cls, method))
     items = list(inspect.signature(function).parameters.values())[1:]
-    hints = _read_hints(function)
+    hints = read_hints(function)
     texts = _read_descriptions(inspect.getdoc(function) or "")
     needed = _NEEDED.get(name, frozenset()) | _control_images(cls, items)
     is_open = any(item.kind is item.VAR_KEYWORD for item in items)
@@ -76,19 +76,11 @@ def _read_input(
     return Input(
         name=item.name,
         kind=read_kind(item.name, hints.get(item.name), default),
+        hint=hints.get(item.name, Any),
         default=default,
         is_required=not has_default or item.name in needed,
         description=texts.get(item.name, ""),
     )
-
-
-def _read_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Type hints; those of code whose names cannot be resolved are left out."""
-    try:
-        return typing.get_type_hints(function)
-    except Exception:  # noqa: BLE001 - evaluates annotations that others wrote
-        hints = getattr(function, "__annotations__", {})
-        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
 
 
 def _read_descriptions(text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Checks the type of each argument by the annotations of the pipeline that it is for.
+"""What annotations say: read from a function, and held against the arguments of a call.
 
 Only what an annotation plainly says is asked: sequences of any making pass for lists, integers for
 numbers, anything for what is not understood. Pipelines fail on the rest, far inside.
@@ -7,7 +7,6 @@ numbers, anything for what is not understood. Pipelines fail on the rest, far in
 from __future__ import annotations
 
 import collections.abc
-import functools
 import numbers
 import types
 import typing
@@ -21,7 +20,7 @@ from bentoml_diffusers.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bentoml_diffusers.tasks import Task
+    from bentoml_diffusers.tasks.task import Task
 
 _UNIONS = (typing.Union, types.UnionType)
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
@@ -37,19 +36,20 @@ _WORDS = {
 }
 
 
-@functools.lru_cache(maxsize=256)
-def read_hints(method: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the annotations of a method's parameters; none where they cannot be read."""
+def read_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of a function's parameters, without those that cannot be read."""
     try:
-        return typing.get_type_hints(method)
-    except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
-        return {}
+        return typing.get_type_hints(function)
+    except Exception:  # noqa: BLE001 - evaluates annotations that others wrote
+        hints = getattr(function, "__annotations__", {})
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
 
 
-def check_kinds(task: Task, arguments: Mapping[str, Any]) -> None:
+def check_hints(task: Task, arguments: Mapping[str, Any]) -> None:
     """Checks that each argument is of a type that its annotation names.
 
-    An annotation that its own default does not fit says nothing.
+    An annotation that its own default does not fit says nothing, nor do those of code that is not
+    of diffusers.
 
     Raises:
         InvalidRequest: 400, names the first that is not.
@@ -57,13 +57,13 @@ def check_kinds(task: Task, arguments: Mapping[str, Any]) -> None:
     method = getattr(task.pipeline_class, task.method)
     if task.is_modular or not getattr(method, "__module__", "").startswith("diffusers."):
         return
-    hints = read_hints(method)
     for name, value in arguments.items():
-        hint, default = hints.get(name, Any), task.default(name)
-        if value is default or (default is not None and not _fits(default, hint)):
+        item = task.inputs.get(name)
+        if item is None or value is None or value is item.default:
             continue
-        if value is not None and not _fits(value, hint):
-            raise InvalidRequest(name, _shown(value), _describe(hint))
+        is_silent = item.default is not None and not _fits(item.default, item.hint)
+        if not is_silent and not _fits(value, item.hint):
+            raise InvalidRequest(name, _shown(value), _describe(item.hint))
 
 
 def _fits(value: Any, hint: Any) -> bool:

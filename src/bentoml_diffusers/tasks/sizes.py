@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bentoml_diffusers.tasks import Task
+    from bentoml_diffusers.tasks.task import Task
 
 _USUAL_SIDE = 1024  # px, of families that tell it nowhere, such as Z-Image
 

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bentoml_diffusers.engine.kinds import check_kinds
-from bentoml_diffusers.engine.sizes import model_size
 from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.tasks.hints import check_hints
+from bentoml_diffusers.tasks.sizes import model_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.tasks import Task
+    from bentoml_diffusers.tasks.task import Task
 
 _EMBEDDING_NDIM = 3
 _WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
@@ -52,7 +52,7 @@ def check_arguments(task: Task, arguments: Mapping[str, Any]) -> None:
     Raises:
         InvalidRequest: 400, names the first field that is wrong.
     """
-    check_kinds(task, arguments)
+    check_hints(task, arguments)
     if "prompt" in task.inputs and "prompt_embeds" in task.inputs:
         _check_prompt(arguments)
     for name in _WHOLE_NUMBERS:
