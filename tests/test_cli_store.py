@@ -1,8 +1,12 @@
 """`bentoml diffusers import|info|verify|list|lora|embedding`, in this process by click's runner."""
 
+import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import bentoml
 import pytest
 import torch
 from bentoml_cli.cli import cli
@@ -44,6 +48,7 @@ def test_import_info_and_verify(run, pipeline_folder, name):
     broken = run("verify", tag)
     assert broken.exit_code == 1
     assert "changed: unet/config.json" in broken.output
+    bentoml.models.delete(tag)  # other tests look for a model with these files
 
 
 def test_code_is_shown_with_its_hash_and_trust(run, pipeline_folder, tmp_path, name):
@@ -56,6 +61,8 @@ def test_code_is_shown_with_its_hash_and_trust(run, pipeline_folder, tmp_path, n
     shown = run("info", name).output
     assert "pipeline.py" in shown
     assert ", trusted here" in shown
+    for stored in bentoml.models.list(name):  # other tests look for a model with these files
+        bentoml.models.delete(stored.tag)
 
 
 def test_loras_and_embeddings_are_added_and_listed(run, lora_dir, tmp_path, name):
@@ -76,7 +83,54 @@ def test_loras_and_embeddings_are_added_and_listed(run, lora_dir, tmp_path, name
     assert "<dog>" in embeddings
     assert f"{name}-l" in everything
     assert f"{name}-e" in everything
-    assert "rank         4" in run("info", f"{name}-l").output
+    shown = run("info", f"{name}-l").output
+    assert re.search(r"^rank +4$", shown, re.MULTILINE)
+
+
+def test_json_of_what_is_listed(run, lora_dir, name):
+    run("lora", "add", f"{name}-l", lora_dir / "one.safetensors")
+    tag = str(bentoml_diffusers.get(f"{name}-l").tag)
+    for command in (("list",), ("lora", "list")):
+        listed = json.loads(run(*command, "--output", "json").output)
+        (entry,) = (one for one in listed if one["tag"] == tag)
+        assert set(entry) == {"tag", "kind", "class_name", "source", "details"}
+        assert entry["kind"] == "lora"
+        assert entry["source"] == "file one.safetensors"
+        assert entry["details"]["rank"] == 4
+    embeddings = json.loads(run("embedding", "list", "--output", "json").output)
+    assert tag not in [entry["tag"] for entry in embeddings]
+
+
+def test_json_of_a_model(run, model):
+    facts = json.loads(run("info", model.tag, "--output", "json").output)
+    record = store.read_record(Path(model.path))
+    assert facts["tag"] == str(model.tag)
+    assert facts["class_name"] == "StableDiffusionPipeline"
+    assert facts["components"] == record.components
+    assert facts["files"] == record.files
+    assert facts["code"] is None
+    root = Path(model.path, "diffusion_model")
+    assert facts["size_bytes"] == sum((root / file).stat().st_size for file in facts["files"])
+
+
+def test_tables_are_whole_where_no_terminal_is(run, model, monkeypatch):
+    """At 20 columns, too: programs read them."""
+    monkeypatch.setenv("COLUMNS", "20")
+    (line,) = (line for line in run("list").output.splitlines() if str(model.tag) in line)
+    assert line.split()[:3] == [str(model.tag), "pipeline", "StableDiffusionPipeline"]
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_foreign_text_does_nothing_to_the_terminal(run, model, name, lora_dir, output):
+    lora = bentoml_diffusers.import_lora(name, lora_dir / "one.safetensors")
+    record = store.read_record(Path(lora.path))
+    words = ["\x1b]0;title\x07", "\x9b31m", "[red]", ":smile:", "a\nb", "\x7f"]
+    replace(record, details={**record.details, "trigger_words": words}).write(Path(lora.path))
+    for command in (("lora", "list"), ("info", name)):
+        shown = run(*command, "--output", output).output
+        assert not set("\x1b\x07\x9b\x7f") & set(shown)
+        assert "[red]" in shown
+        assert ":smile:" in shown
 
 
 def test_errors_speak_of_the_options_of_the_command(run, tmp_path, name):

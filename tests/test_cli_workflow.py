@@ -91,6 +91,16 @@ class TestShow:
         assert r" a\x1b]0;title\x07b\nmodel  other" in output
         assert "\x1b" not in output
 
+    def test_json(self, run, tmp_path):
+        workflow = make_workflow(arguments={"prompt": "a\x1b]0;title\x07b"})
+        save_picture(PICTURE, tmp_path / "a.png", workflow)
+        output = run("workflow", "show", tmp_path / "a.png", "--output", "json").output
+        assert "\x1b" not in output
+        shown = json.loads(output)
+        assert shown == json.loads(workflow.to_json(inline_blobs=False))
+        assert shown["arguments"]["prompt"] == "a\x1b]0;title\x07b"
+        assert "blobs" not in shown
+
     def test_picture_without_a_workflow(self, run, tmp_path):
         PICTURE.save(tmp_path / "a.png")
         done = run("workflow", "show", tmp_path / "a.png")

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
-from bentoml_diffusers.cli.lines import one_line_errors, print_facts
+from bentoml_diffusers.cli.entries import embedding, info, list_command, lora
+from bentoml_diffusers.cli.lines import one_line_errors
 from bentoml_diffusers.cli.mellon import mellon
 from bentoml_diffusers.cli.numerics import reproducible_option
-from bentoml_diffusers.cli.running import SERVICE_URL, describe_loaded
 from bentoml_diffusers.cli.workflows import replay, workflow
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _SERVE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -27,9 +24,8 @@ def diffusers_command() -> None:
     """Store and serve diffusers pipelines."""
 
 
-diffusers_command.add_command(workflow)
-diffusers_command.add_command(replay)
-diffusers_command.add_command(mellon)
+for command in (info, list_command, lora, embedding, workflow, replay, mellon):
+    diffusers_command.add_command(command)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
@@ -101,16 +97,6 @@ def import_command(name: str, source: str, **options: Any) -> None:
 @diffusers_command.command()
 @click.argument("tag")
 @one_line_errors
-def info(tag: str) -> None:
-    """Show where the model, LoRA or embedding TAG is from, and what is in it."""
-    from bentoml_diffusers.store import describe, get
-
-    print_facts(describe(get(tag)))
-
-
-@diffusers_command.command()
-@click.argument("tag")
-@one_line_errors
 def verify(tag: str) -> None:
     """Check the hashes of all files of TAG; the exit status is 1 if one differs."""
     from bentoml_diffusers.store import get
@@ -130,117 +116,6 @@ def verify(tag: str) -> None:
     if not check.is_whole:
         raise click.ClickException(f"{model.tag} is not what was stored; import it again")
     click.echo(f"{model.tag} is whole: {check.files} files")
-
-
-@diffusers_command.command(name="list")
-@one_line_errors
-def list_command() -> None:
-    """List the pipelines, LoRAs and textual inversions of the model store."""
-    _list_entries("")
-
-
-@diffusers_command.group()
-def lora() -> None:
-    """Store LoRAs by name."""
-
-
-@diffusers_command.group()
-def embedding() -> None:
-    """Store textual inversions by name."""
-
-
-def _adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.argument("source"),
-        click.argument("name"),
-        click.option("--weight-name", help="File in the folder or repository."),
-        click.option("--base-model", help="What it was trained on; recorded."),
-        click.option("--revision", default="main", show_default=True, help="Branch or commit."),
-        click.option(
-            "--allow-pickle", is_flag=True, help="Read tensors out of .bin and .pt files."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-@lora.command(name="add")
-@_adapter_options
-@click.option(
-    "--component",
-    "components",
-    multiple=True,
-    help="Denoiser that it is for, such as transformer_2 of Wan 2.2.",
-)
-@one_line_errors
-def lora_add(name: str, source: str, **options: Any) -> None:
-    """Store the LoRA in the file, folder or hub repository SOURCE as NAME."""
-    from bentoml_diffusers.store import import_lora
-
-    click.echo(import_lora(name, source, **options).tag)
-
-
-@lora.command(name="list")
-@click.option("--loaded", is_flag=True, help="Those of a running service: in memory, in slots.")
-@click.option("--url", default=SERVICE_URL, show_default=True, help="Where the service is.")
-@one_line_errors
-def lora_list(loaded: bool, url: str) -> None:
-    """List the LoRAs of the model store, or of a running service."""
-    if loaded:
-        print_facts(describe_loaded(url))
-    else:
-        _list_entries("lora")
-
-
-@embedding.command(name="add")
-@_adapter_options
-@click.option("--token", help="The new word; by default what the file says.")
-@one_line_errors
-def embedding_add(name: str, source: str, **options: Any) -> None:
-    """Store the textual inversion in the file, folder or hub repository SOURCE as NAME."""
-    from bentoml_diffusers.store import import_textual_inversion
-
-    click.echo(import_textual_inversion(name, source, **options).tag)
-
-
-@embedding.command(name="list")
-@one_line_errors
-def embedding_list() -> None:
-    """List the textual inversions of the model store."""
-    _list_entries("textual_inversion")
-
-
-def _list_entries(kind: str) -> None:
-    from bentoml_diffusers.store import list_records
-
-    columns = _ADAPTER_COLUMNS.get(kind)
-    rows = [("TAG", *(title for title, _ in columns or _COLUMNS), "FROM")]
-    for model, record in list_records():
-        if kind and (record is None or record.kind != kind):
-            continue
-        if record is None:
-            rows.append((str(model.tag), "pipeline", "", "bentoml.diffusers"))
-            continue
-        values = {**record.details, "kind": record.kind, "class": record.class_name}
-        texts = [_cell(values.get(key)) for _, key in columns or _COLUMNS]
-        rows.append((str(model.tag), *texts, record.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for *cells, last in rows:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        click.echo("  ".join([*padded, last]))
-
-
-_COLUMNS = (("KIND", "kind"), ("CLASS", "class"))
-_ADAPTER_COLUMNS = {
-    "lora": (("FOR", "architecture"), ("RANK", "rank"), ("WORDS", "trigger_words")),
-    "textual_inversion": (("FOR", "architecture"), ("TOKEN", "token"), ("VECTORS", "vectors")),
-}
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
 
 
 @diffusers_command.command()

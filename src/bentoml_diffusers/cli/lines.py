@@ -1,4 +1,4 @@
-"""What all commands have in common: errors and facts as lines."""
+"""What all commands have in common: errors as lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,9 +44,3 @@ def name_options(text: str, command: click.Command) -> str:
         ):
             text = re.sub(pattern, spoken, text)
     return text
-
-
-def print_facts(facts: Iterable[tuple[str, str]], width: int = 12) -> None:
-    """Prints names and texts in two columns, the first of ``width`` characters."""
-    for name, text in facts:
-        click.echo(f"{name:{width}} {text}")

@@ -10,9 +10,13 @@ SERVICE_URL = "http://localhost:3000"
 _TIMEOUT_S = 10.0
 
 
-def describe_loaded(url: str) -> list[tuple[str, str]]:
-    """Returns what a service knows of its adapters, in words."""
-    report = _post(f"{url.rstrip('/')}/adapters")
+def read_loaded(url: str) -> dict[str, Any]:
+    """Returns what a service says of its adapters: :class:`AdapterReport` as JSON."""
+    return _post(f"{url.rstrip('/')}/adapters")
+
+
+def describe_loaded(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns it in words."""
     megabytes = report["in_memory_bytes"] / 1e6
     reads = f"{report['misses']} read in {report['load_s']:.2f} s, {report['hits']} found in memory"
     return [

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bentoml_diffusers.cli.lines import one_line_errors, print_facts
+from bentoml_diffusers.cli.lines import one_line_errors
 from bentoml_diffusers.cli.numerics import reproducible_option
+from bentoml_diffusers.cli.tables import Output, output_option, print_facts, print_json
 
 if TYPE_CHECKING:
     import bentoml
@@ -34,14 +35,18 @@ def workflow() -> None:
 
 @workflow.command(name="show")
 @click.argument("file")
+@output_option
 @one_line_errors
-def workflow_show(file: str) -> None:
+def workflow_show(file: str, output: Output) -> None:
     """Show the workflow in FILE: a picture, JSON, a zip, or a folder or hub repository."""
     from bentoml_diffusers.workflow import Workflow
     from bentoml_diffusers.workflow.files import summarize
 
-    facts = summarize(Workflow.load(file))
-    print_facts(facts, max(len(name) for name, _ in facts))
+    loaded = Workflow.load(file)
+    if output == "json":
+        print_json(json.loads(loaded.to_json(inline_blobs=False)))
+    else:
+        print_facts(summarize(loaded))
 
 
 def _read_change(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.store.code import hash_code
 from bentoml_diffusers.store.hashing import (
@@ -75,33 +75,32 @@ def hash_of_model(model: bentoml.Model) -> str:
     return hash_tree(hash_files(entry / (record.folder if record else PIPELINE_FOLDER)))
 
 
-def describe(model: bentoml.Model) -> list[tuple[str, str]]:
-    """Returns what is known of a stored model, as names and texts."""
+def describe(model: bentoml.Model) -> dict[str, Any]:
+    """Returns what is known of a stored model, as plain values; more of one with a record."""
     entry = Path(model.path)
     record = complete_record(entry)
     if record is None:
-        return [("tag", str(model.tag)), ("from", "bentoml.diffusers"), ("path", model.path)]
-    size = sum(path.stat().st_size for path in list_files(entry / record.folder))
-    rows = [
-        ("tag", str(model.tag)),
-        ("kind", record.kind),
-        ("class", record.class_name or ""),
-        ("from", record.origin),
-        ("revision", record.revision or ""),
-        ("commit", record.commit or ""),
-        ("variant", record.variant or ""),
-        ("components", _join(record.components)),
-        ("code", _describe_code(record)),
-        ("repairs", "; ".join(record.repairs)),
-        ("options", _join(record.options)),
-        *((name, _text(value)) for name, value in sorted(record.details.items())),
-        ("format", str(record.format_version)),
-        ("versions", _join(record.versions)),
-        ("size", f"{size} bytes in {len(record.files)} files"),
-        ("tree", record.tree or ""),
-        *((f"sha256 {digest}", path) for path, digest in sorted(record.files.items())),
-    ]
-    return [(name, text) for name, text in rows if text]
+        return {"tag": str(model.tag), "kind": "pipeline", "origin": "bentoml.diffusers"}
+    paths = list_files(entry / record.folder)
+    return {
+        "tag": str(model.tag),
+        "kind": record.kind,
+        "class_name": record.class_name,
+        "origin": record.origin,
+        "revision": record.revision,
+        "commit": record.commit,
+        "variant": record.variant,
+        "components": record.components,
+        "repairs": record.repairs,
+        "options": record.options,
+        "format_version": record.format_version,
+        "versions": record.versions,
+        "size_bytes": sum(path.stat().st_size for path in paths),
+        "tree_sha256": record.tree,
+        "code": _describe_code(record),
+        "details": record.details,
+        "files": record.files,
+    }
 
 
 def _compare(stored: Mapping[str, str], found: Mapping[str, str]) -> Check:
@@ -113,20 +112,7 @@ def _compare(stored: Mapping[str, str], found: Mapping[str, str]) -> Check:
     )
 
 
-def _describe_code(record: Record) -> str:
+def _describe_code(record: Record) -> dict[str, Any] | None:
     if record.code is None:
-        return ""
-    trust = "trusted here" if is_trusted(record.code.sha256) else "not trusted here"
-    return f"{record.code.entry} from {record.code.origin}, {record.code.sha256}, {trust}"
-
-
-def _join(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return _join(value)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
+        return None
+    return {**asdict(record.code), "is_trusted": is_trusted(record.code.sha256)}
