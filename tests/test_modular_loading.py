@@ -307,12 +307,14 @@ def test_static_loras_and_textual_inversions_work(modular_model, lora_xl, tmp_pa
     reference.load_lora_weights(str(lora_xl.parent), weight_name=lora_xl.name)
     assert (paint(loaded) == paint(reference)).all()
     assert (paint(loaded) != without).any()
-    save_file({"<word>": torch.ones(1, 16)}, tmp_path / "word.safetensors")
+    vectors = {"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 24)}
+    save_file(vectors, tmp_path / "word.safetensors")
     word = {"name": "word.safetensors", "token": "<word>"}
     worded = bentoml_diffusers.load_model(
         modular_model, lora_dir=str(tmp_path), textual_inversions=word
     )
-    assert "<word>" in worded.tokenizer.get_vocab()
+    for tokenizer in (worded.tokenizer, worded.tokenizer_2):
+        assert "<word>" in tokenizer.get_vocab()
 
 
 def test_a_lora_of_a_request_works(modular_model, lora_xl):
