@@ -291,6 +291,14 @@ def test_all_encode_their_prompts_before_the_first_step():
     assert rows == [5, 5]
 
 
+def test_the_decoding_of_images_is_shared(sd_engine):
+    """By what the lowest version of diffusers and of torch tell of a call, too."""
+    results = run_at_once(sd_engine, [{**RED, "num_inference_steps": 1}] * 2)
+    assert ("vae.decode",) in {kind[:1] for kind in sd_engine.report().seconds_per_row}
+    # Two prompts to encode, one step, one image to decode.
+    assert [result.batches for result in results] == [{2: 4}, {2: 4}]
+
+
 def test_a_late_request_joins_the_next_step():
     pipeline = testing.tiny_stable_diffusion()
     rows = rows_of_unet(pipeline)

@@ -187,6 +187,18 @@ def fix_execution_device(pipeline: Any) -> None:
     pipeline.__class__ = type(cls.__name__, (cls,), fixed)
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a model's method, also behind diffusers' ``apply_forward_hook``.
+
+    Until diffusers 0.42 is the lowest: the wrapper of 0.41 tells of ``*args`` and ``**kwargs``.
+    """
+    wrapper = getattr(function, "__func__", None)
+    if wrapper is not None and wrapper.__qualname__ == "apply_forward_hook.<locals>.wrapper":
+        method = inspect.getclosurevars(wrapper).nonlocals["method"]
+        function = method.__get__(function.__self__)  # type: ignore[attr-defined]
+    return inspect.signature(function)
+
+
 def compile_in_place(pipeline: Any) -> None:
     """Turns what ``torch.compile(module)`` wrapped into modules that are compiled in their place.
 

@@ -20,8 +20,6 @@ from bentoml_diffusers.engine.verification import compare_outputs
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-    from torch.utils._pytree import TreeSpec
-
     from bentoml_diffusers.adapters import AdapterBank, Lease
     from bentoml_diffusers.engine.jobs import Job, SharedModule
 
@@ -94,7 +92,7 @@ class Forwards:
             logger.info("forwards of %s are not shared: %s", jobs[0].module.name, error)
             self._unjoinable.add(_mark(jobs[0].module, jobs[0].call))
 
-    def _verify(self, jobs: list[Job], spec: TreeSpec, results: list[Any]) -> list[Any]:
+    def _verify(self, jobs: list[Job], structure: str, results: list[Any]) -> list[Any]:
         """Returns the lone results if a row of the first shared ones depends on its place."""
         module = jobs[0].module
         lone = [self._run_uncounted(job) for job in jobs]
@@ -102,7 +100,7 @@ class Forwards:
             results, lone, lambda index, share: self._run_perturbed(jobs[index], share)
         )
         if verdict.is_same:
-            self._verified.add((jobs[0].kind, spec))
+            self._verified.add((jobs[0].kind, structure))
             return results
         self._unjoinable.add(module.name)
         logger.warning(
@@ -144,8 +142,8 @@ class Forwards:
             output = module.run(**arguments)
         stop()
         parts = joining.split(output, counts, rows)
-        if len(jobs) > 1 and (jobs[0].kind, calls[0].spec) not in self._verified:
-            parts = self._verify(jobs, calls[0].spec, parts)
+        if len(jobs) > 1 and (jobs[0].kind, calls[0].structure) not in self._verified:
+            parts = self._verify(jobs, calls[0].structure, parts)
         self._count(jobs)
         return parts
 

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import signature_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
@@ -88,7 +90,7 @@ def parameter_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         item.name: item.default
-        for item in inspect.signature(function).parameters.values()
+        for item in signature_of(function).parameters.values()
         if item.kind in kinds
     }
 

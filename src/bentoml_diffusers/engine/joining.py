@@ -46,6 +46,7 @@ class Call:
         leaves: All leaves of the arguments' pytree.
         roles: What joining does with each leaf.
         spec: The pytree's structure, ``{argument name: value}``.
+        structure: The same as text, since a spec has a hash in newer versions of torch only.
     """
 
     samples: int
@@ -53,6 +54,7 @@ class Call:
     leaves: tuple[Any, ...]
     roles: tuple[Role, ...]
     spec: TreeSpec
+    structure: str
 
 
 def take_apart(arguments: Mapping[str, Any]) -> Call | None:
@@ -78,9 +80,9 @@ def take_apart(arguments: Mapping[str, Any]) -> Call | None:
             roles.append(found[0])
             marks.append(found[1])
     _, spec = tree_flatten(dict(arguments))
-    # As text, since a spec has a hash in newer versions of torch only.
-    key = (repr(spec), tuple(marks), _thread_modes())
-    return Call(samples, key, tuple(leaves), tuple(roles), spec)
+    structure = repr(spec)
+    key = (structure, tuple(marks), _thread_modes())
+    return Call(samples, key, tuple(leaves), tuple(roles), spec, structure)
 
 
 def join(calls: Sequence[Call], rows: int | None = None) -> dict[str, Any]:
