@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import ModelOptions, errors, testing
+from bentoml_diffusers._compat import reads_lokr
 from bentoml_diffusers.adapters import AdapterBank, hash_adapter, supports_lora
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.lycoris import original_name, read_lycoris
@@ -495,6 +496,8 @@ def test_lokr_that_diffusers_reads_itself_is_left_to_it(cls, tmp_path):
     components = {"transformer": Base()}
     bare = object.__new__(type(cls.__name__, (cls,), {"components": components}))
     bare.__dict__.update(components)
+    if not reads_lokr(bare):
+        pytest.skip(f"diffusers {diffusers.__version__} reads none for {cls.__name__}")
     key = "transformer.blocks.0.to_q"
     if cls is diffusers.ZImagePipeline:  # ai-toolkit
         key = key.replace("transformer", "diffusion_model")
