@@ -79,7 +79,7 @@ def new_blocks(stored: Path, source: Path) -> int:
 
 def tree_of(folder: Path) -> str:
     """One hash over all files of a folder."""
-    from bentoml_diffusers.store.hashing import hash_files, hash_tree
+    from bentoml_diffusers.store.entries import hash_files, hash_tree
 
     return hash_tree(hash_files(folder))
 

@@ -159,7 +159,7 @@ def test_what_comes_from_the_hub_is_linked_and_its_hashes_are_known(ask, reposit
     assert large.stat().st_size > 64 * 1024
     assert large.stat().st_nlink == 2
     record = json.loads(Path(result["path"], "record.json").read_text())
-    from bentoml_diffusers.store.hashing import hash_file
+    from bentoml_diffusers.store import hash_file
 
     assert record["files"]["vae/diffusion_pytorch_model.safetensors"] == hash_file(large)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, store, testing
-from bentoml_diffusers.store.layout import FORMAT_VERSION
+from bentoml_diffusers.store.entries import FORMAT_VERSION
 
 
 def test_what_is_stored_comes_back(name, pixels):
@@ -41,8 +41,7 @@ def test_the_record_says_where_a_model_is_from(model, pipeline_folder):
     assert record.format_version == FORMAT_VERSION
     assert record.versions["diffusers"]
     assert record.files == {
-        path: store.hashing.hash_file(Path(model.path, "diffusion_model", path))
-        for path in record.files
+        path: store.hash_file(Path(model.path, "diffusion_model", path)) for path in record.files
     }
     assert "unet/diffusion_pytorch_model.safetensors" in record.files
 
@@ -74,7 +73,7 @@ def test_later_changes_of_the_source_do_not_reach_the_store(tmp_path, name):
     model = bentoml_diffusers.import_model(name, tmp_path)
     before = store.read_record(Path(model.path)).files
     (tmp_path / "unet" / "config.json").write_text("{}")
-    assert store.hashing.hash_files(Path(model.path, "diffusion_model")) == before
+    assert store.entries.hash_files(Path(model.path, "diffusion_model")) == before
 
 
 @pytest.mark.parametrize(

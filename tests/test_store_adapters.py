@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, store, testing
-from bentoml_diffusers.store.hashing import hash_file
+from bentoml_diffusers.store import hash_file
 
 
 def record_of(model):

@@ -71,7 +71,7 @@ def test_a_file_and_a_folder_are_stored_and_run(trusting, write, name):
     assert bentoml_diffusers.load_model(file).say() == "file"
     assert bentoml_diffusers.load_model(folder).say() == "folder"
     record = store.read_record(Path(file.path))
-    assert record.code.sha256 == store.code.hash_code(Path(file.path, "code"))
+    assert record.code.sha256 == store.hash_code(Path(file.path, "code"))
     assert store.verify(file).is_whole
 
 

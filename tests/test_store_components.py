@@ -32,7 +32,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, testing
-from bentoml_diffusers.store.selection import select_files
+from bentoml_diffusers.store.sources import select_files
 from bentoml_diffusers.testing.text import tiny_clip_with_projection, tiny_tokenizer
 
 

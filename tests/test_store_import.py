@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, store
-from bentoml_diffusers.store import hashing, linking, source
+from bentoml_diffusers.store.entries import hashing, linking
+from bentoml_diffusers.store.sources import source
 
 
 @pytest.fixture
@@ -427,7 +428,7 @@ def test_a_folder_with_only_variants_asks_which(light_folder, name):
 
 
 def test_sharded_variants_are_recognised():
-    from bentoml_diffusers.store.selection import select_files
+    from bentoml_diffusers.store.sources import select_files
 
     index = {"_class_name": "X", "t": ["diffusers", "FluxTransformer2DModel"]}
     names = [

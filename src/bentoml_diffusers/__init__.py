@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from bentoml_diffusers.serving.legacy import get_runnable, load_model
     from bentoml_diffusers.serving.service import service
     from bentoml_diffusers.store import (
+        API_VERSION,
+        MODULE_NAME,
         get,
         import_lora,
         import_model,
         import_textual_inversion,
         save_model,
     )
-    from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
     from bentoml_diffusers.tasks import RequestOptions
     from bentoml_diffusers.workflow import Workflow
     from bentoml_diffusers.workflow.files import save_picture
@@ -42,13 +43,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "API_VERSION": "store.layout",
+    "API_VERSION": "store",
     "EmbedOptions": "options",
     "Engine": "engine",
     "EngineLimits": "options",
     "EngineReport": "engine",
     "Handle": "engine",
-    "MODULE_NAME": "store.layout",
+    "MODULE_NAME": "store",
     "ModelOptions": "options",
     "Progress": "engine",
     "ReplayReport": "workflow.replay",

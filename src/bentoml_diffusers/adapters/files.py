@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.hashing import hash_file
+from bentoml_diffusers.store import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

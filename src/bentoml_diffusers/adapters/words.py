@@ -20,7 +20,7 @@ from bentoml_diffusers.errors import (
     InvalidRequest,
     UnsupportedByPipeline,
 )
-from bentoml_diffusers.store.embedding_files import read_layout
+from bentoml_diffusers.store import read_embedding_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +112,9 @@ def read_embedding(
     kind = type(pipeline).__name__
     if not encoders:
         raise UnsupportedByPipeline(kind, "textual inversion")
-    layout = read_layout(name, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    layout = read_embedding_layout(
+        name, {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    )
     vectors = {part: _vectors(name, tensors[key]) for part, key in layout.keys.items()}
     found = _assign(name, kind, [encoder.name for encoder in encoders], vectors)
     _check_vectors(name, encoders, found, check_finite=check_finite)

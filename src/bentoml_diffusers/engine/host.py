@@ -17,8 +17,7 @@ from bentoml_diffusers.adapters import (
 from bentoml_diffusers.engine.once import Once
 from bentoml_diffusers.engine.request import Ticket
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest
-from bentoml_diffusers.store import hash_of_model, read_record
-from bentoml_diffusers.store.adapter_files import describe_lora, read_adapter
+from bentoml_diffusers.store import describe_lora, hash_of_model, read_adapter, read_record
 from bentoml_diffusers.tasks import is_modular
 from bentoml_diffusers.workflow.files import Adapter, Pipeline, StoredModel
 from bentoml_diffusers.workflow.record import describe_pipeline, device_of

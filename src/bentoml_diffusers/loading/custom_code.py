@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
-from bentoml_diffusers.store.code import find_code, hash_code
-from bentoml_diffusers.store.layout import CODE_FOLDER
-from bentoml_diffusers.store.trust import is_trusted
+from bentoml_diffusers.store import CODE_FOLDER, find_code, hash_code, is_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
-    from bentoml_diffusers.store.record import Code
+    from bentoml_diffusers.store import Code
 
 logger = logging.getLogger(__name__)
 

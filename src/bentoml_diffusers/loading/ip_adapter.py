@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidModel, UnsupportedByPipeline
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, SCALES_FILE
-from bentoml_diffusers.store.source import read_json
+from bentoml_diffusers.store import IP_ADAPTER_FOLDER, SCALES_FILE, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.loading.modular import stored_blocks
-from bentoml_diffusers.store.record import read_record
+from bentoml_diffusers.store import read_record
 
 if TYPE_CHECKING:
     import bentoml

@@ -15,19 +15,20 @@ from bentoml_diffusers.errors import (
 from bentoml_diffusers.loading.custom_code import RunningCode, run_code, run_stored_code
 from bentoml_diffusers.loading.ip_adapter import restore_ip_adapter
 from bentoml_diffusers.options import ModelOptions
-from bentoml_diffusers.store.blocks import complete_workflows, expected_names, read_blocks
-from bentoml_diffusers.store.layout import (
+from bentoml_diffusers.store import (
     IP_ADAPTER_FOLDER,
     MODULAR_INDEX,
     PIPELINE_FOLDER,
-)
-from bentoml_diffusers.store.modular_index import (
+    complete_workflows,
+    expected_names,
     modular_index_from,
+    read_blocks,
+    read_index,
+    read_json,
     read_modular_components,
     read_modular_index,
+    read_record,
 )
-from bentoml_diffusers.store.record import read_record
-from bentoml_diffusers.store.source import read_index, read_json
 
 if TYPE_CHECKING:
     import bentoml
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from diffusers.modular_pipelines import ComponentSpec, ModularPipelineBlocks
 
     from bentoml_diffusers.loading.sharing import Shared
-    from bentoml_diffusers.store.record import Record
+    from bentoml_diffusers.store import Record
 
 _REFUSED = ("device_map", "enable_sequential_cpu_offload")
 

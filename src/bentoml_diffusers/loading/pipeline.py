@@ -31,16 +31,18 @@ from bentoml_diffusers.loading.tuning import (
     use_step_cache,
 )
 from bentoml_diffusers.options import ModelOptions
-from bentoml_diffusers.store.hashing import check_stamps
-from bentoml_diffusers.store.layout import (
+from bentoml_diffusers.store import (
     IP_ADAPTER_FOLDER,
     MODULAR_INDEX,
     PIPELINE_FOLDER,
     PIPELINE_INDEX,
+    Record,
+    check_stamps,
+    class_name,
+    find_left_out,
+    read_index,
+    read_record,
 )
-from bentoml_diffusers.store.left_out import find_left_out
-from bentoml_diffusers.store.record import Record, read_record
-from bentoml_diffusers.store.source import class_name, read_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

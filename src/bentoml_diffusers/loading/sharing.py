@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidOption
-from bentoml_diffusers.store.hashing import complete_record, hash_tree
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER
-from bentoml_diffusers.store.selection import find_places
+from bentoml_diffusers.store import IP_ADAPTER_FOLDER, complete_record, find_places, hash_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,9 +13,13 @@ from bentoml_diffusers.loading import find_pipeline_class, stored_blocks, stored
 from bentoml_diffusers.loading.modular import is_modular
 from bentoml_diffusers.serving.fields import why_left_out
 from bentoml_diffusers.serving.schema import make_request_model
-from bentoml_diffusers.store import get, read_record
-from bentoml_diffusers.store.contents import has_ip_adapter, read_component_classes
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+from bentoml_diffusers.store import (
+    PIPELINE_FOLDER,
+    get,
+    has_ip_adapter,
+    read_component_classes,
+    read_record,
+)
 from bentoml_diffusers.tasks import (
     list_classic_tasks,
     read_all_blocks,

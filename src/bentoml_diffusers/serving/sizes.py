@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidRequest
-from bentoml_diffusers.store.contents import read_config
+from bentoml_diffusers.store import read_config
 from bentoml_diffusers.tasks.sizes import default_size
 
 if TYPE_CHECKING:

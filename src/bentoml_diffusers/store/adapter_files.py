@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel, ModelNotFound
-from bentoml_diffusers.store.embedding_files import read_layout
-from bentoml_diffusers.store.pickles import read_pickle
-from bentoml_diffusers.store.selection import PICKLE_SUFFIXES
+from bentoml_diffusers.store.embedding_files import read_embedding_layout
+from bentoml_diffusers.store.sources import PICKLE_SUFFIXES, read_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +105,7 @@ def describe_embedding(adapter: AdapterFile, token: str | None) -> dict[str, Any
     Raises:
         InvalidModel: 400, tensors that are no vectors, or no token.
     """
-    layout = read_layout(adapter.name, adapter.shapes)
+    layout = read_embedding_layout(adapter.name, adapter.shapes)
     shapes = {part: adapter.shapes[key] for part, key in layout.keys.items()}
     if any(len(shape) > 2 for shape in shapes.values()):
         raise InvalidModel(adapter.name, "holds no textual inversion: its tensors are no vectors")

@@ -14,14 +14,23 @@ from bentoml_diffusers.store.adapter_files import (
     describe_lora,
     read_adapter,
 )
-from bentoml_diffusers.store.hashing import hash_file, with_hashes
-from bentoml_diffusers.store.hub import download_file, list_repository
-from bentoml_diffusers.store.layout import ADAPTER_FOLDER
-from bentoml_diffusers.store.pickles import convert_pickle
-from bentoml_diffusers.store.record import Kind, Record
-from bentoml_diffusers.store.same import find_same_details
-from bentoml_diffusers.store.selection import PICKLE_SUFFIXES, check_name
-from bentoml_diffusers.store.writing import make_tag, write_entry
+from bentoml_diffusers.store.entries import (
+    ADAPTER_FOLDER,
+    Kind,
+    Record,
+    hash_file,
+    make_tag,
+    with_hashes,
+    write_entry,
+)
+from bentoml_diffusers.store.matches import find_same_details
+from bentoml_diffusers.store.sources import (
+    PICKLE_SUFFIXES,
+    check_name,
+    convert_pickle,
+    download_file,
+    list_repository,
+)
 
 if TYPE_CHECKING:
     import os

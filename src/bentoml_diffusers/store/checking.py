@@ -6,22 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.store.code import hash_code
-from bentoml_diffusers.store.hashing import (
+from bentoml_diffusers.store.code import hash_code, is_trusted
+from bentoml_diffusers.store.entries import (
+    CODE_FOLDER,
+    PIPELINE_FOLDER,
     complete_record,
     hash_files,
     hash_tree,
     list_files,
 )
-from bentoml_diffusers.store.layout import CODE_FOLDER, PIPELINE_FOLDER
-from bentoml_diffusers.store.trust import is_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import bentoml
 
-    from bentoml_diffusers.store.record import Record
+    from bentoml_diffusers.store.entries import Record
 
 
 @dataclass(frozen=True)

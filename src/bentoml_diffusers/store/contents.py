@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, MODULAR_INDEX, PIPELINE_FOLDER
-from bentoml_diffusers.store.modular_index import (
+from bentoml_diffusers.store.entries import IP_ADAPTER_FOLDER, MODULAR_INDEX, PIPELINE_FOLDER
+from bentoml_diffusers.store.modular import (
     modular_index_from,
     read_modular_components,
     read_modular_index,
 )
-from bentoml_diffusers.store.source import read_index
+from bentoml_diffusers.store.sources import read_index
 
 if TYPE_CHECKING:
     import bentoml

@@ -35,7 +35,7 @@ class EmbeddingLayout:
     keys: Mapping[str | None, str]
 
 
-def read_layout(name: str, shapes: Mapping[str, Sequence[int]]) -> EmbeddingLayout:
+def read_embedding_layout(name: str, shapes: Mapping[str, Sequence[int]]) -> EmbeddingLayout:
     """Finds the vectors in a file by the names of its tensors.
 
     Args:

@@ -6,26 +6,31 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bentoml_diffusers.store.hashing import hash_file, with_hashes
-from bentoml_diffusers.store.ip_adapter import (
+from bentoml_diffusers.store.entries import (
+    MODULAR_INDEX,
+    PIPELINE_FOLDER,
+    SMALL_BYTES,
+    hash_file,
+    with_hashes,
+)
+from bentoml_diffusers.store.modular import (
     has_ip_adapter,
+    read_modular_components,
+    read_modular_index,
     refuse_ip_adapters,
     without_ip_adapters,
     write_ip_adapters,
 )
-from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_FOLDER
-from bentoml_diffusers.store.left_out import write_left_out
-from bentoml_diffusers.store.linking import SMALL_BYTES
-from bentoml_diffusers.store.modular_index import read_modular_components, read_modular_index
-from bentoml_diffusers.store.pickles import (
+from bentoml_diffusers.store.omissions import write_left_out
+from bentoml_diffusers.store.repairs import REPAIRED_FILES, repair_pipeline
+from bentoml_diffusers.store.sources import (
     convert_pickle,
     convert_shard_index,
     converted_name,
     is_pickle_shard_index,
+    read_components,
+    read_index,
 )
-from bentoml_diffusers.store.repairs import REPAIRED_FILES, repair_pipeline
-from bentoml_diffusers.store.selection import read_components
-from bentoml_diffusers.store.source import read_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +39,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.store.code import FoundCode
-    from bentoml_diffusers.store.linking import Linker
-    from bentoml_diffusers.store.record import Record
-    from bentoml_diffusers.store.source import Source
+    from bentoml_diffusers.store.entries import Linker, Record
+    from bentoml_diffusers.store.sources import Source
 
 
 def fill_from_folder(

@@ -12,25 +12,38 @@ from bentoml import Tag
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, ModelNotFound
 from bentoml_diffusers.options import ModelOptions
-from bentoml_diffusers.store.blocks import complete_workflows, read_blocks
-from bentoml_diffusers.store.code import FoundCode, brings_blocks, find_code
-from bentoml_diffusers.store.filling import fill_from_folder
-from bentoml_diffusers.store.hashing import hash_file
-from bentoml_diffusers.store.hub import Download, download_pipeline, find_index
-from bentoml_diffusers.store.hub_modular import ModularDownload, download_modular
-from bentoml_diffusers.store.layout import BLOCKS_CONFIG, MODULAR_INDEX, PIPELINE_INDEX
-from bentoml_diffusers.store.linking import Linker, LinkMode
-from bentoml_diffusers.store.modular import open_as_modular, open_modular
-from bentoml_diffusers.store.record import Record
-from bentoml_diffusers.store.same import find_same_details, find_same_model
-from bentoml_diffusers.store.single_file import (
-    Checkpoint,
-    fill_from_checkpoint,
-    open_checkpoint,
+from bentoml_diffusers.store.code import FoundCode, brings_blocks, find_code, is_trusted, trust_code
+from bentoml_diffusers.store.entries import (
+    BLOCKS_CONFIG,
+    MODULAR_INDEX,
+    PIPELINE_INDEX,
+    Linker,
+    LinkMode,
+    Record,
+    hash_file,
+    make_tag,
+    write_entry,
 )
-from bentoml_diffusers.store.source import Place, Source, class_name, open_folder
-from bentoml_diffusers.store.trust import is_trusted, trust_code
-from bentoml_diffusers.store.writing import make_tag, write_entry
+from bentoml_diffusers.store.filling import fill_from_folder
+from bentoml_diffusers.store.matches import find_same_details, find_same_model
+from bentoml_diffusers.store.modular import (
+    ModularDownload,
+    complete_workflows,
+    download_modular,
+    open_as_modular,
+    open_modular,
+    read_blocks,
+)
+from bentoml_diffusers.store.single_file import Checkpoint, fill_from_checkpoint, open_checkpoint
+from bentoml_diffusers.store.sources import (
+    Download,
+    Place,
+    Source,
+    class_name,
+    download_pipeline,
+    find_index,
+    open_folder,
+)
 
 if TYPE_CHECKING:
     import os

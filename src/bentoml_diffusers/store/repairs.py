@@ -10,8 +10,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.store.layout import PIPELINE_INDEX
-from bentoml_diffusers.store.selection import read_components
+from bentoml_diffusers.store.entries import PIPELINE_INDEX
+from bentoml_diffusers.store.sources import read_components
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, UntrustedSource
+from bentoml_diffusers.store.entries import PIPELINE_FOLDER, get
 from bentoml_diffusers.store.filling import fill_from_pipeline
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER
-from bentoml_diffusers.store.pipelines import get
-from bentoml_diffusers.store.selection import PICKLE_SUFFIXES
-from bentoml_diffusers.store.source import check_safetensors, class_name, read_index
+from bentoml_diffusers.store.sources import (
+    PICKLE_SUFFIXES,
+    check_safetensors,
+    class_name,
+    read_index,
+)
 
 if TYPE_CHECKING:
     import os
 
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.store.record import Record
+    from bentoml_diffusers.store.entries import Record
 
 _DENOISER_KEYS = ("model.diffusion_model.", "double_blocks.", "joint_blocks.")
 _ADAPTER_KEYS = ("lora_", ".lora", "lora.")

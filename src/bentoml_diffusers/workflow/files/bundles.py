@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidModel, InvalidWorkflow, ModelNotFound
-from bentoml_diffusers.store.hub import download_file, upload_files
-from bentoml_diffusers.store.linking import storage_errors
+from bentoml_diffusers.store import download_file, storage_errors, upload_files
 from bentoml_diffusers.workflow.files import containers
 from bentoml_diffusers.workflow.files.blobs import FOLDER, decode_base64
 from bentoml_diffusers.workflow.files.bounds import LOCAL

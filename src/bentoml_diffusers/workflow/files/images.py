@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bentoml_diffusers.errors import InvalidWorkflow
 from bentoml_diffusers.options import EmbedOptions
-from bentoml_diffusers.store.linking import storage_errors
+from bentoml_diffusers.store import storage_errors
 from bentoml_diffusers.workflow.files.blobs import encode_base64
 from bentoml_diffusers.workflow.files.containers import (
     BLOB_KEY,

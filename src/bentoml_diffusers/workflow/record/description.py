@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.code import code_of_class
-from bentoml_diffusers.store.hashing import hash_tree
+from bentoml_diffusers.store import code_of_class, hash_tree
 from bentoml_diffusers.tasks import is_modular
 from bentoml_diffusers.workflow.files import (
     Component,

@@ -17,8 +17,8 @@ from bentoml import Tag
 
 from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import ADAPTER_FOLDER, RECORD_FILE
-from bentoml_diffusers.store.record import Kind, read_record
+from bentoml_diffusers.store.entries.layout import ADAPTER_FOLDER, RECORD_FILE
+from bentoml_diffusers.store.entries.record import Kind, read_record
 
 _Stamp = tuple[int, int, int]  # times of change of content and of inode, inode
 

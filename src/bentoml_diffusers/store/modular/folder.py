@@ -5,22 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.blocks import expected_names, find_blocks
-from bentoml_diffusers.store.layout import (
+from bentoml_diffusers.store.entries import (
     BLOCKS_CONFIG,
     BLOCKS_FILE,
     IP_ADAPTER_FOLDER,
     MODULAR_INDEX,
 )
-from bentoml_diffusers.store.modular_index import (
+from bentoml_diffusers.store.modular.blocks import expected_names, find_blocks
+from bentoml_diffusers.store.modular.index import (
     Component,
     modular_index_from,
     read_modular_components,
     read_modular_index,
     write_index,
 )
-from bentoml_diffusers.store.selection import PICKLE_SUFFIXES, Selection, select_component
-from bentoml_diffusers.store.source import Place, Source, check_file, list_names
+from bentoml_diffusers.store.sources import (
+    PICKLE_SUFFIXES,
+    Place,
+    Selection,
+    Source,
+    check_file,
+    list_names,
+    select_component,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.record import Record, read_record
+from bentoml_diffusers.store.entries.record import Record, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

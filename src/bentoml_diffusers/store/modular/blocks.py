@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.code import FoundCode
-from bentoml_diffusers.store.imports import with_imports
-from bentoml_diffusers.store.layout import BLOCKS_FILE
-from bentoml_diffusers.store.source import read_json
+from bentoml_diffusers.store.code import FoundCode, with_imports
+from bentoml_diffusers.store.entries import BLOCKS_FILE
+from bentoml_diffusers.store.sources import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

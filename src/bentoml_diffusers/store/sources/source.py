@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import PIPELINE_INDEX
-from bentoml_diffusers.store.selection import Selection, check_name, select_files
+from bentoml_diffusers.store.entries import PIPELINE_INDEX
+from bentoml_diffusers.store.sources.selection import Selection, check_name, select_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.blocks import code_of_blocks, complete_workflows, describe_blocks
-from bentoml_diffusers.store.ip_adapter import (
+from bentoml_diffusers.store.entries import BLOCKS_FILE, MODULAR_INDEX
+from bentoml_diffusers.store.modular.blocks import (
+    code_of_blocks,
+    complete_workflows,
+    describe_blocks,
+)
+from bentoml_diffusers.store.modular.index import Component, write_index
+from bentoml_diffusers.store.modular.ip_adapter import (
     has_ip_adapter,
     refuse_ip_adapters,
     without_ip_adapters,
     write_ip_adapters,
 )
-from bentoml_diffusers.store.layout import BLOCKS_FILE, MODULAR_INDEX
-from bentoml_diffusers.store.modular_index import Component, write_index
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import TagConflict
-from bentoml_diffusers.store.hashing import complete_record, hash_file, hash_text
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER, UPSTREAM_MODULE_NAMES
-from bentoml_diffusers.store.pickles import is_pickle_shard_index
-from bentoml_diffusers.store.pipelines import find_stored
-from bentoml_diffusers.store.record import Record, read_record
+from bentoml_diffusers.store.entries import (
+    PIPELINE_FOLDER,
+    UPSTREAM_MODULE_NAMES,
+    Record,
+    complete_record,
+    find_stored,
+    hash_file,
+    hash_text,
+    read_record,
+)
+from bentoml_diffusers.store.sources import is_pickle_shard_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from bentoml import Tag
 
     from bentoml_diffusers.store.code import FoundCode
-    from bentoml_diffusers.store.source import Source
+    from bentoml_diffusers.store.sources import Source
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import DiffusersError, HubUnavailable, InvalidModel, ModelNotFound
-from bentoml_diffusers.store.layout import MODULAR_INDEX, PIPELINE_INDEX
-from bentoml_diffusers.store.linking import storage_errors
-from bentoml_diffusers.store.selection import check_name, select_files
-from bentoml_diffusers.store.source import list_names, read_index
+from bentoml_diffusers.store.entries import MODULAR_INDEX, PIPELINE_INDEX, storage_errors
+from bentoml_diffusers.store.sources.selection import check_name, select_files
+from bentoml_diffusers.store.sources.source import list_names, read_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

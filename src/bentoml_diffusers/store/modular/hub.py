@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bentoml_diffusers.store.hub import Download, download_snapshot
-from bentoml_diffusers.store.layout import BLOCKS_CONFIG, MODULAR_INDEX
-from bentoml_diffusers.store.modular import (
+from bentoml_diffusers.store.entries import BLOCKS_CONFIG, MODULAR_INDEX
+from bentoml_diffusers.store.modular.folder import (
     find_place,
     local_subfolder,
     names_in,
     select_beside,
     select_part,
 )
-from bentoml_diffusers.store.modular_index import (
+from bentoml_diffusers.store.modular.index import (
     Component,
     read_modular_components,
     read_modular_index,
 )
-from bentoml_diffusers.store.source import Place
+from bentoml_diffusers.store.sources import Download, Place, download_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, UntrustedSource
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, PIPELINE_INDEX, SCALES_FILE
+from bentoml_diffusers.store.entries import IP_ADAPTER_FOLDER, PIPELINE_INDEX, SCALES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

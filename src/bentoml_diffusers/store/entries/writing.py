@@ -21,11 +21,11 @@ from bentoml.models import ModelContext
 
 from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import DiffusersError, InvalidModel, StoreNotWritable, TagConflict
-from bentoml_diffusers.store.hashing import hash_rest_later
-from bentoml_diffusers.store.layout import API_VERSION, MODULE_NAME
-from bentoml_diffusers.store.linking import storage_errors
-from bentoml_diffusers.store.locks import hold_lock, is_abandoned
-from bentoml_diffusers.store.record import Record, package_versions
+from bentoml_diffusers.store.entries.hashing import hash_rest_later
+from bentoml_diffusers.store.entries.layout import API_VERSION, MODULE_NAME
+from bentoml_diffusers.store.entries.linking import storage_errors
+from bentoml_diffusers.store.entries.locks import hold_lock, is_abandoned
+from bentoml_diffusers.store.entries.record import Record, package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import (
+from bentoml_diffusers.store.entries.layout import (
     ADAPTER_FOLDER,
     FORMAT_VERSION,
     PIPELINE_FOLDER,
@@ -80,7 +80,7 @@ class Record:
             with the source, and of those whose hash is missing, by path.
         details: What else is known of an adapter: rank, modules, tokens.
         versions: Versions of the packages that wrote the model.
-        format_version: See :mod:`bentoml_diffusers.store.layout`.
+        format_version: See :mod:`bentoml_diffusers.store.entries.layout`.
     """
 
     kind: Kind

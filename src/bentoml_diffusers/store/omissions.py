@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import PIPELINE_FOLDER
-from bentoml_diffusers.store.selection import read_components
-from bentoml_diffusers.store.source import read_index
+from bentoml_diffusers.store.entries import PIPELINE_FOLDER
+from bentoml_diffusers.store.sources import read_components, read_index
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import MODULAR_INDEX
-from bentoml_diffusers.store.selection import check_name, read_components
-from bentoml_diffusers.store.source import read_json
+from bentoml_diffusers.store.entries import MODULAR_INDEX
+from bentoml_diffusers.store.sources import check_name, read_components, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

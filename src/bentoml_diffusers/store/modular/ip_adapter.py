@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
-from bentoml_diffusers.store.layout import IP_ADAPTER_FOLDER, SCALES_FILE
+from bentoml_diffusers.store.entries import IP_ADAPTER_FOLDER, SCALES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

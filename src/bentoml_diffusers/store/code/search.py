@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
-from bentoml_diffusers.store.hashing import hash_file, hash_tree
-from bentoml_diffusers.store.imports import with_imports
-from bentoml_diffusers.store.layout import BLOCKS_CONFIG, CODE_FOLDER, MODULAR_INDEX
-from bentoml_diffusers.store.record import Code
-from bentoml_diffusers.store.source import read_json
+from bentoml_diffusers.store.code.imports import with_imports
+from bentoml_diffusers.store.entries import (
+    BLOCKS_CONFIG,
+    CODE_FOLDER,
+    MODULAR_INDEX,
+    Code,
+    hash_file,
+    hash_tree,
+)
+from bentoml_diffusers.store.sources import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from bentoml_diffusers.store.source import Source
+    from bentoml_diffusers.store.sources import Source
 
 ENTRY_FILE = "pipeline.py"
 _BLOCKS = "ModularPipelineBlocks"
@@ -189,7 +194,7 @@ def _code_names(names: Iterable[str]) -> list[str]:
 
 def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
     """Diffusers' community pipelines are a dataset on the hub, one folder per version."""
-    from bentoml_diffusers.store.hub import download_file, download_snapshot
+    from bentoml_diffusers.store.sources import download_file, download_snapshot
 
     if (
         name.count("/") > 1
