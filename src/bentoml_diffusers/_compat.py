@@ -6,6 +6,7 @@ Each entry says what will let us delete it.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import inspect
 import logging
 import os
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
+
+
+def find_version(package: str) -> str | None:
+    """Returns the version of an installed package; ``None`` if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)

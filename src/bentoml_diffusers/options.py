@@ -18,6 +18,7 @@ AdapterSpec: TypeAlias = "str | Mapping[str, Any]"
 Offload = Literal["none", "model", "sequential", "group"]
 AdapterSource = Literal["store", "lora_dir", "path", "hub"]
 ADAPTER_SOURCES: tuple[str, ...] = get_args(AdapterSource)
+MAX_SEED = 2**32 - 1  # what NumPy takes, too
 
 
 @dataclass(frozen=True, kw_only=True, eq=True)

@@ -15,10 +15,10 @@ from bentoml_diffusers.adapters.scales import Scale, read_scale, read_scales
 from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest, UntrustedSource
 from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
 from bentoml_diffusers.store import find_adapter, has_adapter, list_names
+from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 
 Kind = Literal["lora", "textual_inversion"]
 
-_FIELDS: dict[Kind, str] = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 MAX_PER_REQUEST = 16
 _MAX_NAME = 1024
 _NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")  # NUL, and half characters
@@ -85,7 +85,7 @@ class AdapterFinder:
     @property
     def field(self) -> str:
         """Name of the request's field, for messages."""
-        return _FIELDS[self.kind]
+        return ADAPTER_OPTIONS[self.kind]
 
     def find_all(self, value: object) -> list[Adapter]:
         """Returns the adapters that ``value`` names: one name, a mapping, or a list of either.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine.schedulers import SchedulerChoice
+from bentoml_diffusers.options import MAX_SEED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,5 +50,5 @@ def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
     """One seed where the others count up from it, so that overrides may ask for more pictures."""
     if not seeds:
         return None
-    counted = [(seeds[0] + image) % 2**32 for image in range(len(seeds))]
+    counted = [(seeds[0] + image) % (MAX_SEED + 1) for image in range(len(seeds))]
     return seeds[0] if list(seeds) == counted else list(seeds)

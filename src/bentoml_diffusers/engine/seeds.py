@@ -6,14 +6,13 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.options import MAX_SEED
 from bentoml_diffusers.tasks.checks import count_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bentoml_diffusers.tasks import Task
-
-MAX_SEED = 2**32 - 1
 
 
 def choose_seeds(

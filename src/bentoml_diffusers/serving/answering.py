@@ -21,6 +21,7 @@ from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.refusals import UploadsFull
 from bentoml_diffusers.serving.sizes import check_whole_size
+from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 from bentoml_diffusers.workflow.files import Embedding, embed_workflow
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def read_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a request as arguments of an engine; ``None`` is left out."""
     arguments = {key: value for key, value in fields.items() if value is not None}
     arguments.pop("output_format", None)
-    for name in ("lora_weights", "textual_inversions"):
+    for name in ADAPTER_OPTIONS.values():
         if name in arguments:
             arguments[name] = [choice.model_dump() for choice in arguments[name]]
     return arguments

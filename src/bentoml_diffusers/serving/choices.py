@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from bentoml_diffusers.adapters.scales import read_scales
 from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.options import MAX_SEED
 from bentoml_diffusers.serving.codecs import OutputFormat  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def add_choices(base: type[RequestModel]) -> type[RequestModel]:
         seed: Annotated[int | None, AfterValidator(_draw_seed)] = Field(
             None,
             ge=-1,
-            le=2**32 - 1,
+            le=MAX_SEED,
             description="The same seed paints the same picture; by default, or for -1, one is "
             "drawn.",
             examples=[7],

@@ -10,6 +10,7 @@ from bentoml_diffusers.tasks.finding import (
 )
 from bentoml_diffusers.tasks.inputs import Input, Kind
 from bentoml_diffusers.tasks.request_options import (
+    ADAPTER_OPTIONS,
     OPTION_NAMES,
     OPTION_PLACES,
     RequestOptions,
@@ -19,6 +20,7 @@ from bentoml_diffusers.tasks.signatures import read_task
 from bentoml_diffusers.tasks.task import Output, Task
 
 __all__ = [
+    "ADAPTER_OPTIONS",
     "OPTION_NAMES",
     "OPTION_PLACES",
     "Input",

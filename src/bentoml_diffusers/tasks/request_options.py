@@ -87,6 +87,11 @@ OPTION_PLACES = {
     for item in dataclasses.fields(RequestOptions)
     if "place" in item.metadata
 }
+# The options that name adapters, by the kind of adapter.
+ADAPTER_OPTIONS: Mapping[str, str] = {
+    "lora": "lora_weights",
+    "textual_inversion": "textual_inversions",
+}
 
 
 def shows_options(*classes: type[Any]) -> Callable[[_Method], _Method]:

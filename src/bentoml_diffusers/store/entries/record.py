@@ -6,12 +6,12 @@ in a file of ours.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.entries.layout import (
     ADAPTER_FOLDER,
@@ -31,15 +31,8 @@ _PACKAGES = ("bentoml-diffusers", "bentoml", "diffusers", "transformers", "peft"
 
 def package_versions() -> dict[str, str]:
     """Returns the versions of the packages that make a picture what it is."""
-    installed = {name: _find_version(name) for name in _PACKAGES}
+    installed = {name: _compat.find_version(name) for name in _PACKAGES}
     return {name: version for name, version in installed.items() if version}
-
-
-def _find_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)

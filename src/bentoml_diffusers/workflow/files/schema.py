@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from bentoml_diffusers.errors import InvalidWorkflow
+from bentoml_diffusers.options import MAX_SEED
 from bentoml_diffusers.workflow.files.blobs import collect, decode_base64, encode_base64, find_blobs
 from bentoml_diffusers.workflow.files.bounds import LOCAL, Bounds, read_json
 from bentoml_diffusers.workflow.files.bundles import (
@@ -35,7 +36,7 @@ FORMAT: Final = "bentoml_diffusers.workflow"
 VERSION: Final = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Config = dict[str, JsonValue]
 
 

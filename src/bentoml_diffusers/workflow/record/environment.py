@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -52,20 +51,13 @@ def device_of(pipeline: Any) -> str:
 def _read_versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
-        version = _find_version(name)
+        version = _compat.find_version(name)
         if version is not None:
             found[name] = version
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return found
-
-
-def _find_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _read_processor(device: str) -> dict[str, str]:

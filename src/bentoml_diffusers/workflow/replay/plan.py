@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import AdapterNotFound
-from bentoml_diffusers.tasks import OPTION_NAMES, OPTION_PLACES
+from bentoml_diffusers.tasks import ADAPTER_OPTIONS, OPTION_NAMES, OPTION_PLACES
 from bentoml_diffusers.workflow.files import LOCAL, Bounds
 from bentoml_diffusers.workflow.record import (
     Decoder,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from bentoml_diffusers.tasks import Task
     from bentoml_diffusers.workflow.files import Adapter, Workflow
     from bentoml_diffusers.workflow.record import AdapterSource, Host
-
-_OPTIONS = {"lora": "lora_weights", "textual_inversion": "textual_inversions"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ def plan_replay(
     name = host.name_task(workflow)
     task = host.find_task(name)
     differences = [*_compare_hosts(host, workflow, task)]
-    options = [option for option in _OPTIONS.values() if option not in overrides]
+    options = [option for option in ADAPTER_OPTIONS.values() if option not in overrides]
     adapters = {}
     if host.adapters is not None:
         finder = _AdapterFinder(host.adapters, strict=strict)
@@ -180,7 +178,7 @@ class _AdapterFinder:
         """
         items = []
         for index, adapter in enumerate(workflow.adapters):
-            if _OPTIONS[adapter.kind] != option:
+            if ADAPTER_OPTIONS[adapter.kind] != option:
                 continue
             place = f"workflow.adapters[{index}]"
             try:
