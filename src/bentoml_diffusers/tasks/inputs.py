@@ -59,6 +59,7 @@ class Input:
         default: Value where a request leaves it out; ``None`` where it has none, or where it
             differs from block to block.
         is_required: A request must have it.
+        has_default: The method itself takes a call without it, even where a request must have it.
         description: From the class or the blocks, often empty.
         hint: Its annotation in a class; ``Any`` where there is none.
     """
@@ -67,6 +68,7 @@ class Input:
     kind: Kind
     default: Any = None
     is_required: bool = False
+    has_default: bool = False
     description: str = ""
     hint: Any = field(default=Any, repr=False, compare=False)
 

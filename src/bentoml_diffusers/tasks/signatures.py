@@ -79,6 +79,7 @@ def _read_input(
         hint=hints.get(item.name, Any),
         default=default,
         is_required=not has_default or item.name in needed,
+        has_default=has_default,
         description=texts.get(item.name, ""),
     )
 

@@ -105,7 +105,9 @@ class Task:
 
     def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments with the defaults of all others, as a record needs them."""
-        optional = (item for item in self.inputs.values() if not item.is_required)
+        optional = (
+            item for item in self.inputs.values() if item.has_default or not item.is_required
+        )
         return {**{item.name: item.default for item in optional}, **arguments}
 
     def prepare(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
