@@ -363,3 +363,27 @@ def install_image_container() -> None:
 
     image_type = LazyType("PIL.Image", "Image")
     DataContainerRegistry.register_container(image_type, image_type, PicklePILContainer)
+
+
+def installed_version(name: str) -> str | None:
+    """Returns the version of an installed package; ``None`` without it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def unmet_requirements(package: str = "bentoml-diffusers") -> list[str]:
+    """Returns which requirements of a package the installed versions do not meet, in words."""
+    from packaging.requirements import Requirement
+
+    unmet = []
+    for requirement in map(Requirement, importlib.metadata.requires(package) or ()):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed_version(requirement.name)
+        if version is None:
+            unmet.append(f"{requirement.name} is not installed, expected {requirement.specifier}")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            unmet.append(f"{requirement.name} is {version}, expected {requirement.specifier}")
+    return unmet

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
+from bentoml_diffusers.cli.doctor import doctor
 from bentoml_diffusers.cli.entries import embedding, info, list_command, lora
 from bentoml_diffusers.cli.lines import one_line_errors
 from bentoml_diffusers.cli.mellon import mellon
@@ -24,7 +25,7 @@ def diffusers_command() -> None:
     """Store and serve diffusers pipelines."""
 
 
-for command in (info, list_command, lora, embedding, workflow, replay, mellon):
+for command in (info, list_command, lora, embedding, workflow, replay, mellon, doctor):
     diffusers_command.add_command(command)
 
 
