@@ -140,7 +140,7 @@ def _inspect(entry: Path) -> tuple[str, str]:
     """Returns the kind of an entry and what is wrong with it; reads no weights."""
     from bentoml_diffusers.errors import DiffusersError
     from bentoml_diffusers.store import read_record
-    from bentoml_diffusers.store.layout import PIPELINE_FOLDER
+    from bentoml_diffusers.store.entries import PIPELINE_FOLDER
 
     try:
         record = read_record(entry)
