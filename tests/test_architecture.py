@@ -40,7 +40,7 @@ WINGS = {
     "store": ("entries", "sources", "code", "modular"),
     "workflow": ("files", "record", "replay"),
 }
-BASE = ("_compat", "_names")
+BASE = ("_compat", "_logs", "_names")
 OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the layers; only `serving` may know them
 HEAVY = ("torch", "diffusers", "transformers", "peft")
 

@@ -1,20 +1,26 @@
 """`bentoml diffusers import|info|verify|list|lora|embedding`, in this process by click's runner."""
 
+import contextlib
 import json
+import logging
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import bentoml
+import diffusers
 import pytest
 import torch
+import transformers
 from bentoml_cli.cli import cli
 from click.testing import CliRunner
+from original import save_checkpoint
 from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import store, testing
+from bentoml_diffusers._logs import quiet_loading
 
 
 @pytest.fixture
@@ -145,6 +151,29 @@ def test_errors_speak_of_the_options_of_the_command(run, tmp_path, name):
     assert "; --allow-pickle reads tensors" in refused
     assert "allow_pickle" not in refused
     assert "option --config: got" in run("import", name, tmp_path, "--config", "x").output
+
+
+def test_a_checkpoint_is_read_without_bars(run, tmp_path, name):
+    pipeline = testing.tiny_stable_diffusion()
+    save_checkpoint(pipeline, tmp_path / "a.safetensors")
+    pipeline.save_pretrained(tmp_path / "config")
+    done = run("import", name, tmp_path / "a.safetensors", "--config", tmp_path / "config")
+    assert done.exit_code == 0, done.output
+    assert "\r" not in done.output
+    assert "Loading" not in done.output
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_stay_on_a_terminal_and_after_the_load(monkeypatch, is_terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    modules = (diffusers.utils.logging, transformers.utils.logging)
+    for module in modules:
+        monkeypatch.setattr(module, "_tqdm_active", True)
+    with contextlib.suppress(KeyError), quiet_loading():
+        assert [module.is_progress_bar_enabled() for module in modules] == [is_terminal] * 2
+        raise KeyError
+    assert all(module.is_progress_bar_enabled() for module in modules)
+    assert not logging.getLogger("transformers.utils.import_utils").filters
 
 
 def test_a_loras_errors_speak_of_its_options(run, lora_dir, name):

@@ -53,6 +53,16 @@ class Server:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_S)
 
+    def check_loading(self, tag):
+        """The log says once that a model is loaded, in lines of a log, and nothing of bars."""
+        log = self.log
+        assert not {"\r", "\x1b"} & {*log}
+        assert "requires torchvision" not in log
+        said = re.findall(rf"^\S+ \[INFO\] \[\S+:1\] {tag}: (.*)$", log, re.MULTILINE)
+        assert said[0] == "loading"
+        assert re.fullmatch(r"loaded in \d+\.\d s", said[1])
+        assert len(said) == 2
+
     def wait_for_metric(self, pattern, within_s=60):
         """Waits until a line of the metrics matches."""
         give_up = time.monotonic() + within_s

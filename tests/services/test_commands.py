@@ -2,6 +2,8 @@
 
 from processes import ROOT
 
+import bentoml_diffusers
+
 
 def complain(process, *words):
     """A command failed with one line that says why."""
@@ -33,6 +35,28 @@ def test_import_then_list(run_command, make_home, pipeline_folder):
     process = run_command("diffusers", "import", "mine:one", str(pipeline_folder), home=home)
     assert (process.returncode, process.stdout) == (0, "mine:one\n")
     assert "mine:one" in run_command("diffusers", "list", home=home).stdout
+
+
+def test_import_of_code_without_trust_says_the_option(
+    run_command, make_home, pipeline_folder, tmp_path
+):
+    (tmp_path / "pipeline.py").write_text("from diffusers import StableDiffusionPipeline\n")
+    words = ("mine:one", str(pipeline_folder), "--custom-pipeline", str(tmp_path))
+    process = run_command("diffusers", "import", *words, home=make_home())
+    assert (process.returncode, process.stdout) == (0, "mine:one\n")
+    (said,) = process.stderr.splitlines()
+    assert said.startswith("Warning: mine:one brings code that will not run")
+    assert said.endswith("then import it again with --trust-remote-code")
+
+
+def test_replay_says_only_what_became_of_it(run_command, tiny_home, tiny_model, tmp_path):
+    with bentoml_diffusers.Engine.from_model(tiny_model, device="cpu") as engine:
+        result = engine.run("txt2img", prompt="a", num_inference_steps=1, return_workflow=True)
+    bentoml_diffusers.save_picture(result.images[0], tmp_path / "a.png", result.workflow)
+    again = ("--set", "seed=7", "--device", "cpu")
+    process = run_command("diffusers", "replay", str(tmp_path / "a.png"), *again, home=tiny_home)
+    assert process.stdout == "not compared: there is no hash of the same call\n"
+    assert process.stderr == ""
 
 
 def test_import_of_a_folder_without_pipeline(run_command, make_home, tmp_path):

@@ -32,6 +32,10 @@ def refuse(server, status, *words, **body):
         assert word in answer.text
 
 
+def test_log_of_the_start_is_a_line_for_each_stage(simple, tiny_model):
+    simple.check_loading(tiny_model.tag)
+
+
 class TestSimple:
     def test_picture(self, simple, open_picture):
         picture = open_picture(simple.paint())

@@ -50,6 +50,12 @@ def refused(server, tiny_home):
     return post
 
 
+def test_log_of_the_start_is_a_line_for_each_stage(server, tiny_model):
+    server.check_loading(tiny_model.tag)
+    start = server.log.partition("Service diffusers initialized")[0].splitlines()
+    assert [line for line in start if not re.match(r"\S+ \[[A-Z]+\] \[\S+\] ", line)] == []
+
+
 class TestPictures:
     def test_picture_and_its_seed(self, server, open_picture):
         body = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 7}

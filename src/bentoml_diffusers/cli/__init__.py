@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
 from bentoml_diffusers.cli.doctor import doctor
 from bentoml_diffusers.cli.entries import embedding, info, list_command, lora
@@ -92,7 +93,9 @@ def import_command(name: str, source: str, **options: Any) -> None:
     """Import a pipeline from the folder, file or hub repository SOURCE as NAME."""
     from bentoml_diffusers.store import import_model
 
-    click.echo(import_model(name, source, **options).tag)
+    with quiet_loading():
+        model = import_model(name, source, **options)
+    click.echo(model.tag)
 
 
 @diffusers_command.command()

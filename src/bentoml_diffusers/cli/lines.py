@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of BentoML's tree, ours included, is one line and exit status 1."""
+    """An error of BentoML's tree, ours included, is one line and exit status 1.
+
+    Warnings of this package are lines, too.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         from bentoml.exceptions import BentoMLException
 
+        command_here = click.get_current_context().command
         try:
-            return command(*args, **kwargs)
+            with _spoken_warnings(command_here):
+                return command(*args, **kwargs)
         except BentoMLException as error:
-            command_here = click.get_current_context().command
             raise click.ClickException(name_options(str(error), command_here)) from error
 
     return run
+
+
+@contextlib.contextmanager
+def _spoken_warnings(command: click.Command) -> Iterator[None]:
+    logger = logging.getLogger("bentoml_diffusers")
+    handler = _Speaker(command)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Speaker(logging.Handler):
+    """Says warnings in the words of a command."""
+
+    def __init__(self, command: click.Command) -> None:
+        super().__init__(logging.WARNING)
+        self._command = command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = name_options(record.getMessage(), self._command)
+        click.echo(f"{record.levelname.capitalize()}: {text}", err=True)
 
 
 def name_options(text: str, command: click.Command) -> str:
@@ -43,4 +72,5 @@ def name_options(text: str, command: click.Command) -> str:
             (rf"^{option.name}:|(?<=leave ){option.name}(?= out)", flag),
         ):
             text = re.sub(pattern, spoken, text)
-    return text
+    # Of `import`, also where another command tells to import again.
+    return re.sub(r"\btrust_remote_code=True\b", "--trust-remote-code", text)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers.cli.lines import one_line_errors
 
 
@@ -22,7 +23,8 @@ def mellon(tag: str, output: str | None, **options: Any) -> None:
     from bentoml_diffusers.options import ModelOptions
     from bentoml_diffusers.store import get
 
-    text = mellon_config(get(tag), ModelOptions(**options))
+    with quiet_loading():
+        text = mellon_config(get(tag), ModelOptions(**options))
     if output is None:
         click.echo(text, nl=False)
     else:

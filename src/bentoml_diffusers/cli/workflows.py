@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers.cli.lines import one_line_errors
 from bentoml_diffusers.cli.numerics import reproducible_option
 from bentoml_diffusers.cli.tables import Output, output_option, print_facts, print_json
@@ -122,7 +123,7 @@ def replay(
     recorded = Workflow.load(file)
     model = _find_model(recorded, where["tag"])
     options = _read_options(recorded, where["lora_dir"])
-    with Engine.from_model(model, device=where["device"], **options) as engine:
+    with quiet_loading(), Engine.from_model(model, device=where["device"], **options) as engine:
         result = engine.replay(recorded, strict=not no_strict, return_workflow=True, **changes)
     if output is not None:
         _save(result, output, infotext=infotext)

@@ -125,7 +125,7 @@ def _untrusted(what: str, digest: str) -> UntrustedSource:
         "custom_pipeline",
         what,
         f"code that you trust; this one has the sha256 {digest}. Read it, "
-        "then give trust_remote_code=True",
+        "then give trust_remote_code=True at the import, or here",
     )
 
 

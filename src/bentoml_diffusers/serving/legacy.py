@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from bentoml_diffusers.engine import Engine, default_device
 from bentoml_diffusers.errors import DiffusersError, InvalidOption, PipelineFailed
 from bentoml_diffusers.loading import bundled_pipeline_class, load_pipeline, stored_options
 from bentoml_diffusers.options import ModelOptions, option_names
+from bentoml_diffusers.serving.starting import say_loading
 from bentoml_diffusers.store import get
 from bentoml_diffusers.tasks import has_method
 
@@ -99,8 +101,9 @@ def get_runnable(bento_model: bentoml.Model) -> type[bentoml.legacy.Runnable]:
         def __init__(self) -> None:
             super().__init__()
             merged = _on_accelerator(options)
-            pipeline = load_pipeline(bento_model, merged, default_device())
-            self.engine = Engine(pipeline, merged, model=bento_model)
+            with say_loading(bento_model.tag) if _compat.is_runner_process() else nullcontext():
+                pipeline = load_pipeline(bento_model, merged, default_device())
+                self.engine = Engine(pipeline, merged, model=bento_model)
             self.max_concurrent_calls = self.engine.limits.max_running
 
         @property

@@ -27,6 +27,7 @@ from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
+from bentoml_diffusers.serving.starting import say_loading
 from bentoml_diffusers.serving.uploads import UploadBudget
 from bentoml_diffusers.store import get, read_record
 from bentoml_diffusers.tasks import shows_options
@@ -92,12 +93,14 @@ def service(
         bento_model = BentoModel(model)
 
         def __init__(self) -> None:
-            self.engine = Engine.from_model(
-                _find_model(DiffusersService, model),
-                limits=_with_timeout(engine_limits or EngineLimits(), DiffusersService),
-                **given.given(),
-            )
-            _find_tasks(self.engine, requests)
+            found = _find_model(DiffusersService, model)
+            with say_loading(found.tag):
+                self.engine = Engine.from_model(
+                    found,
+                    limits=_with_timeout(engine_limits or EngineLimits(), DiffusersService),
+                    **given.given(),
+                )
+                _find_tasks(self.engine, requests)
             check_default_sizes(self.engine, requests)
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
