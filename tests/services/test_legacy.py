@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from processes import ENDLESS
 
@@ -86,7 +87,7 @@ class TestSimple:
         headers = {"content-type": "application/json"}
         refuse(simple, 400, "JSON", content=b"{prompt", headers=headers)
 
-    def test_requests_at_once_are_as_alone(self, simple):
+    def test_requests_at_once_are_as_alone(self, simple, open_picture):
         requests = [
             {"seed": 1},
             {"seed": 2, "lora_weights": "tiny-lora"},
@@ -94,7 +95,11 @@ class TestSimple:
         ]
         alone = [simple.paint(**fields) for fields in requests]
         with ThreadPoolExecutor(len(requests)) as pool:
-            assert list(pool.map(lambda fields: simple.paint(**fields), requests)) == alone
+            together = list(pool.map(lambda fields: simple.paint(**fields), requests))
+        for one, other in zip(together, alone, strict=True):
+            pixels = [np.asarray(open_picture(body)).astype(int) for body in (one, other)]
+            # One level of a shared forward is a few where JPEG rounds its waves the other way.
+            assert np.abs(pixels[0] - pixels[1]).mean() < 1
 
     def test_timeout_of_the_runner(self, simple):
         plain = simple.paint()
