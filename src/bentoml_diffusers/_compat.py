@@ -265,6 +265,17 @@ def reads_lokr(pipeline: Any) -> bool:
     return convert is not None and "lokr" in inspect.getsource(inspect.unwrap(convert.__func__))
 
 
+def reads_alpha_of_file(pipeline: Any) -> bool:
+    """True if diffusers takes a LoRA's alpha from the metadata of its file (0.42: MiniMax-H3).
+
+    Until diffusers reads such metadata of tensors in memory.
+    """
+    convert = getattr(pipeline, "lora_state_dict", None)
+    return convert is not None and "file_metadata" in inspect.getsource(
+        inspect.unwrap(convert.__func__)
+    )
+
+
 def attention_backend() -> str:
     """Name of the attention kernel that diffusers uses where no module says otherwise.
 

@@ -37,10 +37,10 @@ class TracedTensor(torch.Tensor):
 
 
 def trace(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Returns the same tensors, each with its name as the source."""
+    """Returns copies of tensors, since converters scale some in place; each knows its name."""
     traced: Tensors = {}
     for key, tensor in tensors.items():
-        own = tensor.as_subclass(TracedTensor)
+        own = tensor.clone().as_subclass(TracedTensor)
         own.sources = frozenset({key})
         traced[key] = own
     return traced
@@ -62,6 +62,25 @@ def list_other(file: Mapping[str, torch.Tensor], used: Iterable[torch.Tensor]) -
         for key, tensor in file.items()
         if tensor.data_ptr() not in places and not key.endswith("alpha") and tensor.numel()
     ]
+
+
+def without_effect(file: Mapping[str, torch.Tensor], layers: Iterable[str]) -> set[str]:
+    """Returns those of the ``layers`` that add nothing: all differences, or one matrix, are zero.
+
+    Trainers write such ones for layers that they did not train, and diffusers leaves them out.
+    """
+    tensors: dict[str, list[torch.Tensor]] = {}
+    for key, tensor in file.items():
+        if not key.endswith("alpha"):
+            tensors.setdefault(_SUFFIX.sub("", key), []).append(tensor)
+    return {layer for layer in layers if not _adds(tensors[layer])}
+
+
+def _adds(tensors: Iterable[torch.Tensor]) -> bool:
+    matrices = [tensor for tensor in tensors if tensor.ndim > 1]
+    others = [tensor for tensor in tensors if tensor.ndim <= 1]
+    product = bool(matrices) and all(bool(matrix.any()) for matrix in matrices)
+    return product or any(bool(tensor.any()) for tensor in others)
 
 
 def layers_of(keys: Iterable[str]) -> list[str]:

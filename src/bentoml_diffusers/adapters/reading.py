@@ -12,7 +12,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.adapters.coverage import layers_of, list_other, sources_of, trace
+from bentoml_diffusers import _compat
+from bentoml_diffusers.adapters.coverage import (
+    layers_of,
+    list_other,
+    sources_of,
+    trace,
+    without_effect,
+)
 from bentoml_diffusers.adapters.denoisers import loader_arguments
 from bentoml_diffusers.adapters.files import read_tensors
 from bentoml_diffusers.adapters.lycoris import is_lycoris_of, kind_of
@@ -58,10 +65,11 @@ def convert_lora(
     """
     file = read_tensors(name, path)
     _check_keys(name, list(file.tensors))
+    _check_alphas(name, file.tensors)
     kind = kind_of(file.tensors)
     if kind is not None and is_lycoris_of(pipeline, name, file.tensors, components):
         return RawLora(beyond_slots=kind, is_finite=file.is_finite)
-    reader = _Reader(pipeline, layers, name, _config_of(file), components or ("",))
+    reader = _Reader(pipeline, layers, name, _config_of(pipeline, file), components or ("",))
     raw = reader.read(file.tensors)
     raw.is_finite = file.is_finite
     if not raw.layers and raw.beyond_slots is None and not raw.absent:
@@ -72,12 +80,26 @@ def convert_lora(
     return raw
 
 
-def _config_of(file: TensorFile) -> Mapping[str, Any] | None:
+def _config_of(pipeline: DiffusionPipeline, file: TensorFile) -> Mapping[str, Any] | None:
     """What a file says of its layers; diffusers itself looks at it only if it reads the file."""
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 
     text = file.about.get(LORA_ADAPTER_METADATA_KEY)
-    return json.loads(text) if text else None
+    if text:
+        config: Mapping[str, Any] = json.loads(text)
+        return config
+    alpha = _alpha_of(file.about.get("alpha", ""))
+    has_own = any(key.endswith(".alpha") for key in file.tensors)
+    if alpha is None or has_own or not _compat.reads_alpha_of_file(pipeline):
+        return None
+    return {f"{name}.lora_alpha": alpha for name in pipeline._lora_loadable_modules}
+
+
+def _alpha_of(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -96,8 +118,11 @@ class _Reader:
         stand_in = _stand_in(self, raw)
         try:
             for component in self.components:
+                # Converters scale some tensors in place: each denoiser gets its own.
+                several = len(self.components) > 1
+                given = {key: one.clone() if several else one for key, one in tensors.items()}
                 stand_in.load_lora_weights(
-                    dict(tensors), adapter_name="request", **loader_arguments(component)
+                    given, adapter_name="request", **loader_arguments(component)
                 )
         except InvalidModel:
             raise
@@ -115,12 +140,15 @@ class _Reader:
         """Finds the layers of a file that went nowhere, and refuses or notes them."""
         traced = self.read(trace(file))
         used, absent = sources_of(traced.used), sources_of(traced.absent)
-        lost = layers_of(key for key in list_other(file, ()) if key not in used)
+        left = layers_of(key for key in list_other(file, ()) if key not in used)
+        idle = without_effect(file, left)
+        lost = [layer for layer in left if layer not in idle]
         if not lost:
             return
         every = len(layers_of(file))
         raw.left_out = LeftOut(tuple(lost), every)
-        unknown = layers_of(key for key in list_other(file, ()) if key not in used | absent)
+        rest = (key for key in list_other(file, ()) if key not in used | absent)
+        unknown = set(lost).intersection(layers_of(rest))
         if (unknown and not allow_partial) or len(lost) == every:
             raise raw.left_out.refusal(self.name, type(self.pipeline).__name__)
 
@@ -135,6 +163,13 @@ def _check_keys(name: str, keys: Sequence[str]) -> None:
             "is a DoRA in the layout of kohya, whose magnitudes diffusers drops",
             "save it in the layout of diffusers",
         )
+
+
+def _check_alphas(name: str, tensors: Tensors) -> None:
+    """Refuses what makes diffusers' converters run forever: they halve until a factor fits."""
+    for key, tensor in tensors.items():
+        if key.endswith("alpha") and tensor.numel() == 1 and not float(tensor) >= 0:
+            raise InvalidModel(name, f"holds {key!r} of {float(tensor):g}, which is not positive")
 
 
 def _stand_in(reader: _Reader, raw: RawLora) -> Any:
