@@ -241,6 +241,22 @@ def test_a_third_text_encoder_of_sd3_takes_no_lora(tmp_path):
         read(pipeline, {**layout.tensors(), **more}, path)
 
 
+def test_lokr_for_fused_projections_of_flux_2_does_not_change_the_base(tmp_path):
+    blocks = {"transformer_blocks.0.attn.to_q": (8, 12)}
+    pipeline = bare(diffusers.Flux2Pipeline, {"transformer": Denoiser(blocks)})
+    key = "diffusion_model.double_blocks.0.img_attn.qkv"
+    tensors = {f"{key}.lokr_w1": torch.ones(2, 2), f"{key}.lokr_w2": torch.ones(18, 4)}
+    before = set(pipeline.transformer.state_dict())
+    with pytest.raises(errors.InvalidModel, match=r"fused projections.*attn\.to_qkv"):
+        read(pipeline, tensors, tmp_path / "x.safetensors")
+    assert set(pipeline.transformer.state_dict()) == before
+    fused = bare(
+        diffusers.Flux2Pipeline,
+        {"transformer": Denoiser({"transformer_blocks.0.attn.to_qkv": (8, 36)})},
+    )
+    assert read(fused, tensors, tmp_path / "x.safetensors").beyond_slots == "LoKr"
+
+
 @pytest.mark.parametrize("alpha", [-1.0, float("nan")])
 def test_an_alpha_that_makes_diffusers_run_forever_is_refused(flux, alpha):
     pipeline, tensors, path = flux

@@ -25,6 +25,7 @@ _BEYOND_SLOTS = {
     "lora_B.bias": "a LoRA with bias",
     ".lokr_": "LoKr",
 }
+_FUSED = (".to_qkv", ".to_added_qkv")
 
 
 class Recorder:
@@ -81,6 +82,9 @@ class Recorder:
         paths = dict(self._module.named_modules())
         # PEFT leaves out what it has no layer for.
         lost = next((path for path in map(_layer_of, state) if path not in paths), None)
+        if lost is not None and lost.endswith(_FUSED):
+            # diffusers fuses them for such a file, in the base model and for good.
+            raise ValueError(f"it is for fused projections, which {self._name} has not: {lost}")
         if lost is not None:
             raise MissingLayer(f"{self._name}.{lost}")
         self._raw.used += state.values()
