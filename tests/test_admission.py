@@ -9,6 +9,7 @@ from holding import held
 from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
 from bentoml_diffusers.engine.profile import CostProfile, bucket
 from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.serving import refusals
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 
@@ -98,6 +99,7 @@ def test_each_error_has_one_outcome_in_all_counts():
     special = {
         "QueueFull": (429, "refused"),
         "AdaptersBusy": (503, "refused"),
+        refusals.UploadsFull.__name__: (503, "refused"),
         "RequestCancelled": (503, "cancelled"),
         "DeadlineExceeded": (504, "expired"),
     }
