@@ -38,6 +38,8 @@ class Patterns:
 
     def find(self, layer: str, default: Any) -> Any:
         """Returns the value for a layer."""
+        if not self._values:  # most files, and this is called for each layer
+            return default
         parts = layer.split(".")
         ends = [".".join(parts[start:]) for start in range(len(parts))]
         indices = [self._names[end] for end in (f"^{layer}", *ends) if end in self._names]
