@@ -43,7 +43,8 @@ def _known_at(model: type[BaseModel], place: Sequence[str | int]) -> Collection[
 
 def _models_in(annotation: Any) -> Any:
     """Yields the models in a type such as ``list[LoraChoice] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    parts = get_args(annotation)  # on Python 3.10 `list[int]` is a type, too
+    if not parts and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for part in get_args(annotation):
+    for part in parts:
         yield from _models_in(part)
