@@ -18,13 +18,13 @@ import attr
 import bentoml
 from bentoml import Tag
 from bentoml.models import ModelContext
+from filelock import FileLock, Timeout
 
 from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import DiffusersError, InvalidModel, StoreNotWritable, TagConflict
 from bentoml_diffusers.store.entries.hashing import hash_rest_later
 from bentoml_diffusers.store.entries.layout import API_VERSION, MODULE_NAME
 from bentoml_diffusers.store.entries.linking import storage_errors
-from bentoml_diffusers.store.entries.locks import hold_lock, is_abandoned
 from bentoml_diffusers.store.entries.record import Record, package_versions
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def write_entry(
             record = fill(folder)
             record.write(folder)
             _flush(attr.evolve(draft, path=folder), list(arguments.get("external_modules") or ()))
-        with hold_lock(_staging_root(store.root) / f"{tag.name}.lock"):
+        with FileLock(_staging_root(store.root) / f"{tag.name}.lock"):
             same = find_same(tag) if find_same is not None else None
             if same is not None:
                 return same
@@ -130,11 +130,11 @@ def _staging_folder(store_root: Path) -> Iterator[Path]:
     root = _staging_root(store_root)
     with contextlib.ExitStack() as stack:
         # A folder is made and locked in one step, as others see it: no lock means no owner.
-        with hold_lock(root / "staging.lock"):
+        with FileLock(root / "staging.lock"):
             _remove_abandoned(root)
             parent = Path(tempfile.mkdtemp(dir=root))
             stack.callback(shutil.rmtree, parent, ignore_errors=True)
-            stack.enter_context(hold_lock(parent / "lock"))
+            stack.enter_context(FileLock(parent / "lock"))
         folder = parent / "entry"
         folder.mkdir()
         yield folder
@@ -143,8 +143,17 @@ def _staging_folder(store_root: Path) -> Iterator[Path]:
 def _remove_abandoned(root: Path) -> None:
     """Removes what killed imports left."""
     for folder in root.iterdir():
-        if folder.is_dir() and is_abandoned(folder / "lock"):
+        if folder.is_dir() and _is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """True if nobody holds the lock any more: the system releases it when its holder is killed."""
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return True
+    except (Timeout, OSError):
+        return False
 
 
 def _flush(model: bentoml.Model, external_modules: list[Any]) -> None:
