@@ -15,6 +15,7 @@ from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an
 
 from bentoml_diffusers import _compat
 from bentoml_diffusers._compat import api_with_headers, service_timeout_s
+from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers.adapters.static import find_static_adapters
 from bentoml_diffusers.engine import Engine
 from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidRequest
@@ -77,7 +78,8 @@ def service(
     """
     given = ModelOptions.from_mapping(options)
     bounds = limits or RequestLimits()
-    endpoints = find_endpoints(model, given, bounds)
+    with quiet_loading():  # the classes of the pipeline are imported
+        endpoints = find_endpoints(model, given, bounds)
     requests = {endpoint.task: endpoint.request for endpoint in endpoints}
     apis = {endpoint.name: _make_api(endpoint, embed) for endpoint in endpoints}
     replay_request, adapters_request = make_replay_model(bounds), _make_empty_request()
