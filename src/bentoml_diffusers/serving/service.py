@@ -24,6 +24,7 @@ from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, 
 from bentoml_diffusers.serving.answering import HEADERS, NOTHING, answer, refuse
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
 from bentoml_diffusers.serving.gate import Gate
+from bentoml_diffusers.serving.pinning import pin_adapters
 from bentoml_diffusers.serving.reading import RequestModel
 from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
 from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
@@ -96,11 +97,13 @@ def service(
 
         def __init__(self) -> None:
             found = _find_model(DiffusersService, model)
+            options = stored_options(found).overridden_by(given)
+            pinned = pin_adapters(options, _bento_tags(DiffusersService))
             with say_loading(found.tag):
                 self.engine = Engine.from_model(
                     found,
                     limits=_with_timeout(engine_limits or EngineLimits(), DiffusersService),
-                    **given.given(),
+                    **{**given.given(), **pinned},
                 )
                 _find_tasks(self.engine, requests)
             check_default_sizes(self.engine, requests)
@@ -185,9 +188,13 @@ def _static_tags(model: str, given: ModelOptions) -> list[str]:
 def _find_model(service: Any, tag: str) -> bentoml.Model:
     """A bento is served with the version that it was built with, even if there is a later one."""
     name = Tag.from_taglike(tag).name
-    models = service.bento.info.all_models if service.bento else ()
-    pinned = next((info.tag for info in models if info.tag.name == name), tag)
+    pinned = next((one for one in _bento_tags(service) if one.name == name), tag)
     return BentoModel(pinned).resolve()
+
+
+def _bento_tags(service: Any) -> list[Tag]:
+    """Tags of the models in a service's bento; none without one."""
+    return [info.tag for info in service.bento.info.all_models] if service.bento else []
 
 
 def _find_tasks(engine: Engine, tasks: Iterable[str]) -> None:
