@@ -19,6 +19,8 @@ CALL = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1}
 CODE = """
 from diffusers import StableDiffusionPipeline
 
+Sizes = list[int]  # counts as a class on Python 3.10
+
 class {name}(StableDiffusionPipeline):
     word = "{word}"
 

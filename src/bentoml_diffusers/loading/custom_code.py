@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_origin
 
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
 from bentoml_diffusers.store import CODE_FOLDER, find_code, hash_code, is_trusted
@@ -191,7 +191,8 @@ def _find_class(module: ModuleType, name: str | None, base: type[T], kind: str) 
     classes = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, base)
+        # On Python 3.10 `list[int]` counts as a class, too.
+        if isinstance(value, type) and get_origin(value) is None and issubclass(value, base)
     }
     if name is None:
         classes = {k: v for k, v in classes.items() if v.__module__ == module.__name__}
