@@ -53,7 +53,7 @@ def test_a_broken_entry_is_named_and_hides_nothing(run, lora_dir, name):
     finally:
         for tag in tags:
             bentoml.models.delete(tag)
-    assert report["store"]["broken"].keys() == set(tags)
+    assert set(tags) <= report["store"]["broken"].keys()  # other tests may have left some, too
     assert "has a broken record.json" in report["store"]["broken"][tags[0]]
     assert "lacks " in report["store"]["broken"][tags[1]]
     assert all(any(tag in problem for problem in report["problems"]) for tag in tags)

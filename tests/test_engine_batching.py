@@ -190,11 +190,10 @@ def test_any_mix_gives_each_request_its_lone_picture(sd_engine, requests):
         if request["cancel"]:
             handle.cancel()
     for handle, request, (task, call) in zip(handles, requests, calls, strict=True):
-        if request["cancel"]:
-            with pytest.raises(errors.RequestCancelled):
-                handle.result(60)
+        if isinstance(handle.future.exception(60), errors.RequestCancelled):
+            assert request["cancel"]
             continue
-        together = handle.result(60).images
+        together = handle.result(60).images  # also of one that was done before it was cancelled
         alone = sd_engine.run(task, **call).images
         assert len(together) == len(alone) == request["num_images_per_prompt"]
         for one, two in zip(together, alone, strict=True):
