@@ -1,5 +1,7 @@
 """Which hosts and pages a service answers, by where it listens and what its operator allows."""
 
+import copy
+
 import bentoml
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
@@ -73,14 +75,22 @@ def test_pages_of_other_sites(ask, site, origin, status):
     assert ask("localhost", "gpu.example", **headers) == status
 
 
-def test_pages_that_cors_allows(ask, monkeypatch):
-    cors = BentoMLContainer.api_server_config.get()["http"]["cors"]
-    monkeypatch.setitem(cors, "enabled", True)
-    monkeypatch.setitem(cors, "access_control_allow_origins", ["https://page.example"])
-    allowed, other = (
-        ask("localhost", "gpu.example", origin=origin, sec_fetch_site="cross-site")
-        for origin in ("https://page.example", "https://evil.example")
-    )
+def test_pages_that_cors_allows(ask):
+    before = BentoMLContainer.config.get()
+    cors = {"enabled": True, "access_control_allow_origins": ["https://page.example"]}
+    changed = copy.deepcopy(before)
+    changed["api_server"]["http"]["cors"] |= cors
+    BentoMLContainer.config.set(changed)
+    # Made once for a process, by another test perhaps.
+    BentoMLContainer.access_control_options.set({"allow_origins": ["https://page.example"]})
+    try:
+        allowed, other = (
+            ask("localhost", "gpu.example", origin=origin, sec_fetch_site="cross-site")
+            for origin in ("https://page.example", "https://evil.example")
+        )
+    finally:
+        BentoMLContainer.config.set(before)
+        BentoMLContainer.access_control_options.reset()
     assert (allowed, other) == (200, 403)
 
 
