@@ -119,8 +119,7 @@ def add_choices(base: type[RequestModel]) -> type[RequestModel]:
             None,
             ge=-1,
             le=MAX_SEED,
-            description="The same seed paints the same picture; by default, or for -1, one is "
-            "drawn.",
+            description="The same seed gives the same image; by default, or for -1, one is drawn.",
             examples=[7],
         )
         scheduler: str | None = Field(

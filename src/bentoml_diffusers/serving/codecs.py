@@ -54,7 +54,7 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
 
 
 def prepare_image(picture: Image.Image, limits: RequestLimits) -> Image.Image:
-    """Returns a picture upright, as RGB.
+    """Returns an image upright, as RGB.
 
     Raises:
         ValueError: Too small, or beyond the limits; the text says which.

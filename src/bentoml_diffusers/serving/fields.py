@@ -231,9 +231,9 @@ _MEANINGS: Mapping[str, str] = {
     "target_size": "Height and width that the image is said to have, px.",
     "crops_coords_top_left": "Where the image is said to be cropped: top, left, px.",
     "negative_original_size": "As original_size, for what not to generate.",
-    "negative_target_size": "As target_size, for what not to paint.",
-    "negative_crops_coords_top_left": "As crops_coords_top_left, for what not to paint.",
+    "negative_target_size": "As target_size, for what not to generate.",
+    "negative_crops_coords_top_left": "As crops_coords_top_left, for what not to generate.",
     "aesthetic_score": "Score that the image is said to have.",
-    "negative_aesthetic_score": "Score of what not to paint.",
+    "negative_aesthetic_score": "Score of what not to generate.",
     "max_sequence_length": "Longest prompt in tokens.",
 }

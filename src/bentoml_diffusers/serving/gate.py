@@ -1,4 +1,4 @@
-"""Who may ask a service: not a web page of a stranger in the browser of whoever runs it.
+"""Who may ask a service: not a foreign web page in the browser of whoever runs it.
 
 Without this, any page can send a form to ``http://localhost:3000``, or let a name of its own point
 at the loopback address (DNS rebinding), and spend the device.

@@ -26,7 +26,7 @@ _NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_s
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
-    """Returns how many pictures a request asks for."""
+    """Returns how many images a request asks for."""
     prompt = arguments.get("prompt")
     embeds = arguments.get("prompt_embeds")
     prompts = len(prompt) if isinstance(prompt, list) else 1
@@ -89,7 +89,7 @@ def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -
 
 
 def with_rgb_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with PIL pictures as RGB: pipelines fail on other modes. Masks stay."""
+    """Returns the arguments with PIL images as RGB: pipelines fail on other modes. Masks stay."""
     return {
         name: _to_rgb(value) if "image" in name and "mask" not in name else value
         for name, value in arguments.items()
