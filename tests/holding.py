@@ -1,6 +1,7 @@
 """Requests that really run at once."""
 
 import contextlib
+import threading
 import time
 
 from bentoml_diffusers.engine.jobs import Member
@@ -27,3 +28,15 @@ class _All:
 def skip_verification(engine):
     """Leaves out the lone forwards beside the first shared ones, for tests that count."""
     engine._worker.conductor._runs._verified = _All()
+
+
+class Gate:
+    """Holds a request at its first step until it is opened; a ``callback_on_step_end``."""
+
+    def __init__(self):
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, pipeline, index, timestep, tensors):
+        self.reached.set()
+        assert self.opened.wait(60)
+        return tensors

@@ -1,10 +1,9 @@
 """The queue: who runs, who waits, who is refused, what it costs to be late."""
 
 import asyncio
-import threading
 
 import pytest
-from holding import held
+from holding import Gate, held
 
 from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
 from bentoml_diffusers.engine.profile import CostProfile, bucket
@@ -12,18 +11,6 @@ from bentoml_diffusers.engine.request import Ticket
 from bentoml_diffusers.serving import refusals
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
-
-
-class Gate:
-    """Holds a request at its first step until it is opened."""
-
-    def __init__(self):
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self, pipeline, index, timestep, tensors):
-        self.reached.set()
-        assert self.opened.wait(30)
-        return tensors
 
 
 @pytest.fixture

@@ -1,26 +1,13 @@
 """Who waits for something of the engine can stop, and is not stopped by another engine."""
 
-import threading
-
 import pytest
+from holding import Gate
 
 from bentoml_diffusers import Engine, errors, testing
 from bentoml_diffusers.engine.once import Once
 from bentoml_diffusers.engine.request import Ticket
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
-
-
-class Gate:
-    """Holds a request at its first step until it is opened."""
-
-    def __init__(self):
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self, pipeline, index, timestep, tensors):
-        self.reached.set()
-        assert self.opened.wait(60)
-        return tensors
 
 
 @pytest.fixture
