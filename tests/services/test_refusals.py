@@ -38,6 +38,15 @@ class TestMediaTypes:
         assert demo_server.client.post("/txt2img", content=BODY).status_code == 415
         assert demo_server.client.post("/adapters").status_code == 200
 
+    @pytest.mark.parametrize("path", ["/txt2img", "/replay", "/adapters"])
+    @pytest.mark.parametrize("body", [BODY, b'{"prompt": "a = b & c"}', b' [{"a": 1}]'])
+    def test_json_that_curl_sends_as_a_form(self, demo_server, path, body):
+        """`curl -d` says so where nobody says another type."""
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        answer = demo_server.client.post(path, content=body, headers=form)
+        assert answer.status_code == 400
+        assert "-H 'content-type: application/json'" in answer.json()["error"]
+
     @pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "Application/JSON"])
     def test_json_by_other_spellings(self, post, media_type):
         assert post(content_type=media_type).status_code == 200

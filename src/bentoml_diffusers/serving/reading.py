@@ -145,6 +145,9 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         from starlette.datastructures import UploadFile
 
         values: dict[str, Any] = {}
+        if any(name.lstrip()[:1] in ("{", "[") for name in form):
+            hint = "JSON that came as a form: send -H 'content-type: application/json' with it"
+            raise cls._fault("body", hint)
         for name, value in form.multi_items():
             if name in values:
                 raise cls._fault(name, "given more than once")
