@@ -145,6 +145,16 @@ class TestPictures:
         assert open_picture(body).format == "WEBP"
         assert open_picture(body).size == (48, 64)
 
+    @pytest.mark.parametrize("size", [(32, 32), (50, 35)])
+    def test_an_image_is_answered_in_its_size(self, server, open_picture, encode, size):
+        call = {**CALL, "image": as_text(encode(size=size))}
+        again = {**call, "strength": 0.6}
+        assert open_picture(server.paint("/image2image", **again)).size == size
+        call["diffdiff_map"] = as_text(encode("PNG", "L", size, 255))
+        assert open_picture(server.paint("/differential", **call)).size == size
+        chosen = server.paint("/image2image", **again, height=48, width=40)
+        assert open_picture(chosen).size == (40, 48)
+
     def test_requests_are_counted_by_their_modular_workflow(self, server):
         server.paint("/text2image", **CALL)
         text = server.client.get("/metrics").text

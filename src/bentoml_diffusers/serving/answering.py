@@ -20,7 +20,7 @@ from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.refusals import UploadsFull
-from bentoml_diffusers.serving.sizes import check_whole_size
+from bentoml_diffusers.serving.sizes import check_whole_size, has_size_of_image
 from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 from bentoml_diffusers.workflow.files import Embedding, embed_workflow
 
@@ -64,8 +64,8 @@ async def answer(
 
     async def paint() -> Result:
         arguments = read_arguments(fields)
-        if "image" in fields and not engine.find_task(task).is_modular:
-            arguments["keep_size"] = True  # blocks have inputs for the size, and other images
+        if has_size_of_image(engine.find_task(task), fields):
+            arguments["keep_size"] = True
         check_whole_size(engine, task, endpoint.request.limits, arguments)
         if embed.workflow or embed.infotext:
             arguments["return_workflow"] = True

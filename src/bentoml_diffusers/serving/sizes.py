@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine import Engine
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.serving.reading import RequestModel
+    from bentoml_diffusers.tasks import Task
 
 
 def check_default_sizes(engine: Engine, requests: Mapping[str, type[RequestModel]]) -> None:
@@ -69,7 +70,7 @@ def check_whole_size(
     """
     given = [name for name in _SIDES if arguments.get(name) is not None]
     is_chosen = len(given) == len(_SIDES) or bool(arguments.get("keep_size"))
-    if is_chosen or not set(_SIDES) <= set(engine.find_task(task).inputs):
+    if is_chosen or not _takes_size(engine.find_task(task)):
         return
     height, width = _complete(engine, task, arguments)
     if max(height, width) > limits.max_side or height * width > limits.max_pixels:
@@ -85,11 +86,23 @@ def check_whole_size(
 _SIDES = ("height", "width")
 
 
+def has_size_of_image(task: Task, fields: Mapping[str, Any]) -> bool:
+    """True if a request is answered in the size of its image: not by blocks that choose a size."""
+    return fields.get("image") is not None and (not task.is_modular or _takes_size(task))
+
+
+def _takes_size(task: Task) -> bool:
+    return set(_SIDES) <= set(task.inputs)
+
+
 def _has_free_size(engine: Engine, task: str, request: type[RequestModel]) -> bool:
     """False where the size comes from an image."""
     fields = request.model_fields
-    is_modular = engine.find_task(task).is_modular
-    return set(_SIDES) <= set(fields) and (is_modular or "image" not in fields)
+    image = fields.get("image")
+    may_lack_image = image is None or (
+        engine.find_task(task).is_modular and not image.is_required()
+    )
+    return set(_SIDES) <= set(fields) and may_lack_image
 
 
 def _complete(engine: Engine, task: str, given: Mapping[str, Any]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.tasks import Task
 
-_PADDED = ("image", "mask_image", "control_image")
+_NOT_PADDED = ("ip_adapter_image",)  # says what is shown, not where
 _ANY_STEP = 16  # px, for pipelines that do not tell theirs; suits all families
 
 
@@ -36,12 +36,16 @@ class Canvas:
     padded: tuple[int, int]
 
     def restore(self, output: Any) -> Any:
-        """Returns an output of diffusers, or a tuple, with its images in the size that came."""
+        """Returns an output of diffusers, or a tuple, with its images in the size that came.
+
+        Blocks give a bare list.
+        """
         if isinstance(output, tuple):
             return (self._restore_all(output[0]), *output[1:])
         if hasattr(output, "images"):
             output.images = self._restore_all(output.images)
-        return output
+            return output
+        return self._restore_all(output)
 
     def restore_image(self, image: Image.Image) -> Image.Image:
         """Crops an image; one whose size the pipeline chose by itself is resized."""
@@ -85,9 +89,9 @@ def fit_to_image(
         return changed, None
     canvas = Canvas(image.size, (width, height))
     if arguments.get("padding_mask_crop") is None and canvas.size != canvas.padded:
-        for name in _PADDED:
-            part = arguments.get(name)
-            if isinstance(part, Image.Image) and part.size == image.size:
+        for name, part in arguments.items():
+            is_beside = isinstance(part, Image.Image) and part.size == image.size
+            if is_beside and name not in _NOT_PADDED:
                 changed[name] = _pad(part, canvas.padded)
     return changed, canvas
 
