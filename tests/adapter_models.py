@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bentoml_diffusers import testing
 from bentoml_diffusers.testing.text import tiny_t5, tiny_t5_tokenizer
+from bentoml_diffusers.testing.unets import tiny_vae
 
 CALL = {"num_inference_steps": 2, "output_type": "np", "height": 32, "width": 32}
 
@@ -51,6 +52,33 @@ def tiny_wan(two=True):
             transformer=denoiser(1),
             transformer_2=denoiser(2) if two else None,
             boundary_ratio=0.875 if two else None,
+        )
+
+
+def tiny_z_image():
+    """Z-Image without a text encoder: calls bring the embeddings of their prompt."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[8, 4, 4],
+            axes_lens=[64, 32, 32],
+        )
+        for parameter in transformer.parameters():
+            if parameter.ndim > 1:  # some are not initialized
+                torch.nn.init.normal_(parameter, std=0.1)
+        return diffusers.ZImagePipeline(
+            transformer=transformer,
+            vae=tiny_vae(shift=0.1),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+            text_encoder=None,
+            tokenizer=None,
         )
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from diffusers.loaders import PeftAdapterMixin, lora_conversion_utils, lora_pipeline
 from diffusers.models.modeling_utils import ModelMixin
-from lora_layouts import LAYOUTS
+from lora_layouts import DOTTED, KOHYA, LAYOUTS, by_stability, shape_of
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from bentoml_diffusers import errors, testing
+from bentoml_diffusers.adapters.coverage import layer_of, layers_of
 from bentoml_diffusers.adapters.layers import LayerMap
 from bentoml_diffusers.adapters.lora import LoraSwitch
 from bentoml_diffusers.adapters.reading import convert_lora
@@ -228,6 +229,86 @@ def test_names_that_no_converter_knows_are_refused(flux):
     lost = {f"lora_unet_nowhere.{end}": torch.ones(4, 4) for end in ends}
     with pytest.raises(errors.InvalidModel, match="lora_unet_nowhere"):
         read(pipeline, {**tensors, **lost}, path)
+
+
+def anime_z():
+    """Returns Z-Image's attention apart, and what the trainer Anime-Z writes besides: fused."""
+    apart = layout_of("z-image-twice").tensors()
+    more = {}
+    for block in ("diffusion_model.layers.0.attention", "diffusion_model.layers.1.attention"):
+        names = [f"{block}.to.{one}.lora" for one in "qkv"]
+        more[f"{block}.qkv.lora.down.weight"] = torch.cat(
+            [apart[f"{n}.down.weight"] for n in names]
+        )
+        up = torch.block_diag(*(apart[f"{name}.up.weight"] for name in names))
+        more[f"{block}.qkv.lora.up.weight"] = up
+        for end in DOTTED[:2]:
+            more[f"{block}.out.{end}"] = apart[f"{block}.to_out.0.{end}"]
+    return "z-image-twice", apart, more
+
+
+def sdxl_of_two_programs():
+    """Returns layers of SDXL by the names of diffusers, and again by those of Stability."""
+    apart, more = layout_of("sdxl-kohya").tensors(), {}
+    for path, _ in testing.tiny_stable_diffusion_xl().unet.named_modules():
+        layer, other = (
+            f"lora_unet_{name.replace('.', '_')}" for name in (path, by_stability(path))
+        )
+        if layer != other and f"{layer}.alpha" in apart:
+            more.update({f"{other}.{end}": apart[f"{layer}.{end}"] for end in KOHYA})
+    return "sdxl-kohya", apart, more
+
+
+def flux_in_two_layouts():
+    """Returns fused layers of Flux by kohya's names, and what diffusers itself writes for them."""
+    layout, fused = layout_of("flux-kohya"), layout_of("flux-kohya").tensors()
+    return "flux-kohya", layout.mixin.lora_state_dict(dict(fused)), fused
+
+
+TWICE = [anime_z, sdxl_of_two_programs, flux_in_two_layouts]
+
+
+@pytest.mark.parametrize("make", TWICE, ids=lambda make: make.__name__)
+def test_layers_that_a_file_holds_by_two_names_are_not_lost(make, tmp_path):
+    name, apart, more = make()
+    save(path := tmp_path / "x.safetensors", layout_of(name).tensors())
+    pipeline = pipeline_for(layout_of(name), path)
+    plain = deltas_of(read(pipeline, apart, path), pipeline)
+    twice = read(pipeline, {**more, **apart}, path)
+    assert twice.left_out is None
+    for key, delta in deltas_of(twice, pipeline).items():
+        torch.testing.assert_close(delta, plain[key])
+    # Half of it: some layers are there by the name only that diffusers does not look at.
+    some = sorted(layers_of(key for key in apart if "unet" in key or "transformer" in key))[::2]
+    some = some if name != "z-image-twice" else ["diffusion_model.layers.0.attention.to.q"]
+    half = {key: one for key, one in apart.items() if layer_of(key) not in some}
+    with pytest.raises(errors.InvalidModel, match="only in part"):
+        read(pipeline, {**more, **half}, path)
+    # And no lie: what it holds by the second name is not the same.
+    other = {key: one * 1.5 if "up" in key else one for key, one in more.items()}
+    with pytest.raises(errors.InvalidModel, match="only in part"):
+        read(pipeline, {**other, **apart}, path)
+
+
+EMBEDDERS = (
+    *("time_in_in_layer", "time_in_out_layer", "vector_in_in_layer", "vector_in_out_layer"),
+    *("guidance_in_in_layer", "guidance_in_out_layer", "txt_in", "img_in"),
+    *("final_layer_linear", "final_layer_adaLN_modulation_1"),
+)
+
+
+def test_embedders_that_diffusers_drops_of_kohya_files_for_flux_are_named(flux):
+    pipeline, tensors, path = flux
+    more = {
+        f"lora_unet_{layer}.{end}": torch.ones(shape_of(end, [8], 12))
+        for layer in EMBEDDERS
+        for end in KOHYA
+    }
+    every = len(layers_of(tensors)) + len(EMBEDDERS)
+    with pytest.raises(errors.InvalidModel, match=rf"{len(EMBEDDERS)} of its {every} layers"):
+        read(pipeline, {**tensors, **more}, path)
+    partial = read(pipeline, {**tensors, **more}, path, allow_partial=True)
+    assert {layer.removeprefix("lora_unet_") for layer in partial.left_out.layers} == {*EMBEDDERS}
 
 
 def test_a_third_text_encoder_of_sd3_takes_no_lora(tmp_path):

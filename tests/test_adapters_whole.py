@@ -14,7 +14,9 @@ from adapter_models import (
     paint_by_peft,
     save_kohya_lora,
     save_lora,
+    tiny_z_image,
 )
+from lora_layouts import LOKR, WHOLE_LOKR, shape_of
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
@@ -102,6 +104,32 @@ def test_loha_and_lokr_in_one_file_are_both_applied(tmp_path):
     static = MAKE()
     bank_of(tmp_path, static, lora_weights="both.safetensors")
     assert torch.equal(paint(static), both)
+
+
+@pytest.mark.parametrize("ends", [WHOLE_LOKR, LOKR], ids=["whole", "factored"])
+def test_lokr_of_ai_toolkit_for_z_image_makes_the_image_of_diffusers(ends, tmp_path):
+    random, tensors = torch.Generator().manual_seed(1), {}
+    for layer in ("attention.to_q", "attention.to_v", "attention.to_out.0"):
+        for end in ends:
+            tensor = torch.randn(shape_of(end, [32], 32), generator=random)
+            key = f"diffusion_model.layers.0.{layer}.{end}"
+            tensors[key] = torch.tensor(4.0) if end == "alpha" else tensor
+    save_file(tensors, tmp_path / "z.safetensors")
+    call = {**CALL, "prompt_embeds": [torch.randn(5, 16, generator=random)], "guidance_scale": 0.0}
+
+    def generate(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        return torch.as_tensor(pipeline(generator=torch.Generator().manual_seed(7), **call).images)
+
+    theirs, ours = tiny_z_image(), tiny_z_image()
+    plain = generate(ours)
+    theirs.load_lora_weights(tmp_path / "z.safetensors")
+    expected = generate(theirs)
+    assert (expected - plain).abs().max() > 0.1
+    with Engine(ours, ModelOptions(lora_dir=str(tmp_path))) as engine:
+        result = engine.run("__call__", seed=7, lora_weights="z.safetensors", **call)
+    assert torch.equal(torch.as_tensor(result.output[0]), expected)
+    assert torch.equal(generate(ours), plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)

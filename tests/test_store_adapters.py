@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import errors, store, testing
+from bentoml_diffusers.adapters.sources import AdapterFinder
 from bentoml_diffusers.store import hash_file
 
 
@@ -255,14 +256,86 @@ def test_adapters_are_listed_exported_and_imported_like_models(lora_dir, tmp_pat
     assert record_of(again).details["rank"] == 4
 
 
-def test_a_folder_that_peft_wrote_is_refused_at_the_import(tmp_path):
-    pipeline = testing.tiny_stable_diffusion()
-    peft.get_peft_model(
-        pipeline.unet, peft.LoraConfig(r=2, target_modules=["to_q"])
-    ).save_pretrained(tmp_path / "trained")
-    with pytest.raises(errors.InvalidModel, match="which component it is for") as caught:
-        bentoml_diffusers.import_lora("trained", tmp_path / "trained")
-    assert "save_lora_weights" in str(caught.value)
+def train_by_peft(part, folder, **config):
+    """Writes a LoRA as a user of PEFT does, with matrices that do something."""
+    model = peft.get_peft_model(part, peft.LoraConfig(init_lora_weights="gaussian", **config))
+    torch.manual_seed(1)
+    for key, parameter in model.named_parameters():
+        if ".lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+
+
+CONFIGS = {
+    "alphas": {"lora_alpha": 3, "target_modules": ["to_q", "to_k", "conv1"]},
+    "patterns": {
+        "target_modules": r".*attn\d\.to_[qv]",
+        "rank_pattern": {"attn2.to_q": 4},
+        "alpha_pattern": {r"^up_blocks\..*": 16},
+        "use_rslora": True,
+    },
+    "dora": {"target_modules": ["to_q", "to_v"], "use_dora": True, "lora_alpha": 5},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_what_peft_wrote_is_applied_as_peft_does(config, tmp_path):
+    call = {"prompt": "a", "num_inference_steps": 1, "output_type": "np"}
+    theirs = testing.tiny_stable_diffusion()
+    # PEFT's layers are in the pipeline's own modules from here on.
+    train_by_peft(theirs.unet, tmp_path / "unet", r=2, **config)
+    text = {"target_modules": ["q_proj"], "lora_alpha": 4}
+    train_by_peft(theirs.text_encoder, tmp_path / "text_encoder", r=2, **text)
+    expected = theirs(**call, generator=torch.Generator().manual_seed(7)).images
+    bentoml_diffusers.import_lora("trained", tmp_path)
+    with bentoml_diffusers.Engine(testing.tiny_stable_diffusion()) as engine:
+        result = engine.run("__call__", **call, seed=7, lora_weights="trained")
+        plain = engine.run("__call__", **call, seed=7)
+    assert abs(result.output[0] - expected).max() < 5e-6
+    assert abs(plain.output[0] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["unet", "anything"])
+def test_the_component_of_a_folder_of_peft_is_found(name, tmp_path):
+    folder = tmp_path / name
+    train_by_peft(testing.tiny_stable_diffusion().unet, folder, target_modules=["to_q"])
+    for source in (folder, folder / "adapter_model.safetensors"):
+        details = record_of(bentoml_diffusers.import_lora("trained", source)).details
+        assert set(details["components"]) == {"unet"}
+
+
+def edit_config(folder, **values):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+REFUSED_PARTS = {
+    "which component it is for": lambda folder: edit_config(folder, auto_mapping=None),
+    "is no LoRA by its": lambda folder: edit_config(folder, peft_type="LOHA"),
+    "changes the base model": lambda folder: edit_config(folder, init_lora_weights="pissa"),
+    "has a broken": lambda folder: (folder / "adapter_config.json").write_text("{"),
+    "no readable": lambda folder: (folder / "adapter_model.safetensors").write_text("x"),
+    "which is no LoRA": lambda folder: save_file(
+        {"base_model.model.q_proj.weight": torch.ones(2)}, folder / "adapter_model.safetensors"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_PARTS)
+def test_folders_of_peft_that_are_more_than_a_lora_are_refused(reason, tmp_path):
+    folder = tmp_path / "trained"
+    text_encoder = testing.tiny_stable_diffusion().text_encoder
+    train_by_peft(text_encoder, folder, target_modules=["q_proj"])
+    REFUSED_PARTS[reason](folder)
+    with pytest.raises(errors.InvalidModel, match=reason):
+        bentoml_diffusers.import_lora("trained", folder)
+
+
+def test_a_folder_of_peft_below_lora_dir_is_refused_with_the_way(tmp_path):
+    train_by_peft(testing.tiny_stable_diffusion().unet, tmp_path / "a", target_modules=["to_q"])
+    finder = AdapterFinder("lora", ("lora_dir",), tmp_path)
+    with pytest.raises(errors.InvalidModel, match="import_lora"):
+        finder.find_all("a/adapter_model.safetensors")
 
 
 def test_a_suggestion_is_never_the_name_that_was_asked_for():

@@ -72,7 +72,7 @@ def without_effect(file: Mapping[str, torch.Tensor], layers: Iterable[str]) -> s
     tensors: dict[str, list[torch.Tensor]] = {}
     for key, tensor in file.items():
         if not key.endswith("alpha"):
-            tensors.setdefault(_SUFFIX.sub("", key), []).append(tensor)
+            tensors.setdefault(layer_of(key), []).append(tensor)
     return {layer for layer in layers if not _adds(tensors[layer])}
 
 
@@ -83,6 +83,11 @@ def _adds(tensors: Iterable[torch.Tensor]) -> bool:
     return product or any(bool(tensor.any()) for tensor in others)
 
 
+def layer_of(key: str) -> str:
+    """Returns the name of the layer, as a file writes it, that a tensor is of."""
+    return _SUFFIX.sub("", key)
+
+
 def layers_of(keys: Iterable[str]) -> list[str]:
     """Returns the names of the layers, as a file writes them, that its keys are of."""
-    return sorted({_SUFFIX.sub("", key) for key in keys})
+    return sorted({layer_of(key) for key in keys})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _compat
 from bentoml_diffusers.adapters.coverage import (
+    layer_of,
     layers_of,
     list_other,
     sources_of,
@@ -143,6 +144,8 @@ class _Reader:
         left = layers_of(key for key in list_other(file, ()) if key not in used)
         idle = without_effect(file, left)
         lost = [layer for layer in left if layer not in idle]
+        again = self._spelled_twice(raw, file, lost) if lost else ()
+        lost = [layer for layer in lost if layer not in again]
         if not lost:
             return
         every = len(layers_of(file))
@@ -151,6 +154,26 @@ class _Reader:
         unknown = set(lost).intersection(layers_of(rest))
         if (unknown and not allow_partial) or len(lost) == every:
             raise raw.left_out.refusal(self.name, type(self.pipeline).__name__)
+
+    def _spelled_twice(self, raw: RawLora, file: Tensors, lost: Sequence[str]) -> set[str]:
+        """Returns those of the ``lost`` layers that the file also holds by the names that count.
+
+        Trainers write some layers twice, for several programs: fused and apart, by the names of
+        diffusers and of another program. diffusers takes one of the two.
+        """
+        rest = {key: file[key] for key in file if layer_of(key) in lost}
+        try:
+            alone = self.read(trace(rest))
+        except InvalidModel:
+            return set()
+        same: dict[str, bool] = {}
+        for component, loras in alone.layers.items():
+            for path, lora in loras.items():
+                counting = raw.layers.get(component, {}).get(path)
+                is_same = counting is not None and counting.adds_the_same(lora)
+                for name in layers_of(sources_of([lora.down, lora.up])):
+                    same[name] = same.get(name, True) and is_same
+        return {name for name, is_same in same.items() if is_same}
 
 
 def _check_keys(name: str, keys: Sequence[str]) -> None:

@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bentoml_diffusers.adapters.scales import Scale, read_scale, read_scales
-from bentoml_diffusers.errors import AdapterNotFound, InvalidRequest, UntrustedSource
+from bentoml_diffusers.errors import (
+    AdapterNotFound,
+    InvalidModel,
+    InvalidRequest,
+    UntrustedSource,
+)
 from bentoml_diffusers.options import ADAPTER_SOURCES, AdapterSource
-from bentoml_diffusers.store import find_adapter, has_adapter, list_names
+from bentoml_diffusers.store import (
+    PEFT_CONFIG,
+    PEFT_TENSORS,
+    find_adapter,
+    has_adapter,
+    list_names,
+)
 from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 
 Kind = Literal["lora", "textual_inversion"]
@@ -199,6 +210,13 @@ class AdapterFinder:
     def _checked_file(self, path: str) -> _Place | None:
         if not path.endswith(".safetensors") or not os.path.isfile(path):
             return None
+        folder, file = os.path.split(path)
+        if file == PEFT_TENSORS and os.path.isfile(os.path.join(folder, PEFT_CONFIG)):
+            raise InvalidModel(
+                os.path.basename(folder),
+                "was written by save_pretrained of PEFT, whose alpha is in another file",
+                "give it a name by import_lora",
+            )
         return _Place(path)
 
     def _not_found(self, name: str) -> Exception:

@@ -47,6 +47,7 @@ from bentoml_diffusers.store.modular import (
     read_modular_index,
 )
 from bentoml_diffusers.store.omissions import find_left_out
+from bentoml_diffusers.store.peft_folder import PEFT_CONFIG, PEFT_TENSORS
 from bentoml_diffusers.store.saving import save_model
 from bentoml_diffusers.store.sources import (
     class_name,
@@ -65,6 +66,8 @@ __all__ = [
     "IP_ADAPTER_FOLDER",
     "MODULAR_INDEX",
     "MODULE_NAME",
+    "PEFT_CONFIG",
+    "PEFT_TENSORS",
     "PIPELINE_FOLDER",
     "PIPELINE_INDEX",
     "Record",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,12 @@ from bentoml_diffusers.store.entries import (
     write_entry,
 )
 from bentoml_diffusers.store.matches import find_same_details
+from bentoml_diffusers.store.peft_folder import (
+    PEFT_CONFIG,
+    PEFT_TENSORS,
+    find_peft_parts,
+    join_peft_parts,
+)
 from bentoml_diffusers.store.sources import (
     PICKLE_SUFFIXES,
     check_name,
@@ -34,7 +42,7 @@ from bentoml_diffusers.store.sources import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import bentoml
     from bentoml import Tag
@@ -59,7 +67,8 @@ def import_lora(
     Args:
         name: Tag for the LoRA.
         source: A file in any layout that diffusers reads (diffusers, PEFT, kohya ...), a folder,
-            or a hub repository.
+            or a hub repository. Also a folder that PEFT's ``save_pretrained`` wrote, or one with
+            such a folder for each component.
         weight_name: File in the folder or repository; not needed if there is only one.
         base_model: What it was trained on, recorded as given.
         components: Denoisers that it is for, where a model has two and the file does not say it:
@@ -77,12 +86,11 @@ def import_lora(
         HubUnavailable: 503, the hub did not answer as it should.
     """
     make_tag(name)  # before anything is fetched
-    found = _find(source, weight_name, revision)
-    _check_trainer(found)
-    adapter = _read(found, allow_pickle=allow_pickle)
-    details = {**describe_lora(adapter), "base_model": base_model or adapter.base_model}
-    details["loaded_into"] = list(components)
-    return _store(name, found, "lora", details, labels, metadata)
+    with _in_one_file(_find(source, weight_name, revision)) as found:
+        adapter = _read(found, allow_pickle=allow_pickle)
+        details = {**describe_lora(adapter), "base_model": base_model or adapter.base_model}
+        details["loaded_into"] = list(components)
+        return _store(name, found, "lora", details, labels, metadata)
 
 
 def import_textual_inversion(
@@ -132,6 +140,7 @@ class _Found:
     path: Path
     origin: str
     commit: str | None = None
+    peft_parts: tuple[Path, ...] = ()
 
     @property
     def stored_name(self) -> str:
@@ -141,12 +150,17 @@ class _Found:
 def _find(source: str | os.PathLike[str], weight_name: str | None, revision: str) -> _Found:
     path, text = Path(source).expanduser(), str(source)
     if path.is_file():
-        return _Found(path, f"file {path.name}")
+        is_peft = path.name == PEFT_TENSORS and (path.parent / PEFT_CONFIG).is_file()
+        return _Found(path, f"file {path.name}", peft_parts=(path.parent,) if is_peft else ())
     if path.is_dir():
+        parts = find_peft_parts(path) if weight_name in (None, PEFT_TENSORS) else []
+        if parts:
+            for part in parts:
+                _check_within(path, part / PEFT_TENSORS)
+            return _Found(path, f"folder {path.resolve().name}", peft_parts=tuple(parts))
         names = [item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_file()]
         chosen = path / _choose(names, weight_name, path.name)
-        if not chosen.resolve().is_relative_to(path.resolve()):
-            raise InvalidModel(path.name, f"has a link that leads out of it: {chosen.name}")
+        _check_within(path, chosen)
         return _Found(chosen, f"folder {path.resolve().name}")
     if path.is_absolute() or path.suffix or text.count("/") != 1 or text.startswith((".", "~")):
         raise ModelNotFound(path.name, "is no file, no folder and no repository", "check the path")
@@ -154,7 +168,15 @@ def _find(source: str | os.PathLike[str], weight_name: str | None, revision: str
         raise ModelNotFound(path.name, "is not in that folder", "check the path")
     names = list(list_repository(text, revision)) or [weight_name or _PREFERRED[0]]
     file = download_file(text, _choose(names, weight_name, text), revision=revision)
+    if file.name == PEFT_TENSORS and PEFT_CONFIG in names:
+        config = download_file(text, PEFT_CONFIG, revision=revision)
+        return _Found(file, text, _commit_of(file), peft_parts=(config.parent,))
     return _Found(file, text, _commit_of(file))
+
+
+def _check_within(folder: Path, file: Path) -> None:
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InvalidModel(folder.name, f"has a link that leads out of it: {file.name}")
 
 
 def _commit_of(file: Path) -> str | None:
@@ -180,18 +202,16 @@ def _choose(names: list[str], weight_name: str | None, source: str) -> str:
     return (preferred or files)[0]
 
 
-def _check_trainer(found: _Found) -> None:
-    """Refuses what PEFT's ``save_pretrained`` wrote.
-
-    Its file says neither which component it is for, nor its alphas, which are in the other file.
-    """
-    if (found.path.parent / "adapter_config.json").is_file():
-        raise InvalidModel(
-            found.path.name,
-            "was written by save_pretrained of PEFT, and does not say which component it is for",
-            "load it into the component with PEFT, and write it by save_lora_weights of the "
-            "pipeline's class",
-        )
+@contextlib.contextmanager
+def _in_one_file(found: _Found) -> Iterator[_Found]:
+    """Gives what PEFT wrote into folders as one file; any other file as it is."""
+    if not found.peft_parts:
+        yield found
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / _PREFERRED[0]
+        join_peft_parts(list(found.peft_parts), file)
+        yield replace(found, path=file)
 
 
 def _read(found: _Found, *, allow_pickle: bool) -> AdapterFile:
