@@ -63,6 +63,18 @@ def test_each_image_is_that_of_its_seed(engine_of, name):
     assert levels_off(*lone) > 1
 
 
+@pytest.mark.parametrize("name", ["sd-inpaint", "sd3-img2img"])
+def test_generators_of_the_caller_go_with_their_images(engine_of, name):
+    pipeline, task, call = TASKS[name]
+    engine = engine_of(pipeline)
+    seeds = (8, 7)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    result = engine.run(task, **call, generator=generators, num_images_per_prompt=2)
+    assert result.seeds == ()
+    lone = [engine.run(task, **call, seed=seed).images[0] for seed in seeds]
+    assert max(levels_off(*pair) for pair in zip(result.images, lone, strict=True)) <= 1
+
+
 def test_alone_they_are_equal_to_the_bit(engine_of):
     engine = engine_of("tiny_stable_diffusion")
     call = {**INPAINT, "output_type": "np"}

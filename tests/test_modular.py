@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from comparing import same_image
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -121,12 +122,15 @@ class TestEngine:
         assert np.array_equal(plain, again)
         assert not np.array_equal(plain, strong)
 
-    def test_several_images_of_one_picture_have_one_seed(self, engine, picture):
-        call = {**CALL, "num_images_per_prompt": 2}
-        assert engine.run("text2image", **call).seeds == (3, 4)
-        result = engine.run("image2image", image=picture, **call)
-        assert result.seeds == (3,)
-        assert not np.array_equal(*result.images)
+    @pytest.mark.parametrize("task", ["text2image", "image2image", "inpainting"])
+    def test_each_of_several_images_is_that_of_its_seed(self, engine, picture, task):
+        names = {"text2image": [], "image2image": ["image"]}.get(task, ["image", "mask_image"])
+        call = {**CALL, **dict.fromkeys(names, picture)}
+        result = engine.run(task, **call, num_images_per_prompt=2)
+        assert result.seeds == (3, 4)
+        for image, seed in zip(result.images, result.seeds, strict=True):
+            assert same_image(image, engine.run(task, **{**call, "seed": seed}).images[0])
+        assert not same_image(*result.images)
 
     def test_components_that_are_missing(self):
         with (

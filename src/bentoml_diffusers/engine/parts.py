@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.tasks.checks import count_images
 from bentoml_diffusers.workflow.replay import join_outputs, split_by_image
 
 if TYPE_CHECKING:
@@ -22,17 +23,21 @@ def split_request(request: Request) -> list[Request]:
 
     Only the first one makes previews.
     """
-    calls = split_by_image(request.arguments, len(request.seeds))
-    if len(calls) == 1:
+    others = dict(request.arguments)
+    generators = others.pop("generator", None)
+    own = generators if isinstance(generators, list) else []
+    count = len(request.seeds or own)
+    calls = split_by_image(others, count)
+    if len(calls) == 1 or count != count_images(others):
         return [request]
     return [
         replace(
             request,
-            arguments=arguments,
-            seeds=(seed,),
+            arguments={**arguments, **({"generator": own[image]} if own else {})},
+            seeds=request.seeds[image : image + 1],
             preview_every=0 if image else request.preview_every,
         )
-        for image, (arguments, seed) in enumerate(zip(calls, request.seeds, strict=True))
+        for image, arguments in enumerate(calls)
     ]
 
 

@@ -20,9 +20,6 @@ def choose_seeds(
 ) -> tuple[int, ...]:
     """Returns one seed of 32 bits per image; none where the noise comes from elsewhere.
 
-    All images that a modular pipeline makes of one picture have one seed: its encoders take one
-    generator per picture.
-
     Raises:
         InvalidRequest: 400, not a seed, or not one per image.
     """
@@ -30,7 +27,7 @@ def choose_seeds(
         if seed is not None:
             raise InvalidRequest("seed", seed, "no seed: the noise comes from elsewhere")
         return ()
-    count = 1 if _starts_from_image(task, arguments) else count_images(arguments)
+    count = count_images(arguments)
     given = seed if isinstance(seed, list) else [secrets.randbits(32) if seed is None else seed]
     for value in given:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
@@ -40,9 +37,3 @@ def choose_seeds(
     if isinstance(seed, list):
         return tuple(seed)
     return tuple((given[0] + image) % (MAX_SEED + 1) for image in range(count))
-
-
-def _starts_from_image(task: Task, arguments: Mapping[str, Any]) -> bool:
-    inputs = task.inputs.values() if task.is_modular else ()
-    images = (item.name for item in inputs if item.kind in ("image", "mask"))
-    return any(arguments.get(name) is not None for name in images)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.tasks.hints import check_hints
+from bentoml_diffusers.tasks.inputs import COUNTS_PER_PROMPT
 from bentoml_diffusers.tasks.sizes import model_size
 
 if TYPE_CHECKING:
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
     from bentoml_diffusers.tasks.task import Task
 
 _EMBEDDING_NDIM = 3
-_WHOLE_NUMBERS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "batch_size")
+_WHOLE_NUMBERS = ("height", "width", "num_inference_steps", *COUNTS_PER_PROMPT)
 _NUMBERS = ("guidance_scale", "strength", "eta", "guidance_rescale", "true_cfg_scale")
 
 
 def count_images(arguments: Mapping[str, Any]) -> int:
-    """Returns how many images a request asks for."""
+    """Returns how many images, videos or sounds a request asks for."""
     prompt = arguments.get("prompt")
     embeds = arguments.get("prompt_embeds")
     prompts = len(prompt) if isinstance(prompt, list) else 1
     if embeds is not None:
         prompts = len(embeds)
-    per_prompt = arguments.get("num_images_per_prompt") or arguments.get("batch_size") or 1
-    return prompts * int(per_prompt)
+    counts = (arguments.get(name) for name in COUNTS_PER_PROMPT)
+    return prompts * int(next(filter(None, counts), 1))
 
 
 def count_pixel_steps(pipeline: DiffusionPipeline, task: Task, arguments: Mapping[str, Any]) -> int:

@@ -14,12 +14,19 @@ Kind = Literal[
     "pair", "generator", "tensor", "structure", "other",
 ]  # fmt: skip
 
+# How many results a call makes of each prompt: the name depends on what the class makes.
+COUNTS_PER_PROMPT = (
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "num_waveforms_per_prompt",
+    "batch_size",
+)
 # Inputs whose class or block gives no type.
 _KINDS_BY_NAME: Mapping[str, Kind] = {
     **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), "string"),
     **dict.fromkeys(("negative_prompt", "negative_prompt_2", "negative_prompt_3"), "string"),
     **dict.fromkeys(("height", "width", "num_inference_steps", "num_frames"), "integer"),
-    **dict.fromkeys(("num_images_per_prompt", "num_videos_per_prompt"), "integer"),
+    **dict.fromkeys(COUNTS_PER_PROMPT, "integer"),
     **dict.fromkeys(("clip_skip", "control_mode", "padding_mask_crop"), "integer"),
     **dict.fromkeys(("max_sequence_length",), "integer"),
     **dict.fromkeys(("guidance_scale", "strength", "eta"), "number"),

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bentoml_diffusers.tasks.inputs import COUNTS_PER_PROMPT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_COUNTS = ("num_images_per_prompt", "batch_size")
 # Of these a list says something for all images: one for each adapter, ControlNet, or frame.
 _WHOLE = ("ip_adapter", "control", "video")
 
@@ -95,7 +96,7 @@ def _count_given(name: str, value: Any) -> int:
 
 
 def _part_of(name: str, value: Any, image: int, prompts: int, count: int) -> Any:
-    if name in _COUNTS and value is not None:
+    if name in COUNTS_PER_PROMPT and value is not None:
         return 1
     if name == "latents" and isinstance(value, torch.Tensor) and len(value) == count:
         return value[image : image + 1]
