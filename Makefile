@@ -30,6 +30,7 @@ help:
 	@echo "make demo    serve the bundled demo model on http://localhost:3000"
 	@echo "make test    run the tests"
 	@echo "make test-numerics   run the tests with the numeric kernels of other processors"
+	@echo "make test-families   try the pipeline classes of all families"
 	@echo "make lint    check style and format"
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
@@ -45,6 +46,10 @@ test: $(VENV)/.installed-test
 
 test-numerics: $(VENV)/.installed-test
 	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m tools.numerics $(ARGS)
+
+test-families: $(VENV)/.installed-test
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m pytest -n auto --maxprocesses 4 -m families \
+		tests/test_families.py $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -86,5 +91,5 @@ $(LOWEST)/.installed: pyproject.toml
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-.PHONY: help demo test test-numerics lint types docs lowest release-check clean
+.PHONY: test-families help demo test test-numerics lint types docs lowest release-check clean
 .PRECIOUS: $(VENV)/.installed-%

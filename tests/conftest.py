@@ -29,6 +29,15 @@ from bentoml_diffusers import testing  # noqa: E402
 _names = itertools.count()
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the many classes of `make test-families`, whatever other markers are asked for."""
+    if "families" in config.option.markexpr:
+        return
+    many = [item for item in items if item.get_closest_marker("families")]
+    config.hook.pytest_deselected(items=many)
+    items[:] = [item for item in items if item not in many]
+
+
 @pytest.fixture(autouse=True)
 def _loggers_speak():
     """BentoML's command line, run in this process, disables every logger of that time."""

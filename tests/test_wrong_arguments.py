@@ -1,5 +1,6 @@
 """What diffusers would refuse is the caller's fault, named by its field, before anything runs."""
 
+import importlib
 import inspect
 
 import numpy as np
@@ -96,6 +97,70 @@ def test_what_the_checks_do_not_see_is_still_the_callers_before_the_first_step()
         generators = [torch.Generator()] * 2
         with pytest.raises(errors.InvalidRequest, match="generators"):
             engine.run("txt2img", **given, generator=generators)
+
+
+ODD_TENSORS = (
+    torch.zeros(1, 24, 17),
+    torch.zeros(1, 3, 4, 4, 2),
+    torch.zeros(1, 3, 31, 33),
+    torch.zeros(1, 0, 16),
+    torch.full((1, 24, 16), float("nan")),
+)
+TENSOR_FIELDS = {
+    ("stable_diffusion", "StableDiffusionPipeline"): ("latents",),
+    ("stable_diffusion", "StableDiffusionInpaintPipeline"): ("latents",),
+    ("stable_diffusion", "StableDiffusionControlNetPipeline"): (
+        "latents",
+        "negative_prompt_embeds",
+    ),
+    ("stable_diffusion_xl", "StableDiffusionXLPipeline"): ("latents", "negative_prompt_embeds"),
+    ("stable_diffusion_3", "StableDiffusion3Pipeline"): ("latents", "negative_prompt_embeds"),
+    ("flux", "FluxPipeline"): ("latents", "prompt_embeds", "negative_ip_adapter_image"),
+    ("wan", "WanPipeline"): ("latents", "prompt_embeds", "negative_prompt_embeds"),
+}
+
+
+@pytest.mark.parametrize(("page", "name"), TENSOR_FIELDS)
+def test_tensors_that_do_not_fit_are_the_callers_fault(page, name):
+    family = importlib.import_module(f"families.{page}").FAMILY
+    with Engine(family.build(name)) as engine:
+        call = {**family.calls(name)[0], "num_inference_steps": 2}
+        for field in TENSOR_FIELDS[page, name]:
+            for tensor in ODD_TENSORS:
+                given = {**call, field: tensor}
+                if field == "prompt_embeds":
+                    del given["prompt"]
+                with pytest.raises(errors.InvalidRequest, match=field):
+                    engine.run("__call__", **given)
+
+
+def test_a_mask_of_three_channels_is_found_after_the_first_step():
+    with Engine(testing.tiny_stable_diffusion()) as engine:
+        call = {"prompt": "a red circle", "num_inference_steps": 2, **TASKS["inpaint"]}
+        with pytest.raises(errors.InvalidRequest, match="mask_image"):
+            engine.run("inpaint", **{**call, "mask_image": torch.zeros(1, 3, 31, 33)})
+
+
+def test_the_width_of_encoded_text_is_checked_before_the_queue():
+    with Engine(testing.tiny_flux()) as engine:
+        given = {"prompt_embeds": torch.zeros(1, 24, 32), "num_inference_steps": 2}
+        with pytest.raises(errors.InvalidRequest, match=r"shape \(prompts, 16\)"):
+            engine.submit("txt2img", **given, pooled_prompt_embeds=torch.zeros(1, 17))
+        with pytest.raises(errors.InvalidRequest, match=r"shape \(prompts, tokens, 32\)"):
+            engine.submit("txt2img", prompt_embeds=torch.zeros(1, 24, 33), num_inference_steps=2)
+        assert not engine.report().forwards
+
+
+def test_an_odd_tensor_does_not_blame_the_caller_for_another_fault(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("on purpose")
+
+    pipeline = testing.tiny_stable_diffusion()
+    latents = torch.zeros(1, 4, 4, 4)
+    with Engine(pipeline) as engine:
+        monkeypatch.setattr(pipeline.unet, "forward", fail)
+        with pytest.raises(errors.PipelineFailed, match="on purpose"):
+            engine.run("txt2img", prompt="a", num_inference_steps=2, latents=latents)
 
 
 def test_faults_of_the_server_stay_faults_of_the_server(monkeypatch):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 _FIELDS = ("ip_adapter_image", "ip_adapter_image_embeds")
+_NEGATIVE = tuple(f"negative_{name}" for name in _FIELDS)  # of Flux
 _LAYERS = ("encoder_hid_proj", "image_proj")  # of a denoiser with an IP-Adapter; SD3 has the second
 
 
@@ -40,5 +41,6 @@ def check_ip_adapter(
     has_adapter = any(
         getattr(denoiser, name, None) is not None for denoiser in denoisers for name in _LAYERS
     )
+    given += [name for name in _NEGATIVE if arguments.get(name) is not None]
     if given and not has_adapter:
         raise InvalidRequest(given[0], "an image", "none: the model was loaded without IP-Adapter")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 Role = Literal["sample", "timestep", "shared", "constant"]
 
 # Tensors without a batch dimension whose first side may equal the number of samples by accident.
-_SHARED_ARGUMENTS = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb"})
+_SHARED_ARGUMENTS = frozenset(
+    {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "control_hidden_states_scale"}
+)
 # One number for all samples, or one per sample.
 _TIMESTEPS = frozenset({"timestep", "timesteps", "t"})
 # Lists of plain numbers that say the same for every sample.

@@ -14,6 +14,7 @@ from bentoml_diffusers.engine.request import Request
 from bentoml_diffusers.engine.schedulers import choose_scheduler, example_of
 from bentoml_diffusers.engine.schedules import check_steps
 from bentoml_diffusers.engine.seeds import choose_seeds
+from bentoml_diffusers.engine.tensors import check_tensors
 from bentoml_diffusers.tasks.checks import (
     check_arguments,
     check_clip_skip,
@@ -80,6 +81,7 @@ class Resolver:
         check_arguments(task, bound)
         check_steps(cls, defaults, bound, example_of(choice, base))
         check_clip_skip(self.pipeline, bound)
+        check_tensors(self.pipeline, bound)
         if not task.is_modular:
             check_ip_adapter(self.pipeline, defaults, bound)
             check_inputs(self.pipeline, cls, defaults, bound)

@@ -17,6 +17,7 @@ from bentoml_diffusers.engine.parts import run_parts, split_request
 from bentoml_diffusers.engine.prompts import warn_of_prompts
 from bentoml_diffusers.engine.request import Result, Ticket
 from bentoml_diffusers.engine.solitude import reason_to_run_alone
+from bentoml_diffusers.engine.tensors import blame_tensors
 from bentoml_diffusers.engine.view import Views
 from bentoml_diffusers.errors import (
     AdaptersBusy,
@@ -158,6 +159,8 @@ class Worker:
             raise DeviceOutOfMemory(name) from err
         except Exception as err:
             invalid = invalid_request_from(err, has_denoised=ticket.steps_done > 0)
+            if invalid is None and ticket.steps_done <= 1:  # a mask is put on after the first one
+                invalid = blame_tensors(err, request.arguments)
             if invalid is not None:
                 raise invalid from err
             logger.exception("%s failed", name)

@@ -27,7 +27,8 @@ def split_by_image(arguments: Mapping[str, Any], count: int) -> list[dict[str, A
     """Returns the arguments of a call for each image; only those given if it must not be split.
 
     It is not if it starts from no image, from as many as it makes, or where it is not plain
-    which one belongs to which image.
+    which one belongs to which image. Several videos of a prompt always are: many classes have the
+    argument and make one, whatever it says.
 
     Args:
         arguments: Of the call, without generators.
@@ -39,7 +40,8 @@ def split_by_image(arguments: Mapping[str, Any], count: int) -> list[dict[str, A
     is_plain = (
         given == 1 or (given == prompts and prompts < count) or (prompts == 1 < given != count)
     )
-    if count < 2 or count % prompts or not is_plain:
+    has_videos = (arguments.get("num_videos_per_prompt") or 1) > 1
+    if count < 2 or count % prompts or not (is_plain or has_videos):
         return [dict(arguments)]
     return [
         {name: _part_of(name, value, image, prompts, count) for name, value in arguments.items()}
