@@ -3,10 +3,12 @@
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from diffusers import __version__ as diffusers_version
 from diffusers.loaders import lora_pipeline
+from packaging.version import Version
 
 from bentoml_diffusers import testing
 from bentoml_diffusers.adapters.lycoris import original_name
@@ -38,6 +40,7 @@ class Layout:
         about: Metadata of the file.
         real: Makes the pipeline, where its names cannot be made of the file's; its layers are used.
         rename: What the file calls a layer of the real pipeline.
+        since: The version of diffusers that first reads it; 0.41 is the last one for Python 3.10.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Layout:
     about: dict[str, str] = field(default_factory=dict)
     real: Callable | None = None
     rename: Callable = str
+    since: str = "0.41"
 
     @property
     def mixin(self):
@@ -210,13 +214,25 @@ FLUX3 = (
 PLAIN = ("blocks.{0,1}.{attn.to_q,attn.to_out.0,ff.net.0.proj}",)
 # Classes whose loader takes the names of diffusers only.
 OWN_NAMES = ("SD3", "AuraFlow", "CogVideoX", "Mochi1", "Sana", "Kandinsky", "CogView4")
-OWN_NAMES += ("BriaFibo2", "Cosmos", "RFD4Proteina")
+OWN_NAMES += ("Cosmos",)
+NEW_NAMES = ("BriaFibo2", "RFD4Proteina")
 
 _SGM, _KOHYA_UNET = "_maybe_map_sgm_blocks_to_diffusers", "non_diffusers_lora"
 _DM, _TR, _PM = "diffusion_model.", "transformer.", "base_model.model."
 
-LAYOUTS = [
-    *(Layout(f"{name}", name, layers=PLAIN, prefix=_TR) for name in OWN_NAMES),
+_LOKR = [
+    Layout("z-image-lokr", "ZImage", ("non_diffusers_lokr",), Z_IMAGE, LOKR, _DM),
+    Layout("z-image-whole-lokr", "ZImage", ("non_diffusers_lokr",), Z_IMAGE, WHOLE_LOKR, _DM),
+    Layout("flux2-lokr", "Flux2", ("non_diffusers_lokr",), FLUX2_OWN, LOKR),
+    Layout(
+        "flux2-lycoris", "Flux2", ("lycoris_flux2_lokr",), FLUX2_OWN, LOKR, "lycoris_", flat=True
+    ),
+    Layout("flux2-lokr-bfl", "Flux2", ("non_diffusers_flux2_lokr",), FLUX2_LOKR, LOKR, _DM),
+]
+
+_ALL = [
+    *(Layout(name, name, layers=PLAIN, prefix=_TR) for name in OWN_NAMES),
+    *(Layout(name, name, layers=PLAIN, prefix=_TR, since="0.42") for name in NEW_NAMES),
     Layout(
         "sd-kohya",
         "StableDiffusion",
@@ -285,7 +301,7 @@ LAYOUTS = [
     Layout("flux2-peft", "Flux2", ("non_diffusers_flux2_lora",), FLUX2, prefix=_PM),
     Layout("flux2-own-names", "Flux2", ("non_diffusers_flux2_lora",), FLUX2_OWN, prefix=_DM),
     Layout("flux2-kohya", "Flux2", ("kohya_flux2_lora",), FLUX2, KOHYA, "lora_unet_", flat=True),
-    Layout("flux3", "Flux3", ("non_diffusers_flux3_lora",), FLUX3, prefix=_DM),
+    Layout("flux3", "Flux3", ("non_diffusers_flux3_lora",), FLUX3, prefix=_DM, since="0.42"),
     *(
         layout
         for loader in ("Wan", "SkyReelsV2", "Helios")
@@ -351,13 +367,7 @@ LAYOUTS = [
     ),
     Layout("z-image-dotted", "ZImage", ("non_diffusers_z_image_lora",), Z_FUSED, DOTTED, _DM),
     Layout("z-image-twice", "ZImage", ("non_diffusers_z_image_lora",), Z_TWICE, DOTTED[:2], _DM),
-    Layout("z-image-lokr", "ZImage", ("non_diffusers_lokr",), Z_IMAGE, LOKR, _DM),
-    Layout("z-image-whole-lokr", "ZImage", ("non_diffusers_lokr",), Z_IMAGE, WHOLE_LOKR, _DM),
-    Layout("flux2-lokr", "Flux2", ("non_diffusers_lokr",), FLUX2_OWN, LOKR),
-    Layout(
-        "flux2-lycoris", "Flux2", ("lycoris_flux2_lokr",), FLUX2_OWN, LOKR, "lycoris_", flat=True
-    ),
-    Layout("flux2-lokr-bfl", "Flux2", ("non_diffusers_flux2_lokr",), FLUX2_LOKR, LOKR, _DM),
+    *(replace(layout, since="0.42") for layout in _LOKR),
     Layout("ideogram", "Ideogram4", ("non_diffusers_ideogram4_lora",), IDEOGRAM, prefix=_DM),
     Layout("ideogram-kohya", "Ideogram4", ("non_diffusers_ideogram4_lora",), IDEOGRAM, KOHYA, _DM),
     Layout("krea-comfyui", "Krea2", ("non_diffusers_krea2_lora",), KREA, prefix=_DM),
@@ -388,3 +398,5 @@ LAYOUTS = [
         flat=True,
     ),
 ]
+
+LAYOUTS = [layout for layout in _ALL if Version(diffusers_version) >= Version(layout.since)]

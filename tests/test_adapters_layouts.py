@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from bentoml_diffusers import errors, testing
+from bentoml_diffusers._compat import reads_lokr
 from bentoml_diffusers.adapters.coverage import layer_of, layers_of
 from bentoml_diffusers.adapters.layers import LayerMap
 from bentoml_diffusers.adapters.lora import LoraSwitch
@@ -325,6 +326,8 @@ def test_a_third_text_encoder_of_sd3_takes_no_lora(tmp_path):
 def test_lokr_for_fused_projections_of_flux_2_does_not_change_the_base(tmp_path):
     blocks = {"transformer_blocks.0.attn.to_q": (8, 12)}
     pipeline = bare(diffusers.Flux2Pipeline, {"transformer": Denoiser(blocks)})
+    if not reads_lokr(pipeline):
+        pytest.skip(f"diffusers {diffusers.__version__} reads none for Flux 2")
     key = "diffusion_model.double_blocks.0.img_attn.qkv"
     tensors = {f"{key}.lokr_w1": torch.ones(2, 2), f"{key}.lokr_w2": torch.ones(18, 4)}
     before = set(pipeline.transformer.state_dict())
