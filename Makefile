@@ -14,15 +14,17 @@ ARGS ?=
 
 BIN = $(VENV)/bin
 LOWEST = build/lowest
+NEWEST = build/newest
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP = -m pip install --disable-pip-version-check
 
-# $(call install,DIR,CONSTRAINTS,WHAT): torch from its own index where one is named, then the rest.
+# $(call install,DIR,OPTIONS,WHAT): torch from its own index where one is named, then the rest. What
+# torch needs comes with the rest: that index holds a few versions of it only.
 define install
 @echo "Installs into $(1): torch and what it needs is a download of about 3 GB on Linux (CUDA),"
 @echo "0.2 GB as a build for the CPU (TORCH_INDEX=https://download.pytorch.org/whl/cpu) or on macOS,"
 @echo "nothing where $(1) has it; all other packages are some 0.2 GB."
-$(if $(TORCH_INDEX),$(1)/bin/python $(PIP) $(2) torch --index-url $(TORCH_INDEX))
+$(if $(TORCH_INDEX),$(1)/bin/python $(PIP) $(2) torch --no-deps --index-url $(TORCH_INDEX))
 $(1)/bin/python $(PIP) $(2) -e $(3)
 endef
 
@@ -35,7 +37,8 @@ help:
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make lowest  run the tests with the lowest versions of pyproject.toml"
-	@echo "make release-check   make test with each Python of PYTHONS, then make lowest"
+	@echo "make newest  run the tests with the newest releases of all dependencies"
+	@echo "make release-check   make test with each Python of PYTHONS, then make lowest and make newest"
 	@echo "make clean   remove what was built; the environment stays"
 
 demo: $(VENV)/.installed
@@ -64,10 +67,18 @@ docs: $(VENV)/.installed-docs
 lowest: $(LOWEST)/.installed
 	BENTOML_DO_NOT_TRACK=True $(LOWEST)/bin/python $(PYTEST) $(ARGS)
 
-# What is run before a release, for all that pyproject.toml and README.md promise.
+# What `pip install bentoml-diffusers` takes today: no constraints, and no pre-releases. It has no
+# stamp: what is newest changes without a change here.
+newest: | $(NEWEST)/bin/python
+	$(call install,$(NEWEST),--upgrade --upgrade-strategy eager,".[test]")
+	BENTOML_DO_NOT_TRACK=True $(NEWEST)/bin/python $(PYTEST) $(ARGS)
+
+# What is run before a release, for all that pyproject.toml and README.md promise. The oldest Python
+# has the lowest versions; only a new one gets the newest.
 release-check:
 	for python in $(PYTHONS); do $(MAKE) test PYTHON=$$python VENV=build/$$python || exit 1; done
 	$(MAKE) lowest PYTHON=$(firstword $(PYTHONS))
+	$(MAKE) newest PYTHON=$(lastword $(PYTHONS))
 
 clean:
 	rm -rf docs/_build build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache
@@ -91,5 +102,8 @@ $(LOWEST)/.installed: pyproject.toml
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-.PHONY: test-families help demo test test-numerics lint types docs lowest release-check clean
+$(NEWEST)/bin/python:
+	$(PYTHON) -m venv $(NEWEST)
+
+.PHONY: help demo test test-families test-numerics lint types docs lowest newest release-check clean
 .PRECIOUS: $(VENV)/.installed-%

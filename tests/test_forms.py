@@ -11,14 +11,41 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
+PYTHONS = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def jobs_of(workflow):
+    return yaml.safe_load((ROOT / ".github/workflows" / workflow).read_text())["jobs"]
+
+
+def variables_of(job):
+    """Returns what a job sets for make, which knows all of it."""
+    for variable in job["env"]:
+        assert f"\n{variable} ?=" in MAKEFILE
+    return job["env"]
+
+
 def test_each_promised_python_is_checked():
-    promised = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
-    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
-    assert jobs["checks"]["strategy"]["matrix"]["python"] == promised
-    assert {"run": ".ci/run"} in jobs["checks"]["steps"]
-    makefile = (ROOT / "Makefile").read_text()
-    for variable in jobs["checks"]["env"]:
-        assert f"\n{variable} ?=" in makefile
+    checks = jobs_of("ci.yml")["checks"]
+    assert checks["strategy"]["matrix"]["python"] == PYTHONS
+    assert {"run": ".ci/run"} in checks["steps"]
+    assert variables_of(checks)["PYTHON"] == "python${{ matrix.python }}"
+    (promised,) = re.findall(r"^PYTHONS \?= (.*)$", MAKEFILE, re.MULTILINE)
+    assert promised.split() == [f"python{python}" for python in PYTHONS]
+
+
+@pytest.mark.parametrize(
+    ("workflow", "target", "python"),
+    [("ci.yml", "lowest", PYTHONS[0]), ("newest.yml", "newest", PYTHONS[-1])],
+)
+def test_the_lowest_and_the_newest_versions_are_checked(workflow, target, python):
+    job = jobs_of(workflow)[target]
+    *_, setup, run = job["steps"]
+    assert variables_of(job)["PYTHON"] == f"python{python}"
+    assert setup["with"]["python-version"] == python
+    assert run == {"run": f"make {target}"}
+    assert f"\n{target}:" in MAKEFILE
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
