@@ -1,5 +1,6 @@
 """`bentoml diffusers doctor`: all that is there, and what is broken, without failing."""
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -29,7 +30,9 @@ def run():
 def test_table_and_json(run, model):
     report = json.loads(run("--output", "json"))
     assert list(report) == ["versions", "devices", "settings", "store", "problems"]
-    assert report["versions"]["torch"] == torch.__version__
+    # The package of a build for CUDA has no "+cu130" in its version, the module has.
+    assert report["versions"]["torch"] == importlib.metadata.version("torch")
+    assert (report["devices"]["torch_build"] == "CPU") == (torch.version.cuda is None)
     assert report["devices"]["cpu"]["memory_bytes"] > 1e8
     assert report["settings"]["threads"] == torch.get_num_threads()
     assert report["store"]["path"] == str(_compat.model_store().root)

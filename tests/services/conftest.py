@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 
 import bentoml
 import pytest
@@ -66,13 +67,24 @@ def tiny_home(make_home, set_aside, tiny_model, lora_dir):
 @pytest.fixture(scope="session")
 def environment():
     """Makes the environment of a process that knows this package only as it is installed."""
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "PYTHONPATH" and not key.startswith("BENTOML_")
+    }
+    # An environment that was made for another checkout would serve that one's code.
+    find = "import importlib.util; print(importlib.util.find_spec('bentoml_diffusers').origin)"
+    installed = subprocess.run(
+        [sys.executable, "-c", find],
+        cwd=ROOT,
+        env=inherited,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert installed.stdout.strip() == bentoml_diffusers.__file__, installed
 
     def make(home, **more):
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if key != "PYTHONPATH" and not key.startswith("BENTOML_")
-        }
         return {
             **inherited,
             "BENTOML_HOME": str(home),
