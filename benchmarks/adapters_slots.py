@@ -211,7 +211,7 @@ class Bench:
         self.bank = self.new_bank(self.slots)
         cold = itertools.cycle(self.names)
 
-        def paint(rest: Callable[[], None]) -> None:
+        def generate(rest: Callable[[], None]) -> None:
             parts = {**self.ours.components, "scheduler": copy.deepcopy(self.ours.scheduler)}
             pipeline = type(self.ours)(**parts)
             pipeline.set_progress_bar_config(disable=True)
@@ -225,7 +225,7 @@ class Bench:
                 callback_on_step_end=lambda *given: rest() or given[-1],
             )
 
-        def paint_with_lora(rest: Callable[[], None]) -> None:
+        def generate_with_lora(rest: Callable[[], None]) -> None:
             lease = self.load(next(cold))
             applied = contextlib.ExitStack()
             applied.enter_context(lease.applied())
@@ -235,11 +235,11 @@ class Bench:
                 rest()
                 applied.enter_context(lease.applied())
 
-            paint(rest_without)
+            generate(rest_without)
             applied.close()
             lease.release()
 
-        works = [paint, paint_with_lora]
+        works = [generate, generate_with_lora]
         times = [time_in_turns(works) for _ in range(pairs // 2 + 1)]
         turned = [time_in_turns(works[::-1])[::-1] for _ in range(pairs // 2)]
         loads = {"requests": len(times) + len(turned), "files_read": self.bank.report().misses}

@@ -2,7 +2,7 @@
 
 All sides answer the same requests, in turns: the demo service, the same from one client after the
 other, and both ways of `plain_service.py`. Printed are the ratios of the times to the first and the
-largest difference of the pictures in levels of 8 bits::
+largest difference of the images in levels of 8 bits::
 
     OMP_NUM_THREADS=1 python benchmarks/engine_http.py
 """
@@ -95,21 +95,21 @@ def wait_until_ready(client: httpx.Client) -> None:
 
 
 def send(client: httpx.Client, body: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """Returns the picture and the seconds until it came."""
+    """Returns the image and the seconds until it came."""
     started = time.perf_counter()
     answer = client.post("/txt2img", json=body)
     answer.raise_for_status()
-    picture = np.asarray(Image.open(io.BytesIO(answer.content))).astype(int)
-    return picture, time.perf_counter() - started
+    image = np.asarray(Image.open(io.BytesIO(answer.content))).astype(int)
+    return image, time.perf_counter() - started
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one side took, and painted."""
+    """What one side took, and generated."""
 
     seconds: float
     mean_latency_s: float
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
 
 
 def run_side(client: httpx.Client, bodies: list[dict[str, Any]], clients: int) -> Side:
@@ -120,7 +120,7 @@ def run_side(client: httpx.Client, bodies: list[dict[str, Any]], clients: int) -
     return Side(
         time.perf_counter() - started,
         statistics.fmean(seconds for _, seconds in answers),
-        [picture for picture, _ in answers],
+        [image for image, _ in answers],
     )
 
 
@@ -161,7 +161,7 @@ def compare(rounds: list[dict[str, Side]]) -> dict[str, Any]:
     ours = [sides["engine"] for sides in rounds]
     figures: dict[str, Any] = {
         "engine, requests per second": round(
-            statistics.median(len(side.pictures) / side.seconds for side in ours), 2
+            statistics.median(len(side.images) / side.seconds for side in ours), 2
         ),
     }
     for name in rounds[0]:
@@ -181,7 +181,7 @@ def _median(ratios: Iterable[float]) -> float:
 
 
 def _difference(one: Side, two: Side) -> int:
-    pairs = zip(one.pictures, two.pictures, strict=True)
+    pairs = zip(one.images, two.images, strict=True)
     return int(max(abs(first - second).max() for first, second in pairs))
 
 

@@ -41,7 +41,7 @@ import torch
 from measuring import make_pipeline, save_lora
 
 from bentoml_diffusers import Engine, EngineLimits, ModelOptions
-from bentoml_diffusers.engine import jobs
+from bentoml_diffusers.engine.forwards import calls
 from bentoml_diffusers.workflow.record import processor_name
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Outcome:
 
     wall_s: float
     cpu_s: float
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     latencies_s: list[float]
 
 
@@ -101,13 +101,13 @@ def draw_wishes(count: int, side: int, steps: tuple[int, int], seed: int = 0) ->
 
 
 def measure(serve: Callable[[], list[tuple[Any, float]]]) -> Outcome:
-    """Runs one side; it returns each picture with the moment at which it was there."""
+    """Runs one side; it returns each image with the moment at which it was there."""
     cpu, wall = time.process_time(), time.perf_counter()
     done = serve()
     return Outcome(
         wall_s=time.perf_counter() - wall,
         cpu_s=time.process_time() - cpu,
-        pictures=[np.asarray(picture).astype(int) for picture, _ in done],
+        images=[np.asarray(image).astype(int) for image, _ in done],
         latencies_s=[latency for _, latency in done],
     )
 
@@ -134,10 +134,10 @@ class Sides:
         """Loads the file, calls, unloads."""
         if wish.lora:
             self.upstream.load_lora_weights(self.folder, weight_name=f"{wish.lora}.safetensors")
-        picture = _call(self.upstream, wish)
+        image = _call(self.upstream, wish)
         if wish.lora:
             self.upstream.unload_lora_weights()
-        return picture
+        return image
 
     def run_plain(self, wish: Wish) -> Any:
         """Switches to the resident LoRA, calls."""
@@ -156,8 +156,8 @@ class Sides:
         done = []
         for wish, arrival in zip(wishes, arrivals, strict=True):
             _sleep_until(start + arrival)
-            picture = run(wish)
-            done.append((picture, time.perf_counter() - start - arrival))
+            image = run(wish)
+            done.append((image, time.perf_counter() - start - arrival))
         return done
 
     def by_engine(
@@ -177,19 +177,19 @@ class Sides:
                 lambda _, number=number: finished.__setitem__(number, time.perf_counter())
             )
             handles.append(handle)
-        pictures = [handle.result().images[0] for handle in handles]
+        images = [handle.result().images[0] for handle in handles]
         return [
-            (picture, finished[number] - start - arrivals[number])
-            for number, picture in enumerate(pictures)
+            (image, finished[number] - start - arrivals[number])
+            for number, image in enumerate(images)
         ]
 
     def by_separate_batches(
         self, wishes: Sequence[Wish], arrivals: Sequence[float]
     ) -> list[tuple[Any, float]]:
         """As servers do that switch LoRAs between batches."""
-        key = jobs.Job.key.fget
+        key = calls.Job.key.fget
         with_lora = property(lambda job: (key(job), _lora_names(job)))
-        with mock.patch.object(jobs.Job, "key", with_lora):
+        with mock.patch.object(calls.Job, "key", with_lora):
             return self.by_engine(wishes, arrivals)
 
     def in_one_call(self, wishes: Sequence[Wish]) -> list[tuple[Any, float]]:
@@ -197,11 +197,11 @@ class Sides:
         self.plain.disable_lora()
         start = time.perf_counter()
         arguments = {**wishes[0].arguments(), "prompt": [wish.prompt for wish in wishes]}
-        pictures = self.plain(
+        images = self.plain(
             **arguments,
             generator=[torch.Generator().manual_seed(wish.seed) for wish in wishes],
         ).images
-        return [(picture, time.perf_counter() - start) for picture in pictures]
+        return [(image, time.perf_counter() - start) for image in images]
 
 
 def compare(name: str, sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
@@ -312,7 +312,7 @@ def _median(values: Any) -> float:
 
 
 def _difference(one: Outcome, two: Outcome) -> int:
-    pairs = zip(one.pictures, two.pictures, strict=True)
+    pairs = zip(one.images, two.images, strict=True)
     return int(max(abs(first - second).max() for first, second in pairs))
 
 

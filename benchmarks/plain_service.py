@@ -40,7 +40,7 @@ class PlainService:
         seed: int,
         lora_weights: list[dict[str, Any]] | None = None,
     ) -> Image:
-        """Paints one picture after the other."""
+        """Generates one image after the other."""
         scales = {one["name"]: one.get("scale", 1.0) for one in lora_weights or ()}
         call = {
             "prompt": prompt,
@@ -48,24 +48,24 @@ class PlainService:
             "guidance_scale": guidance_scale,
         }
         with self.lock:
-            paint = self._paint_upstream if way == "upstream" else self._paint_plain
-            return paint(scales, {**call, "generator": torch.Generator().manual_seed(seed)})
+            generate = self._generate_upstream if way == "upstream" else self._generate_plain
+            return generate(scales, {**call, "generator": torch.Generator().manual_seed(seed)})
 
-    def _paint_upstream(self, scales: dict[str, float], call: dict[str, Any]) -> Image:
+    def _generate_upstream(self, scales: dict[str, float], call: dict[str, Any]) -> Image:
         for name in scales:
             self.upstream.load_lora_weights(str(LORAS[name]), adapter_name=name)
         if scales:
             self.upstream.set_adapters(list(scales), list(scales.values()))
-        picture: Image = self.upstream(**call).images[0]
+        image: Image = self.upstream(**call).images[0]
         if scales:
             self.upstream.unload_lora_weights()
-        return picture
+        return image
 
-    def _paint_plain(self, scales: dict[str, float], call: dict[str, Any]) -> Image:
+    def _generate_plain(self, scales: dict[str, float], call: dict[str, Any]) -> Image:
         if scales:
             self.plain.enable_lora()
             self.plain.set_adapters(list(scales), list(scales.values()))
         else:
             self.plain.disable_lora()
-        picture: Image = self.plain(**call).images[0]
-        return picture
+        image: Image = self.plain(**call).images[0]
+        return image

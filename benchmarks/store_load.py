@@ -3,7 +3,7 @@
     python benchmarks/store_load.py --megabytes 540 --rounds 7
 
 The others are diffusers' own `from_pretrained` on the same files, those in our store, and
-BentoML's own module, with the files in the page cache. Until the first picture of one step each has
+BentoML's own module, with the files in the page cache. Until the first image of one step each has
 processes of its own, in turn. Loading alone, which maps the weights, is alternated with
 `from_pretrained` within one process.
 """
@@ -45,7 +45,7 @@ def _weights(pipeline: Any) -> list[torch.Tensor]:
 
 
 def measure(kind: str, folder: Path) -> None:
-    """In a process of its own: prints the cost of a load up to the first picture."""
+    """In a process of its own: prints the cost of a load up to the first image."""
     import torch
 
     load = _find_loader(kind, folder)
@@ -60,11 +60,11 @@ def measure(kind: str, folder: Path) -> None:
     peak = read_status("VmHWM") - before
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    picture = pipeline(
+    image = pipeline(
         "a red circle", num_inference_steps=1, height=64, width=64, generator=generator
     ).images[0]
     first = time.perf_counter() - started
-    digest = hashlib.sha256(picture.tobytes())
+    digest = hashlib.sha256(image.tobytes())
     for value in _weights(pipeline):
         digest.update(value.numpy().tobytes())
     print(json.dumps({"first": first, "peak": peak, "digest": digest.hexdigest()}), flush=True)
@@ -168,16 +168,16 @@ def compare(root: Path, options: argparse.Namespace) -> None:
             if number:  # the first round fills the page cache
                 results[kind].append(result)
                 print(
-                    f"{kind:10} first picture {result['first']:7.3f} s, "
+                    f"{kind:10} first image {result['first']:7.3f} s, "
                     f"memory {result['peak'] / weights:.2f} x weights",
                     flush=True,
                 )
     digests = {item["digest"] for items in results.values() for item in items}
-    print(f"\n{weights / 1e6:.0f} MB of weights; the same weights and picture: {len(digests) == 1}")
+    print(f"\n{weights / 1e6:.0f} MB of weights; the same weights and image: {len(digests) == 1}")
     for other in KINDS[1:]:
         pairs = zip(results["ours"], results[other], strict=True)
         ratio = statistics.median(ours["first"] / theirs["first"] for ours, theirs in pairs)
-        print(f"until the first picture, ours / {other}: {ratio:.2f} (median of pairs)")
+        print(f"until the first image, ours / {other}: {ratio:.2f} (median of pairs)")
     peaks = {kind: max(item["peak"] for item in items) / weights for kind, items in results.items()}
     loads = ["--child", "pairs", "--root", str(stored), "--pairs", str(options.pairs)]
     paired = run_child([__file__, *loads], root / "ours")

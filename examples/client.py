@@ -1,9 +1,9 @@
-"""Asks a running service for a picture, with nothing but Python's own library.
+"""Asks a running service for an image, with nothing but Python's own library.
 
 bentoml diffusers demo
 python client.py "a big red circle on a blue background at the left"
-python client.py "a small yellow star on a black background" --image picture.png
-python client.py "a small yellow star on a black background" --image picture.png --mask mask.png
+python client.py "a small yellow star on a black background" --image image.png
+python client.py "a small yellow star on a black background" --image image.png --mask mask.png
 """
 
 import argparse
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 
-def paint(url: str, task: str, **fields: Any) -> tuple[bytes, str]:
+def generate(url: str, task: str, **fields: Any) -> tuple[bytes, str]:
     """Posts a request to ``/txt2img``, ``/img2img`` or ``/inpaint``.
 
     Returns:
-        The picture's file, and the seed that paints it again.
+        The image's file, and the seed that generates it again.
 
     Raises:
         urllib.error.HTTPError: The service refused; the body says which field is wrong.
@@ -42,16 +42,16 @@ def encode(path: Path) -> str:
 
 
 def main() -> None:
-    """Paints from text, over a picture if there is one, or where a mask is white."""
+    """Generates from text, over an image if there is one, or where a mask is white."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("prompt")
-    parser.add_argument("--image", type=Path, help="picture to start from")
-    parser.add_argument("--mask", type=Path, help="picture as large, white where to paint anew")
-    parser.add_argument("--strength", type=float, default=0.8, help="how much to paint anew")
+    parser.add_argument("--image", type=Path, help="image to start from")
+    parser.add_argument("--mask", type=Path, help="image as large, white where to regenerate")
+    parser.add_argument("--strength", type=float, default=0.8, help="how much to regenerate")
     parser.add_argument("--num-inference-steps", type=int, default=25)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--lora", action="append", default=[], help="name of a stored LoRA")
-    parser.add_argument("--output", type=Path, default=Path("picture.png"))
+    parser.add_argument("--output", type=Path, default=Path("image.png"))
     parser.add_argument("--url", default="http://localhost:3000")
     given = parser.parse_args()
     fields: dict[str, Any] = {
@@ -69,13 +69,13 @@ def main() -> None:
         task = "inpaint"
         fields["mask_image"] = encode(given.mask)
     try:
-        picture, seed = paint(given.url, task, **fields)
+        image, seed = generate(given.url, task, **fields)
     except urllib.error.HTTPError as error:
         sys.exit(f"{error.code}: {error.read().decode()}")
     except urllib.error.URLError as error:
         sys.exit(f"{given.url} does not answer: {error.reason}")
-    given.output.write_bytes(picture)
-    print(f"{given.output}: painted with seed {seed}")
+    given.output.write_bytes(image)
+    print(f"{given.output}: generated with seed {seed}")
 
 
 if __name__ == "__main__":

@@ -157,30 +157,30 @@ def edit(path, change, to=None):
     return to or path
 
 
-def paint(pipeline, seed=7, prompt="a red circle", **call):
+def generate(pipeline, seed=7, prompt="a red circle", **call):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     return torch.as_tensor(pipeline(prompt, generator=generator, **{**CALL, **call})[0])
 
 
-def paint_by_peft(make, loras, **call):
-    """The picture that diffusers and PEFT paint; ``loras`` are files, scales and arguments."""
+def generate_by_peft(make, loras, **call):
+    """The image that diffusers and PEFT generate; ``loras`` are files, scales and arguments."""
     pipeline = make()
     names = [f"adapter{index}" for index in range(len(loras))]
     for name, (path, _, *arguments) in zip(names, loras, strict=True):
         pipeline.load_lora_weights(str(path), adapter_name=name, **dict(*arguments))
     if names:
         pipeline.set_adapters(names, [scale for _, scale, *_ in loras])
-    return paint(pipeline, **call)
+    return generate(pipeline, **call)
 
 
-def paint_alone(pipeline, bank, lora_weights=None, textual_inversions=None, **call):
+def generate_alone(pipeline, bank, lora_weights=None, textual_inversions=None, **call):
     """One request, as the engine runs it when nothing else is there."""
     prepared = bank.prepare(bank.find(lora_weights, textual_inversions, call))
     lease = bank.acquire(prepared)
     try:
         with view_of(pipeline, lease) as view, collected(pipeline, bank, [lease]):
-            return paint(view, **call)
+            return generate(view, **call)
     finally:
         lease.release()
 
@@ -228,8 +228,8 @@ def collected(pipeline, bank, leases):
             del module.forward
 
 
-def paint_together(pipeline, bank, leases, seeds, prompts, **call):
-    """Requests in one batch; returns their pictures."""
+def generate_together(pipeline, bank, leases, seeds, prompts, **call):
+    """Requests in one batch; returns their images."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pipeline.set_progress_bar_config(disable=True)
     with collected(pipeline, bank, leases):

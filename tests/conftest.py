@@ -19,7 +19,7 @@ import logging  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from bentoml._internal.configuration.containers import BentoMLContainer  # noqa: E402
-from modular_models import paint  # noqa: E402
+from modular_models import generate  # noqa: E402
 from prometheus_client import REGISTRY  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
@@ -70,8 +70,8 @@ def sdxl_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sdxl_pixels():
-    """What the tiny SDXL paints at the guidance that its blocks have by default."""
-    return paint(testing.tiny_stable_diffusion_xl(), guidance_scale=7.5)
+    """What the tiny SDXL generates at the guidance that its blocks have by default."""
+    return generate(testing.tiny_stable_diffusion_xl(), guidance_scale=7.5)
 
 
 @pytest.fixture(scope="session")
@@ -129,10 +129,10 @@ def run_local():
 
 @pytest.fixture
 def pixels():
-    """Turns a picture, or the output of a runner, into an array of whole numbers."""
+    """Turns an image, or the output of a runner, into an array of integers."""
 
     def convert(value):
-        picture = value[0][0] if isinstance(value, tuple) else value
-        return np.asarray(picture).astype(int)
+        image = value[0][0] if isinstance(value, tuple) else value
+        return np.asarray(image).astype(int)
 
     return convert

@@ -4,8 +4,8 @@ import contextlib
 import threading
 import time
 
-from bentoml_diffusers.engine.jobs import Member
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.forwards.calls import Member
+from bentoml_diffusers.engine.requests.request import Ticket
 
 
 @contextlib.contextmanager

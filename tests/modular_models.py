@@ -1,4 +1,4 @@
-"""Tiny modular pipelines, code of blocks, and what they paint."""
+"""Tiny modular pipelines, code of blocks, and what they generate."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2, "height": 32, "width": 32}
-PICTURE = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+IMAGE = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
 BLOCK = """
 from diffusers import StableDiffusionXLAutoBlocks
 
@@ -41,21 +41,21 @@ class Invert(ModularPipelineBlocks):
 
     def __call__(self, components, state):
         block_state = self.get_block_state(state)
-        block_state.images = [ImageOps.invert(picture) for picture in block_state.images]
+        block_state.images = [ImageOps.invert(image) for image in block_state.images]
         self.set_block_state(state, block_state)
         return components, state
 """
 
 
-def paint(pipeline, seed=0, **more):
-    """Pixels of one picture; diffusers' own call."""
+def generate(pipeline, seed=0, **more):
+    """Pixels of one image; diffusers' own call."""
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     if isinstance(pipeline, diffusers.ModularPipeline):
-        pictures = pipeline(**CALL, **more, generator=generator, output="images")
+        images = pipeline(**CALL, **more, generator=generator, output="images")
     else:
-        pictures = pipeline(**CALL, **more, generator=generator).images
-    return np.asarray(pictures[0]).astype(int)
+        images = pipeline(**CALL, **more, generator=generator).images
+    return np.asarray(images[0]).astype(int)
 
 
 def write_blocks(folder, word="ours", code=BLOCK):

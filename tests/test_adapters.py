@@ -9,10 +9,10 @@ from adapter_models import (
     ATTENTION,
     FAMILIES,
     TEXT,
-    paint,
-    paint_alone,
-    paint_by_peft,
-    paint_together,
+    generate,
+    generate_alone,
+    generate_by_peft,
+    generate_together,
     save_kohya_lora,
     save_lora,
 )
@@ -133,15 +133,15 @@ LISTS = [
 @pytest.mark.parametrize("loras", LISTS, ids=lambda loras: "+".join(name for name, _ in loras))
 def test_a_lone_request_equals_peft(pipeline, bank, folder, loras):
     asked = [{"name": file(name), "scale": scale} for name, scale in loras]
-    plain = paint(pipeline)
-    ours = paint_alone(pipeline, bank, asked)
-    theirs = paint_by_peft(
+    plain = generate(pipeline)
+    ours = generate_alone(pipeline, bank, asked)
+    theirs = generate_by_peft(
         testing.tiny_stable_diffusion, [(folder / file(name), scale) for name, scale in loras]
     )
     # The scale multiplies while the product is added, not before: one rounding less than PEFT.
     assert (ours - theirs).abs().max() < 5e-6
     assert (ours - plain).abs().max() > 1e-2
-    assert torch.equal(paint(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "sd3"])
@@ -154,21 +154,21 @@ def test_every_family_equals_peft_alone_and_together(family, tmp_path):
     targets["text_encoder"] = TEXT
     save_lora(tmp_path / "two.safetensors", make, targets, seed=2, r=8)
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path)))
-    plain = paint(pipeline, **call)
+    plain = generate(pipeline, **call)
     asked = [None, "one.safetensors", {"name": "two.safetensors", "scale": 0.6}]
-    alone = [paint_alone(pipeline, bank, one, **call)[0] for one in asked]
+    alone = [generate_alone(pipeline, bank, one, **call)[0] for one in asked]
     for index, loras in ((1, [("one", 1.0)]), (2, [("two", 0.6)])):
         files = [(tmp_path / file(name), scale) for name, scale in loras]
-        theirs = paint_by_peft(make, files, **call)[0]
+        theirs = generate_by_peft(make, files, **call)[0]
         assert (alone[index] - theirs).abs().max() < 5e-6
         assert (alone[index] - plain[0]).abs().max() > 1e-3
     leases = [bank.acquire(bank.prepare(bank.find(one))) for one in asked]
-    together = paint_together(pipeline, bank, leases, [7] * 3, ["a red circle"] * 3, **call)
+    together = generate_together(pipeline, bank, leases, [7] * 3, ["a red circle"] * 3, **call)
     # Batched products round otherwise than single ones; far below one 8-bit level, 4e-3.
     assert max((one - other).abs().max() for one, other in zip(alone, together, strict=True)) < 1e-4
     for lease in leases:
         lease.release()
-    assert torch.equal(paint(pipeline, **call), plain)
+    assert torch.equal(generate(pipeline, **call), plain)
     bank.close()
 
 
@@ -195,34 +195,34 @@ MIX = [
 def test_eight_requests_in_one_batch_do_not_bleed(pipeline, bank, guidance):
     call = {"guidance_scale": guidance}
     alone = [
-        paint_alone(pipeline, bank, loras, prompt=prompt, seed=seed, **call)[0]
+        generate_alone(pipeline, bank, loras, prompt=prompt, seed=seed, **call)[0]
         for seed, (loras, prompt) in enumerate(MIX)
     ]
     leases = [bank.acquire(bank.prepare(bank.find(loras))) for loras, _ in MIX]
-    together = paint_together(
+    together = generate_together(
         pipeline, bank, leases, range(len(MIX)), [prompt for _, prompt in MIX], **call
     )
     worst = max((one - other).abs().max() for one, other in zip(alone, together, strict=True))
     assert worst < 2e-4
-    plain = paint(pipeline, prompt=MIX[1][1], seed=1, **call)[0]
+    plain = generate(pipeline, prompt=MIX[1][1], seed=1, **call)[0]
     assert (together[1] - plain).abs().max() > 1e-2
 
 
 def test_the_base_model_is_the_same_after_any_history(pipeline, bank, folder):
-    before, plain = state_of(pipeline), paint(pipeline)
+    before, plain = state_of(pipeline), generate(pipeline)
     assert not hooks_of(pipeline)
     for loras, prompt in MIX:
-        paint_alone(pipeline, bank, loras, prompt=prompt)
+        generate_alone(pipeline, bank, loras, prompt=prompt)
     for unet in (pipeline.unet,):
         with pytest.raises(RuntimeError, match="on purpose"), monkey(unet):
-            paint_alone(pipeline, bank, "text.safetensors")
-    assert torch.equal(paint(pipeline), plain)
+            generate_alone(pipeline, bank, "text.safetensors")
+    assert torch.equal(generate(pipeline), plain)
     after = state_of(pipeline)
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     bank.close()
     assert not hooks_of(pipeline)
-    assert torch.equal(paint(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
 
 
 class monkey:
@@ -250,17 +250,17 @@ def test_static_loras_stay_below_those_of_requests(folder, fused):
         fuse_static_loras=fused,
     )
     bank = AdapterBank(pipeline, options)
-    static = paint(pipeline)
+    static = generate(pipeline)
     only = [(folder / "wide.safetensors", 0.5)]
-    assert (static - paint_by_peft(testing.tiny_stable_diffusion, only)).abs().max() < 5e-6
-    ours = paint_alone(pipeline, bank, "text.safetensors")
-    theirs = paint_by_peft(
+    assert (static - generate_by_peft(testing.tiny_stable_diffusion, only)).abs().max() < 5e-6
+    ours = generate_alone(pipeline, bank, "text.safetensors")
+    theirs = generate_by_peft(
         testing.tiny_stable_diffusion, [*only, (folder / "text.safetensors", 1.0)]
     )
     assert (ours - theirs).abs().max() < 5e-6
-    assert torch.equal(paint(pipeline), static)
+    assert torch.equal(generate(pipeline), static)
     bank.close()
-    assert torch.equal(paint(pipeline), static)
+    assert torch.equal(generate(pipeline), static)
 
 
 @pytest.mark.parametrize("static", [None, "one.safetensors"])
@@ -272,17 +272,17 @@ def test_the_scale_of_attention_kwargs_and_clip_skip(tmp_path, static):
     save_lora(tmp_path / "text.safetensors", make, text, seed=2)
     pipeline = make()
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path), lora_weights=static))
-    before = paint(pipeline)
+    before = generate(pipeline)
     call = {"cross_attention_kwargs": {"scale": 0.4}, "clip_skip": 1}
     files = [(tmp_path / name, 1.0) for name in (static, "text.safetensors") if name]
     for loras, paths in (("text.safetensors", files), (None, files[:-1])):
-        ours = paint_alone(pipeline, bank, loras, **call)
-        assert (ours - paint_by_peft(make, paths, **call)).abs().max() < 5e-6
+        ours = generate_alone(pipeline, bank, loras, **call)
+        assert (ours - generate_by_peft(make, paths, **call)).abs().max() < 5e-6
         if paths:
-            full = paint_alone(pipeline, bank, loras, clip_skip=1)
+            full = generate_alone(pipeline, bank, loras, clip_skip=1)
             assert (ours - full).abs().max() > 1e-3
-    assert (paint(pipeline, clip_skip=1) - before).abs().max() > 1e-3
-    assert torch.equal(paint(pipeline), before)
+    assert (generate(pipeline, clip_skip=1) - before).abs().max() > 1e-3
+    assert torch.equal(generate(pipeline), before)
     with pytest.raises(errors.InvalidRequest, match="cross_attention_kwargs"):
         bank.find(None, None, {"cross_attention_kwargs": {"scale": "x"}})
     bank.close()
@@ -290,15 +290,15 @@ def test_the_scale_of_attention_kwargs_and_clip_skip(tmp_path, static):
 
 @pytest.mark.parametrize(("name", "what"), [("dora", "DoRA"), ("bias", "bias")])
 def test_what_slots_cannot_express_runs_through_peft(pipeline, bank, folder, caplog, name, what):
-    before, plain = state_of(pipeline), paint(pipeline)
+    before, plain = state_of(pipeline), generate(pipeline)
     with caplog.at_level(logging.INFO, logger="bentoml_diffusers"):
         for _ in range(2):
-            ours = paint_alone(pipeline, bank, [file(name), "attention.safetensors"])
+            ours = generate_alone(pipeline, bank, [file(name), "attention.safetensors"])
     assert caplog.text.count(what) == 1
     files = [(folder / file(one), 1.0) for one in (name, "attention")]
-    assert torch.equal(ours, paint_by_peft(testing.tiny_stable_diffusion, files))
-    assert (ours - paint_by_peft(testing.tiny_stable_diffusion, files[1:])).abs().max() > 1e-3
-    assert torch.equal(paint(pipeline), plain)
+    assert torch.equal(ours, generate_by_peft(testing.tiny_stable_diffusion, files))
+    assert (ours - generate_by_peft(testing.tiny_stable_diffusion, files[1:])).abs().max() > 1e-3
+    assert torch.equal(generate(pipeline), plain)
     after = state_of(pipeline)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
@@ -350,19 +350,19 @@ def test_loha_and_lokr_run_through_peft(folder, tmp_path, kind, place, static):
     (tmp_path / "wide.safetensors").write_bytes((folder / "wide.safetensors").read_bytes())
     save_file({f"{layer}.{key}": part for key, part in parts.items()}, tmp_path / "x.safetensors")
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path), lora_weights=static))
-    before, plain = state_of(pipeline), paint(pipeline)
-    ours = paint_alone(pipeline, bank, [{"name": "x.safetensors", "scale": 0.7}])
+    before, plain = state_of(pipeline), generate(pipeline)
+    ours = generate_alone(pipeline, bank, [{"name": "x.safetensors", "scale": 0.7}])
     with torch.no_grad():
         weight += 0.7 * change.view(weight.shape)
     if static:
         reference.load_lora_weights(str(folder / static))
     # The change is added to the outputs, here to the weights.
-    assert (ours - paint(reference)).abs().max() < 2e-5
+    assert (ours - generate(reference)).abs().max() < 2e-5
     assert (ours - plain).abs().max() > 1e-3
     after = state_of(pipeline)
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert torch.equal(paint(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
     bank.close()
 
 
@@ -388,8 +388,8 @@ def test_slots_are_bounded_and_the_least_recently_used_makes_room(pipeline, fold
     again.release()
     # What a slot held before leaves nothing in it.
     for name in ("wide", "text", "attention", "kohya", "conv"):
-        ours = paint_alone(pipeline, bank, file(name))
-        theirs = paint_by_peft(testing.tiny_stable_diffusion, [(folder / file(name), 1.0)])
+        ours = generate_alone(pipeline, bank, file(name))
+        theirs = generate_by_peft(testing.tiny_stable_diffusion, [(folder / file(name), 1.0)])
         assert (ours - theirs).abs().max() < 5e-6
     bank.close()
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapter_models import paint, paint_alone, paint_together
+from adapter_models import generate, generate_alone, generate_together
 
 from bentoml_diffusers import ModelOptions
 from bentoml_diffusers.adapters import AdapterBank
@@ -21,28 +21,28 @@ def pipeline():
     return StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None)
 
 
-def redness(picture):
+def redness(image):
     """How red the middle of the shape is: red minus green, from -1 to 1."""
-    middle = picture[26:38, 26:38]
+    middle = image[26:38, 26:38]
     return float((middle[..., 0] - middle[..., 1]).mean())
 
 
 def test_an_outline_is_only_where_it_was_asked_for(pipeline):
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(LORAS["outline"].parent)))
-    plain = paint(pipeline, seed=0, prompt=PROMPT, **CALL)[0]
+    plain = generate(pipeline, seed=0, prompt=PROMPT, **CALL)[0]
     alone = [
-        paint_alone(pipeline, bank, asked, seed=seed, prompt=PROMPT, **CALL)[0]
+        generate_alone(pipeline, bank, asked, seed=seed, prompt=PROMPT, **CALL)[0]
         for seed, asked in enumerate(ASKED)
     ]
     leases = [bank.acquire(bank.prepare(bank.find(asked))) for asked in ASKED]
     prompts = [PROMPT] * len(ASKED)
-    together = paint_together(pipeline, bank, leases, range(len(ASKED)), prompts, **CALL)
+    together = generate_together(pipeline, bank, leases, range(len(ASKED)), prompts, **CALL)
     for one, other in zip(alone, together, strict=True):
-        # Within one 8-bit level of the picture that the request gets alone.
+        # Within one 8-bit level of the image that the request gets alone.
         assert (one - other).abs().max() < 1 / 255
     assert torch.equal(alone[0], plain)
     assert redness(together[0]) - redness(together[1]) > 0.2
     for lease in leases:
         lease.release()
     bank.close()
-    assert torch.equal(paint(pipeline, seed=0, prompt=PROMPT, **CALL)[0], plain)
+    assert torch.equal(generate(pipeline, seed=0, prompt=PROMPT, **CALL)[0], plain)

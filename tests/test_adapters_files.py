@@ -11,9 +11,9 @@ import torch
 from adapter_models import (
     ATTENTION,
     edit,
-    paint,
-    paint_alone,
-    paint_by_peft,
+    generate,
+    generate_alone,
+    generate_by_peft,
     save_kohya_lora,
     save_lora,
 )
@@ -27,7 +27,7 @@ from bentoml_diffusers.adapters import AdapterBank, hash_adapter, supports_lora
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.lycoris import original_name, read_lycoris
 from bentoml_diffusers.adapters.raw import RawLora
-from bentoml_diffusers.adapters.reading import convert_lora
+from bentoml_diffusers.adapters.reader import convert_lora
 from bentoml_diffusers.adapters.recorder import Recorder
 from bentoml_diffusers.adapters.sources import AdapterFinder, _near
 from bentoml_diffusers.demo import LORAS, PIPELINE
@@ -146,12 +146,12 @@ BROKEN = {
     truncate: "broken or truncated",
     empty: "broken or truncated",
     no_tensors: "is empty",
-    no_lora: "no LoRA",
+    no_lora: "not a LoRA",
     shapes: "another base model",
     outputs: "another base model",
     other_layers: r"no layer unet\.down_blocks\.9",
-    other_architecture: "no LoRA|no layer",
-    half_a_lora: "second matrix|no LoRA",
+    other_architecture: "not a LoRA|no layer",
+    half_a_lora: "second matrix|not a LoRA",
     nan: "NaN",
     kohya_dora: "DoRA",
     lost_loha: "no layer lora_unet_nowhere",
@@ -166,7 +166,7 @@ BROKEN = {
 def test_bad_files_are_refused_before_anything_changes(pipeline, folder, make):
     make(folder)
     bank = bank_of(pipeline, folder, max_lora_rank=8)
-    plain = paint(pipeline)
+    plain = generate(pipeline)
     before = {key: value.clone() for key, value in pipeline.unet.state_dict().items()}
     with pytest.raises(errors.InvalidModel, match=BROKEN[make]) as caught:
         prepare(bank, "bad.safetensors")
@@ -176,9 +176,9 @@ def test_bad_files_are_refused_before_anything_changes(pipeline, folder, make):
     after = pipeline.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert torch.equal(paint(pipeline), plain)
-    theirs = paint_by_peft(testing.tiny_stable_diffusion, [(folder / "good.safetensors", 1.0)])
-    assert (paint_alone(pipeline, bank, "good.safetensors") - theirs).abs().max() < 5e-6
+    assert torch.equal(generate(pipeline), plain)
+    theirs = generate_by_peft(testing.tiny_stable_diffusion, [(folder / "good.safetensors", 1.0)])
+    assert (generate_alone(pipeline, bank, "good.safetensors") - theirs).abs().max() < 5e-6
     bank.close()
 
 
@@ -299,14 +299,14 @@ def test_the_adapters_of_the_demo_model_by_their_tags():
 
     pipeline = make()
     bank = AdapterBank(pipeline, ModelOptions())
-    plain = paint(pipeline, **call)
+    plain = generate(pipeline, **call)
     asked = [{"name": "outline", "scale": 0.8}, {"name": "stripes:latest", "scale": 0.5}]
-    ours = paint_alone(pipeline, bank, asked, **call)
-    theirs = paint_by_peft(make, [(LORAS["outline"], 0.8), (LORAS["stripes"], 0.5)], **call)
+    ours = generate_alone(pipeline, bank, asked, **call)
+    theirs = generate_by_peft(make, [(LORAS["outline"], 0.8), (LORAS["stripes"], 0.5)], **call)
     # float32: scales multiply in another order than in PEFT.
     assert (ours - theirs).abs().max() < 1e-4
     assert (ours - plain).abs().max() > 0.05
-    assert torch.equal(paint(pipeline, **call), plain)
+    assert torch.equal(generate(pipeline, **call), plain)
     report = bank.report()
     assert {"outline", "stripes"} <= set(report.known)
     assert "teal" in report.known_inversions
@@ -322,13 +322,13 @@ def test_the_adapters_of_the_demo_model_by_their_tags():
 def test_a_file_that_changed_is_read_again(pipeline, tmp_path):
     path = tmp_path / "x.safetensors"
     bank = bank_of(pipeline, tmp_path)
-    pictures = []
+    images = []
     for seed in (1, 2):
         save_lora(path, testing.tiny_stable_diffusion, {"unet": ["to_q"]}, seed=seed, strength=seed)
-        pictures.append(paint_alone(pipeline, bank, path.name))
-    assert not torch.equal(*pictures)
+        images.append(generate_alone(pipeline, bank, path.name))
+    assert not torch.equal(*images)
     assert (
-        pictures[1] - paint_by_peft(testing.tiny_stable_diffusion, [(path, 1.0)])
+        images[1] - generate_by_peft(testing.tiny_stable_diffusion, [(path, 1.0)])
     ).abs().max() < 5e-6
     bank.close()
 
@@ -354,20 +354,20 @@ def test_a_file_of_the_same_size_and_time_is_read_again(pipeline, tmp_path, repl
     bank = bank_of(pipeline, tmp_path)
     running = bank.acquire(prepare(bank, path.name))
     before, digest = (
-        paint_alone(pipeline, bank, path.name),
+        generate_alone(pipeline, bank, path.name),
         hash_adapter(bank.find(path.name).loras[0]),
     )
     size = path.stat().st_size
     replace(versions[1], path)
     assert (path.stat().st_size, path.stat().st_mtime) == (size, 1)
-    after = paint_alone(pipeline, bank, path.name)
+    after = generate_alone(pipeline, bank, path.name)
     assert not torch.equal(before, after)
     assert hash_adapter(bank.find(path.name).loras[0]) != digest
     report = bank.report()
     assert (report.in_memory, report.in_slots) == ((path.name,), (path.name,))
     running.release()
     replace(versions[0], path)
-    paint_alone(pipeline, bank, path.name)
+    generate_alone(pipeline, bank, path.name)
     assert bank.report().in_slots == (path.name,)
     assert len(bank._pool._free) == bank._pool.slots - 1
     bank.close()

@@ -20,7 +20,7 @@ from bentoml_diffusers._compat import reads_lokr
 from bentoml_diffusers.adapters.coverage import layer_of, layers_of
 from bentoml_diffusers.adapters.layers import LayerMap
 from bentoml_diffusers.adapters.lora import LoraSwitch
-from bentoml_diffusers.adapters.reading import convert_lora
+from bentoml_diffusers.adapters.reader import convert_lora
 from bentoml_diffusers.adapters.reasons import explain
 from bentoml_diffusers.adapters.sources import Adapter
 

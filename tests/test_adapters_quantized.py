@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from adapter_models import ATTENTION, paint, paint_alone, save_lora
+from adapter_models import ATTENTION, generate, generate_alone, save_lora
 from safetensors.torch import save_file
 
 from bentoml_diffusers import ModelOptions, errors, testing
@@ -119,13 +119,13 @@ def test_what_fits_is_what_the_plain_weights_make(folder, quantize, name):
     if quantize is pack and name != "lora":
         pytest.skip("refused, see below")
     quantized, plain = build(quantize), build(quantize, dequantized=True)
-    before, path = paint(quantized), f"{name}.safetensors"
+    before, path = generate(quantized), f"{name}.safetensors"
     banks = [AdapterBank(one, options(folder)) for one in (quantized, plain)]
-    ours = paint_alone(quantized, banks[0], path)
-    theirs = paint_alone(plain, banks[1], path)
+    ours = generate_alone(quantized, banks[0], path)
+    theirs = generate_alone(plain, banks[1], path)
     assert (ours - theirs).abs().max() < 1e-5  # products of quantized weights round otherwise
     assert (ours - before).abs().max() > 1e-3
-    assert torch.equal(paint(quantized), before)
+    assert torch.equal(generate(quantized), before)
     for bank in banks:
         bank.close()
 
@@ -135,25 +135,25 @@ def test_what_fits_is_what_the_plain_weights_make(folder, quantize, name):
     [
         (pack, "lokr", r"is a LoKr, which PEFT cannot apply.*unet\.mid_block.*uint8"),
         (pack, "loha", "is a LoHa, which PEFT cannot apply"),
-        (by_torchao, "bias", "no LoRA for StableDiffusionPipeline.*does not support lora_bias"),
+        (by_torchao, "bias", "not a LoRA for StableDiffusionPipeline.*does not support lora_bias"),
         (cast, "dora", "would be rounded to float8_e4m3fn.*layerwise_casting"),
     ],
 )
 @pytest.mark.parametrize("is_static", [False, True], ids=["request", "static"])
 def test_what_does_not_fit_says_why(folder, quantize, name, match, is_static):
     pipeline, path = build(quantize), f"{name}.safetensors"
-    before = paint(pipeline)
+    before = generate(pipeline)
     static = {"lora_weights": path} if is_static else {}
 
     def use():
         bank = AdapterBank(pipeline, options(folder, **static))
-        paint_alone(pipeline, bank, path)
+        generate_alone(pipeline, bank, path)
 
     with pytest.raises(errors.InvalidModel, match=match) as caught:
         use()
     assert "another base model" not in str(caught.value)
     if not is_static:
-        assert torch.equal(paint(pipeline), before)
+        assert torch.equal(generate(pipeline), before)
 
 
 def test_a_static_lora_is_not_rounded_in_silence(folder):

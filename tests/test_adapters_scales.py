@@ -8,10 +8,10 @@ from adapter_models import (
     ATTENTION,
     FAMILIES,
     TEXT,
-    paint,
-    paint_alone,
-    paint_by_peft,
-    paint_together,
+    generate,
+    generate_alone,
+    generate_by_peft,
+    generate_together,
     save_lora,
     tiny_wan,
 )
@@ -66,12 +66,12 @@ def asked(name, scale, **more):
 
 @pytest.mark.parametrize("scale", SCALES, ids=str)
 def test_scales_are_those_of_set_adapters(pipeline, bank, folder, scale):
-    plain, whole = paint(pipeline), paint_alone(pipeline, bank, asked("all", 1.0))
-    ours = paint_alone(pipeline, bank, asked("all", scale))
-    theirs = paint_by_peft(testing.tiny_stable_diffusion, [(folder / "all.safetensors", scale)])
+    plain, whole = generate(pipeline), generate_alone(pipeline, bank, asked("all", 1.0))
+    ours = generate_alone(pipeline, bank, asked("all", scale))
+    theirs = generate_by_peft(testing.tiny_stable_diffusion, [(folder / "all.safetensors", scale)])
     assert (ours - theirs).abs().max() < EXACT
     assert (ours - whole).abs().max() > 1e-4
-    assert torch.equal(paint(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_scales_of_other_families(folder, family, name, scale):
     make, call = FAMILIES[family]
     pipeline, path = make(), folder / f"{name}.safetensors"
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(folder)))
-    ours = paint_alone(pipeline, bank, asked(name, scale), **call)
-    assert (ours - paint_by_peft(make, [(path, scale)], **call)).abs().max() < EXACT
-    assert (ours - paint_by_peft(make, [(path, 1.0)], **call)).abs().max() > 1e-5
+    ours = generate_alone(pipeline, bank, asked(name, scale), **call)
+    assert (ours - generate_by_peft(make, [(path, scale)], **call)).abs().max() < EXACT
+    assert (ours - generate_by_peft(make, [(path, 1.0)], **call)).abs().max() > 1e-5
     bank.close()
 
 
@@ -96,13 +96,13 @@ def test_scales_of_what_runs_through_peft_and_of_static_loras(pipeline, bank, fo
     make, scale = testing.tiny_stable_diffusion, {"unet": {"down": 0.3, "mid": 0}}
     # Copies: diffusers takes the components out of a mapping that it finds twice.
     files = [(folder / f"{name}.safetensors", dict(scale)) for name in ("all", "dora")]
-    ours = paint_alone(pipeline, bank, [asked("all", scale), asked("dora", scale)])
-    assert (ours - paint_by_peft(make, files)).abs().max() < 1e-5
+    ours = generate_alone(pipeline, bank, [asked("all", scale), asked("dora", scale)])
+    assert (ours - generate_by_peft(make, files)).abs().max() < 1e-5
     static = make()
     options = ModelOptions(lora_dir=str(folder), lora_weights=asked("all", scale))
     AdapterBank(static, options).close()
-    theirs = paint_by_peft(make, files[:1])
-    assert torch.equal(paint(static), theirs)
+    theirs = generate_by_peft(make, files[:1])
+    assert torch.equal(generate(static), theirs)
     fused = make()
     AdapterBank(
         fused,
@@ -110,15 +110,15 @@ def test_scales_of_what_runs_through_peft_and_of_static_loras(pipeline, bank, fo
             lora_dir=str(folder), lora_weights=asked("all", scale), fuse_static_loras=True
         ),
     ).close()
-    assert (paint(fused) - theirs).abs().max() < 1e-5
+    assert (generate(fused) - theirs).abs().max() < 1e-5
 
 
 def test_other_scales_of_one_lora_in_one_batch(pipeline, bank):
     """Each has a slot of its own; the attention scale multiplies all of them once more."""
     finds = [asked("all", one) for one in ({"unet": {"down": 0.3}}, 1.0, {"unet": 0})]
-    alone = [paint_alone(pipeline, bank, one, seed=7) for one in finds]
+    alone = [generate_alone(pipeline, bank, one, seed=7) for one in finds]
     leases = [bank.acquire(bank.prepare(bank.find(one))) for one in finds]
-    together = paint_together(pipeline, bank, leases, [7] * 3, ["a red circle"] * 3)
+    together = generate_together(pipeline, bank, leases, [7] * 3, ["a red circle"] * 3)
     for lease in leases:
         lease.release()
     for one, image in zip(alone, together, strict=True):
@@ -127,8 +127,8 @@ def test_other_scales_of_one_lora_in_one_batch(pipeline, bank):
 
 
 def test_a_scale_of_zero_everywhere_is_no_lora(pipeline, bank):
-    ours = paint_alone(pipeline, bank, asked("other", {"unet": 0}))
-    assert torch.equal(ours, paint(pipeline))
+    ours = generate_alone(pipeline, bank, asked("other", {"unet": 0}))
+    assert torch.equal(ours, generate(pipeline))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_scales_are_recorded_and_replayed(folder):
 
 WAN = {"num_frames": 5, "guidance_scale": 3.0, "max_sequence_length": 16, "height": 16, "width": 16}
 WAN["num_inference_steps"] = 3
-paint_wan = functools.partial(paint, **WAN)
+generate_wan = functools.partial(generate, **WAN)
 
 
 @pytest.fixture(scope="module")
@@ -221,12 +221,12 @@ SECOND = {"load_into_transformer_2": True}
 def test_a_lora_of_wan_goes_into_the_denoiser_that_was_asked_for(wan_folder, loras, theirs):
     pipeline = tiny_wan()
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(wan_folder)))
-    plain = paint_wan(pipeline)
-    ours = paint_alone(pipeline, bank, loras, **WAN)
+    plain = generate_wan(pipeline)
+    ours = generate_alone(pipeline, bank, loras, **WAN)
     files = [(wan_folder / f"{name}.safetensors", *more) for name, *more in theirs]
-    assert (ours - paint_by_peft(tiny_wan, files, **WAN)).abs().max() < EXACT
+    assert (ours - generate_by_peft(tiny_wan, files, **WAN)).abs().max() < EXACT
     assert (ours - plain).abs().max() > 1e-5
-    assert torch.equal(paint_wan(pipeline), plain)
+    assert torch.equal(generate_wan(pipeline), plain)
     bank.close()
 
 
@@ -234,9 +234,9 @@ def test_one_lora_in_both_denoisers_with_a_scale_for_each(wan_folder):
     pipeline, both = tiny_wan(), ["transformer", "transformer_2"]
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(wan_folder)))
     scale = {"transformer": 0.5, "transformer_2": -1}
-    ours = paint_alone(pipeline, bank, asked("a", scale, components=both), **WAN)
+    ours = generate_alone(pipeline, bank, asked("a", scale, components=both), **WAN)
     path = wan_folder / "a.safetensors"
-    theirs = paint_by_peft(tiny_wan, [(path, 0.5), (path, -1.0, SECOND)], **WAN)
+    theirs = generate_by_peft(tiny_wan, [(path, 0.5), (path, -1.0, SECOND)], **WAN)
     assert (ours - theirs).abs().max() < EXACT
     bank.close()
 
@@ -249,9 +249,9 @@ def test_static_loras_of_the_second_denoiser(wan_folder, name, how):
     AdapterBank(static, ModelOptions(lora_dir=folder, lora_weights=asked(name, 1.0, **how))).close()
     assert static.get_list_adapters().keys() == {"transformer_2"}
     bank = AdapterBank(request, ModelOptions(lora_dir=folder))
-    ours = paint_alone(request, bank, asked(name, 1.0, components=["transformer_2"]), **WAN)
-    assert (ours - paint_wan(static)).abs().max() < EXACT
-    assert (ours - paint_alone(request, bank, asked(name, 1.0), **WAN)).abs().max() > 1e-4
+    ours = generate_alone(request, bank, asked(name, 1.0, components=["transformer_2"]), **WAN)
+    assert (ours - generate_wan(static)).abs().max() < EXACT
+    assert (ours - generate_alone(request, bank, asked(name, 1.0), **WAN)).abs().max() > 1e-4
     bank.close()
 
 

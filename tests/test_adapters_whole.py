@@ -9,9 +9,9 @@ from adapter_models import (
     CALL,
     TEXT,
     edit,
-    paint,
-    paint_alone,
-    paint_by_peft,
+    generate,
+    generate_alone,
+    generate_by_peft,
     save_kohya_lora,
     save_lora,
     tiny_z_image,
@@ -73,8 +73,8 @@ def test_alphas_by_pattern_are_those_of_peft(lora):
     tensors = {key: value for key, value in load_file(lora).items() if key.startswith("unet")}
     save_file(tensors, lora, metadata={"lora_adapter_metadata": json.dumps(about)})
     pipeline = MAKE()
-    ours = paint_alone(pipeline, bank_of(lora.parent, pipeline), lora.name)
-    assert (ours - paint_by_peft(MAKE, [(lora, 1.0)])).abs().max() < 5e-6
+    ours = generate_alone(pipeline, bank_of(lora.parent, pipeline), lora.name)
+    assert (ours - generate_by_peft(MAKE, [(lora, 1.0)])).abs().max() < 5e-6
     about["unet.rank_pattern"] = {r"mid_block.*": 2}
     save_file(tensors, lora, metadata={"lora_adapter_metadata": json.dumps(about)})
     with pytest.raises(errors.InvalidModel, match=r"say rank 2 for mid_block.*, it has rank 4"):
@@ -94,16 +94,16 @@ def lycoris(folder):
 def test_loha_and_lokr_in_one_file_are_both_applied(tmp_path):
     lycoris(tmp_path)
     pipeline = MAKE()
-    bank, plain = bank_of(tmp_path, pipeline), paint(pipeline)
-    apart = paint_alone(pipeline, bank, ["loha.safetensors", "lokr.safetensors"])
-    both = paint_alone(pipeline, bank, "both.safetensors")
+    bank, plain = bank_of(tmp_path, pipeline), generate(pipeline)
+    apart = generate_alone(pipeline, bank, ["loha.safetensors", "lokr.safetensors"])
+    both = generate_alone(pipeline, bank, "both.safetensors")
     assert torch.equal(both, apart)
     for name in ("loha.safetensors", "lokr.safetensors"):
-        assert (paint_alone(pipeline, bank, name) - both).abs().max() > 1e-3
-    assert torch.equal(paint(pipeline), plain)
+        assert (generate_alone(pipeline, bank, name) - both).abs().max() > 1e-3
+    assert torch.equal(generate(pipeline), plain)
     static = MAKE()
     bank_of(tmp_path, static, lora_weights="both.safetensors")
-    assert torch.equal(paint(static), both)
+    assert torch.equal(generate(static), both)
 
 
 @pytest.mark.parametrize("ends", [WHOLE_LOKR, LOKR], ids=["whole", "factored"])
@@ -136,9 +136,9 @@ def test_lokr_of_ai_toolkit_for_z_image_makes_the_image_of_diffusers(ends, tmp_p
 def test_files_of_eight_bits_are_taken(lora, dtype):
     edit(lora, lambda tensors: {key: value.to(dtype) for key, value in tensors.items()})
     pipeline = MAKE()
-    ours = paint_alone(pipeline, bank_of(lora.parent, pipeline), lora.name)
-    assert (ours - paint_by_peft(MAKE, [(lora, 1.0)])).abs().max() < 5e-6
-    assert (ours - paint(pipeline)).abs().max() > 1e-2
+    ours = generate_alone(pipeline, bank_of(lora.parent, pipeline), lora.name)
+    assert (ours - generate_by_peft(MAKE, [(lora, 1.0)])).abs().max() < 5e-6
+    assert (ours - generate(pipeline)).abs().max() > 1e-2
 
     def poison(tensors):
         return {key: (value.float() * float("nan")).to(dtype) for key, value in tensors.items()}

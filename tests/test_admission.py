@@ -6,8 +6,8 @@ import pytest
 from holding import Gate, held
 
 from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
-from bentoml_diffusers.engine.profile import CostProfile, bucket
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.forwards.profile import CostProfile, bucket
+from bentoml_diffusers.engine.requests.request import Ticket
 from bentoml_diffusers.serving import refusals
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
@@ -263,7 +263,7 @@ def test_an_event_loop_that_is_closed_leaves_a_request_that_it_awaits_alone(gate
     ],
 )
 def test_schedulers_by_the_names_that_people_use(name, cls, changes):
-    from bentoml_diffusers.engine.schedulers import choose_scheduler
+    from bentoml_diffusers.engine.requests.schedulers import choose_scheduler
 
     base = testing.tiny_stable_diffusion().scheduler
     scheduler = choose_scheduler(name, base).build(base)
@@ -272,7 +272,7 @@ def test_schedulers_by_the_names_that_people_use(name, cls, changes):
 
 
 def test_schedulers_have_the_name_that_chooses_them():
-    from bentoml_diffusers.engine.schedulers import choose_scheduler
+    from bentoml_diffusers.engine.requests.schedulers import choose_scheduler
 
     base = testing.tiny_stable_diffusion().scheduler
     samplers = [*_names.SAMPLERS, "DPM++ 2M Karras", "Euler Exponential", "UniPC Beta"]

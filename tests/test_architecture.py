@@ -39,6 +39,7 @@ LAYERS = (
 WINGS = {
     "store": ("entries", "sources", "code", "modular"),
     "workflow": ("files", "record", "replay"),
+    "engine": ("requests", "forwards", "views"),
 }
 BASE = ("_compat", "_logs", "_names")
 OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the layers; only `serving` may know them
@@ -70,7 +71,7 @@ PUBLIC = {
     "replay",
     "run_with_workflow",
     "save_model",
-    "save_picture",
+    "save_image",
     "service",
 }
 

@@ -6,7 +6,7 @@ import queue
 
 import pytest
 import torch
-from adapter_models import ATTENTION, CALL, FAMILIES, TEXT, paint, save_lora
+from adapter_models import ATTENTION, CALL, FAMILIES, TEXT, generate, save_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from bentoml_diffusers import Engine, ModelOptions, errors
@@ -166,7 +166,7 @@ def test_loras_that_a_pipeline_brings_along_stay(tmp_path):
     save_lora(tmp_path / "dora.safetensors", make, {"unet": ["to_k"]}, seed=3, use_dora=True)
     pipeline.load_lora_weights(str(path), adapter_name="own")
     pipeline.set_adapters(["own"], [0.5])
-    before, first = state_of_module(pipeline.unet), paint(pipeline, **call)
+    before, first = state_of_module(pipeline.unet), generate(pipeline, **call)
     with Engine(pipeline, ModelOptions(lora_dir=str(tmp_path))) as engine:
         arguments = {"prompt": "a red circle", "seed": 7, **CALL, **call}
         for more in (

@@ -42,13 +42,13 @@ def test_01_every_class_that_diffusers_gives_lora_takes_it():
     assert [cls for cls in with_lora if not supports_lora(cls)] == []
 
 
-def test_01_static_lora_changes_the_picture(model, run_local, lora_dir, pixels):
+def test_01_static_lora_changes_the_image(model, run_local, lora_dir, pixels):
     plain = run_local(model)
     static = run_local(model, lora_dir=str(lora_dir), lora_weights="one.safetensors")
     assert abs(pixels(plain(**CALL)) - pixels(static(**CALL))).max() > 10
 
 
-def test_01_lora_of_a_request_changes_the_picture(run, pixels):
+def test_01_lora_of_a_request_changes_the_image(run, pixels):
     plain = pixels(run(**CALL))
     assert abs(pixels(run(**CALL, lora_weights="one.safetensors")) - plain).max() > 10
 
@@ -70,9 +70,9 @@ def test_02_presets_reach_their_own_method(pipeline_folder, name):
     )
     runner = model.to_runner()
     runner.init_local(quiet=True)
-    picture = runner.text2img.run(prompt="a")[0][0]
-    assert picture.size == (64, 64)
-    other = runner.img2img.run(prompt="a", image=picture.resize((32, 32)))[0][0]
+    image = runner.text2img.run(prompt="a")[0][0]
+    assert image.size == (64, 64)
+    other = runner.img2img.run(prompt="a", image=image.resize((32, 32)))[0][0]
     assert other.size == (32, 32)
 
 
@@ -255,14 +255,14 @@ def test_24_any_denoiser_can_be_compiled(model, pixels):
 
 
 def test_26_mega_runs_offline_by_its_name(model, run_local, pixels):
-    picture = Image.new("RGB", (32, 32), "red")
+    image = Image.new("RGB", (32, 32), "red")
     mega = {"custom_pipeline": "stable_diffusion_mega"}
     assert run_local(model, **mega)(**CALL)[0][0].size == (32, 32)
     engine = bentoml_diffusers.Engine.from_model(model, **mega)
     with engine:
         same = engine.run("text2img", **CALL).images[0]
-        engine.run("img2img", image=picture, strength=0.9, **CALL)
-        engine.run("inpaint", image=picture, mask_image=picture, **CALL)
+        engine.run("img2img", image=image, strength=0.9, **CALL)
+        engine.run("inpaint", image=image, mask_image=image, **CALL)
     assert (pixels(same) == pixels(run_local(model)(**CALL))).all()
 
 

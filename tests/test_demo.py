@@ -30,9 +30,9 @@ def engine():
 @pytest.fixture
 def judge(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    from tools.demo_model.judge import judge_picture
+    from tools.demo_model.judge import judge_image
 
-    return judge_picture
+    return judge_image
 
 
 @pytest.fixture
@@ -63,15 +63,15 @@ def test_importing_again_gives_the_same_models():
     assert set(first) == {"demo", "outline", "stripes", "teal"}
 
 
-def paint(engine, scenes, **more):
+def generate(engine, scenes, **more):
     prompts = [scene.prompt for scene in scenes]
     return engine.run("txt2img", prompt=prompts, seed=1, **CALL, **more).images
 
 
-def test_pictures_show_what_their_prompts_say(engine, judge, scenes):
+def test_images_show_what_their_prompts_say(engine, judge, scenes):
     marks = [
-        judge(picture).agrees_with(scene)
-        for picture, scene in zip(paint(engine, scenes), scenes, strict=True)
+        judge(image).agrees_with(scene)
+        for image, scene in zip(generate(engine, scenes), scenes, strict=True)
     ]
     for name in ("background", "colour", "position", "size"):
         assert all(mark[name] for mark in marks), name
@@ -80,15 +80,15 @@ def test_pictures_show_what_their_prompts_say(engine, judge, scenes):
 
 @pytest.mark.parametrize("name", ["outline", "stripes"])
 def test_each_lora_draws_in_its_style_and_goes(engine, judge, scenes, pixels, name):
-    plain = paint(engine, scenes)
-    assert all(judge(picture).style == "solid" for picture in plain)
-    styles = [judge(picture).style for picture in paint(engine, scenes, lora_weights=name)]
+    plain = generate(engine, scenes)
+    assert all(judge(image).style == "solid" for image in plain)
+    styles = [judge(image).style for image in generate(engine, scenes, lora_weights=name)]
     assert styles.count(name) >= len(scenes) - 1
-    for first, second in zip(plain, paint(engine, scenes), strict=True):
+    for first, second in zip(plain, generate(engine, scenes), strict=True):
         assert (pixels(first) == pixels(second)).all()
 
 
-def test_the_new_word_paints_its_colour(judge):
+def test_the_new_word_generates_its_colour(judge):
     scenes = [
         ("square", "black", "in the centre"),
         ("star", "purple", "at the right"),
@@ -105,8 +105,8 @@ def test_the_new_word_paints_its_colour(judge):
     with bentoml_diffusers.Engine.from_model(
         "demo", device="cpu", textual_inversions="teal"
     ) as engine:
-        pictures = engine.run("txt2img", prompt=prompts, **call).images
+        images = engine.run("txt2img", prompt=prompts, **call).images
         other = [prompt.replace(demo.TOKEN, "red") for prompt in prompts[:2]]
         red = engine.run("txt2img", prompt=other, **call).images
-    assert sum(judge(picture).colour == "teal" for picture in pictures) >= 4  # 85 % by the card
-    assert [judge(picture).colour for picture in red] == ["red", "red"]
+    assert sum(judge(image).colour == "teal" for image in images) >= 4  # 85 % by the card
+    assert [judge(image).colour for image in red] == ["red", "red"]

@@ -25,7 +25,7 @@ def make_map(*columns, side=32):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -37,8 +37,8 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def paint(pipeline):
-    """Paints with diffusers alone; returns what was asked for."""
+def generate(pipeline):
+    """Generates with diffusers alone; returns what was asked for."""
 
     def call(output="latents", seed=3, **inputs):
         generator = torch.Generator().manual_seed(seed)
@@ -48,47 +48,47 @@ def paint(pipeline):
 
 
 class TestMap:
-    def distances(self, paint, picture, change_map):
-        """How far each column of the latents is from those of the picture."""
-        state = paint(["latents", "image_latents"], image=picture, diffdiff_map=change_map)
+    def distances(self, generate, image, change_map):
+        """How far each column of the latents is from those of the image."""
+        state = generate(["latents", "image_latents"], image=image, diffdiff_map=change_map)
         distance = (state["latents"] - state["image_latents"]).abs()
         return distance.mean(dim=(0, 1, 2)).tolist()
 
-    def test_white_keeps_and_black_repaints(self, paint, picture):
-        left, _, _, right = self.distances(paint, picture, make_map(255, 255, 0, 0))
+    def test_white_keeps_and_black_repaints(self, generate, image):
+        left, _, _, right = self.distances(generate, image, make_map(255, 255, 0, 0))
         assert left < right / 4
 
-    def test_the_darker_the_more_is_painted(self, paint, picture):
+    def test_the_darker_the_more_is_generated(self, generate, image):
         white, light, dark, black = (
-            np.mean(self.distances(paint, picture, make_map(value))) for value in (255, 170, 85, 0)
+            np.mean(self.distances(generate, image, make_map(value))) for value in (255, 170, 85, 0)
         )
         assert white < light < dark < black
 
-    def test_the_first_latents_are_those_of_the_picture_noised(self, pipeline, paint, picture):
-        state = paint(
-            ["noise", "image_latents", "timesteps"], image=picture, diffdiff_map=make_map(0)
+    def test_the_first_latents_are_those_of_the_image_noised(self, pipeline, generate, image):
+        state = generate(
+            ["noise", "image_latents", "timesteps"], image=image, diffdiff_map=make_map(0)
         )
         scheduler = pipeline.scheduler
         first = scheduler.add_noise(state["image_latents"], state["noise"], state["timesteps"][:1])
         assert first.std() > 5 * state["image_latents"].std()
 
-    def test_text2image_stays(self, paint):
+    def test_text2image_stays(self, generate):
         plain = testing.tiny_modular_stable_diffusion_xl()
         generator = torch.Generator().manual_seed(3)
         expected = plain(**CALL, generator=generator, output="latents")
-        assert torch.equal(paint(), expected)
+        assert torch.equal(generate(), expected)
 
-    def test_image2image_stays(self, paint, picture):
+    def test_image2image_stays(self, generate, image):
         plain = testing.tiny_modular_stable_diffusion_xl()
         generator = torch.Generator().manual_seed(3)
-        call = {"image": picture, "strength": 0.5}
+        call = {"image": image, "strength": 0.5}
         expected = plain(**CALL, **call, generator=generator, output="latents")
-        assert torch.equal(paint(**call), expected)
+        assert torch.equal(generate(**call), expected)
 
 
 class TestCompanions:
-    def test_with_a_controlnet(self, pipeline, picture):
-        inputs = {"image": picture, "diffdiff_map": make_map(255, 0)}
+    def test_with_a_controlnet(self, pipeline, image):
+        inputs = {"image": image, "diffdiff_map": make_map(255, 0)}
         with Engine(pipeline) as engine:
             alone = engine.run("differential", **CALL, seed=3, **inputs)
             controlled, none = (
@@ -97,7 +97,7 @@ class TestCompanions:
                     **CALL,
                     seed=3,
                     **inputs,
-                    control_image=picture,
+                    control_image=image,
                     controlnet_conditioning_scale=scale,
                 )
                 for scale in (1.0, 0.0)
@@ -105,34 +105,34 @@ class TestCompanions:
         assert np.array_equal(alone.images[0], none.images[0])
         assert not np.array_equal(alone.images[0], controlled.images[0])
 
-    def test_with_an_ip_adapter_and_a_controlnet(self, tmp_path, picture):
+    def test_with_an_ip_adapter_and_a_controlnet(self, tmp_path, image):
         pipeline = testing.tiny_modular_stable_diffusion_xl(
             blocks=DifferentialDiffusionBlocks(), controlnet=True, image_encoder=True
         )
         file = testing.save_tiny_ip_adapter(tmp_path)
         pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
-        inputs = {"image": picture, "diffdiff_map": make_map(255, 0)}
+        inputs = {"image": image, "diffdiff_map": make_map(255, 0)}
         with Engine(pipeline) as engine:
             first, second, third = (
                 engine.run(task, **CALL, seed=3, **inputs, ip_adapter_image=look, **more).images[0]
                 for task, look, more in (
-                    ("ip_adapter_differential", picture, {}),
+                    ("ip_adapter_differential", image, {}),
                     ("ip_adapter_differential", Image.new("RGB", (32, 32), "red"), {}),
-                    ("ip_adapter_controlnet_differential", picture, {"control_image": picture}),
+                    ("ip_adapter_controlnet_differential", image, {"control_image": image}),
                 )
             )
         assert not np.array_equal(first, second)
         assert not np.array_equal(first, third)
 
 
-def test_the_repository_is_imported_with_its_guider_and_code(tmp_path, name, pipeline, picture):
+def test_the_repository_is_imported_with_its_guider_and_code(tmp_path, name, pipeline, image):
     guider = pipeline.guider
     pipeline.update_components(guider=guider.new(guidance_scale=3.0))
     write_repository.write_repository(pipeline, tmp_path / "repository")
     model = import_model(name, tmp_path / "repository", trust_remote_code=True)
     loaded = load_model(model)
     assert loaded.guider.guidance_scale == 3.0
-    call = {**CALL, "image": picture, "diffdiff_map": make_map(255, 0), "output": "images"}
+    call = {**CALL, "image": image, "diffdiff_map": make_map(255, 0), "output": "images"}
     images = [
         one(**call, generator=torch.Generator().manual_seed(3))[0] for one in (pipeline, loaded)
     ]
@@ -141,7 +141,7 @@ def test_the_repository_is_imported_with_its_guider_and_code(tmp_path, name, pip
 
 
 @pytest.mark.slow
-def test_the_small_sdxl_paints_what_the_prompt_says_where_the_map_is_black(monkeypatch):
+def test_the_small_sdxl_generates_what_the_prompt_says_where_the_map_is_black(monkeypatch):
     monkeypatch.setattr(small_sdxl, "FIT_STEPS", 400)
     pipeline = write_repository.make_pipeline()
     call = {"num_inference_steps": 12, "seed": 3}

@@ -15,7 +15,7 @@ from PIL import Image
 from bentoml_diffusers import Engine, _names, errors, testing
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 3}
-PICTURE = Image.new("RGB", (32, 32), "green")
+IMAGE = Image.new("RGB", (32, 32), "green")
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_a_request_equals_the_call_of_diffusers(engine, pipeline, pixels, schedu
 def test_tasks_share_one_set_of_weights(engine, pixels):
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 
-    given = {**CALL, "image": PICTURE, "strength": 0.7}
-    mask = {"mask_image": PICTURE.convert("L")}
+    given = {**CALL, "image": IMAGE, "strength": 0.7}
+    mask = {"mask_image": IMAGE.convert("L")}
     for task, cls, more in (
         ("img2img", StableDiffusionImg2ImgPipeline, {}),
         ("inpaint", StableDiffusionInpaintPipeline, {**mask, "height": 32, "width": 32}),
@@ -86,13 +86,13 @@ def test_tasks_share_one_set_of_weights(engine, pixels):
 def test_weights_are_not_cast_by_another_task(pixels):
     half = testing.tiny_stable_diffusion().to(dtype=torch.bfloat16)
     with Engine.from_model(half) as engine:
-        engine.run("img2img", **CALL, image=PICTURE)
+        engine.run("img2img", **CALL, image=IMAGE)
         assert half.unet.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1"])
-def test_pictures_of_any_mode_are_taken(engine, mode):
-    result = engine.run("img2img", **CALL, image=PICTURE.convert(mode), strength=0.9)
+def test_images_of_any_mode_are_taken(engine, mode):
+    result = engine.run("img2img", **CALL, image=IMAGE.convert(mode), strength=0.9)
     assert result.images[0].size == (32, 32)
 
 
@@ -168,7 +168,7 @@ def test_unknown_tasks_are_refused(engine, task):
 
 def test_strength_that_leaves_no_step_is_refused(engine):
     with pytest.raises(errors.InvalidRequest, match="strength"):
-        engine.submit("img2img", **CALL, image=PICTURE, strength=0.1)
+        engine.submit("img2img", **CALL, image=IMAGE, strength=0.1)
 
 
 def fail_at(step):
@@ -187,7 +187,7 @@ def test_nothing_of_a_request_outlives_it(pipeline, lora_dir, pixels, static, lo
     options = {"lora_dir": str(lora_dir), "lora_weights": static}
     with Engine.from_model(pipeline, **options) as engine:
         before = fingerprint(pipeline)
-        picture = pixels(engine.run("txt2img", **CALL, seed=1).images[0])
+        image = pixels(engine.run("txt2img", **CALL, seed=1).images[0])
         arguments = {"lora_weights": lora, "scheduler": "EulerDiscreteScheduler"}
         if step is None:
             engine.run("txt2img", **CALL, **arguments)
@@ -195,7 +195,7 @@ def test_nothing_of_a_request_outlives_it(pipeline, lora_dir, pixels, static, lo
             with pytest.raises(errors.PipelineFailed, match="on purpose"):
                 engine.run("txt2img", **CALL, **arguments, callback_on_step_end=fail_at(step))
         assert_same(before, fingerprint(pipeline))
-        assert (pixels(engine.run("txt2img", **CALL, seed=1).images[0]) == picture).all()
+        assert (pixels(engine.run("txt2img", **CALL, seed=1).images[0]) == image).all()
 
 
 def test_a_file_that_is_no_lora_leaves_nothing(pipeline, tmp_path, pixels):
@@ -235,7 +235,7 @@ def test_requests_at_once_do_not_disturb_each_other(engine, pixels):
         together = callers.map(lambda one: engine.run("txt2img", **one), asked)
         for expected, result in zip(alone, together, strict=True):
             assert same_image(pixels(result.images[0]), expected)
-    assert len({picture.tobytes() for picture in alone}) == len(alone)
+    assert len({image.tobytes() for image in alone}) == len(alone)
 
 
 class Gate:
@@ -333,10 +333,10 @@ def test_a_task_leaves_the_scheduler_of_the_others_alone(pipeline):
     before = dict(pipeline.scheduler.config)
     assert not before["skip_prk_steps"]
     call = {"prompt": "a", "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 1}
-    painted = {"image": PICTURE, "mask_image": Image.new("L", PICTURE.size, 255)}
+    generated = {"image": IMAGE, "mask_image": Image.new("L", IMAGE.size, 255)}
     with Engine.from_model(pipeline) as engine:
         first = engine.run("txt2img", **call)
-        engine.run("inpaint", **call, **painted, height=32, width=32)
+        engine.run("inpaint", **call, **generated, height=32, width=32)
         second = engine.run("txt2img", **call)
     assert first.steps == second.steps
     assert dict(pipeline.scheduler.config) == before
@@ -381,7 +381,7 @@ def test_clip_skip_is_within_the_text_encoder(engine, clip_skip):
         engine.submit("txt2img", **CALL, clip_skip=clip_skip)
 
 
-def test_every_sampler_paints(engine):
+def test_every_sampler_generates(engine):
     sigmas = ["DPM++ 2M Karras", "Euler Exponential", "UniPC Beta"]
     for name in [*_names.SAMPLERS, *sigmas]:
         assert engine.run("txt2img", **CALL, scheduler=name).images

@@ -1,4 +1,4 @@
-"""Many requests at once: each gets the picture of its lone run, and nothing of another."""
+"""Many requests at once: each gets the image of its lone run, and nothing of another."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ from bentoml_diffusers import Engine, EngineLimits, errors, testing
 from bentoml_diffusers.engine import worker
 
 RED = {"prompt": "a red circle"}
-PICTURE = Image.new("RGB", (32, 32), "green")
+IMAGE = Image.new("RGB", (32, 32), "green")
 MIX = ((1.0, 2), (3.0, 3), (7.5, 4))  # guidance, steps
 
 
@@ -34,7 +34,7 @@ T5 = {"max_sequence_length": 24, **SMALL}
 PIPELINES = {
     "tiny_stable_diffusion": text_calls(),
     "tiny_controlnet": [
-        {**call, "image": PICTURE, "controlnet_conditioning_scale": scale}
+        {**call, "image": IMAGE, "controlnet_conditioning_scale": scale}
         for call, scale in zip(text_calls(), (1.0, 0.5, 1.0), strict=True)
     ],
     "tiny_stable_diffusion_xl": text_calls(),
@@ -53,7 +53,7 @@ PIPELINES = {
 
 
 def first_of(output):
-    """The first picture, or sound, as numbers."""
+    """The first image, or sound, as numbers."""
     return np.asarray(output[0][0]).astype(float)
 
 
@@ -76,12 +76,12 @@ def test_alone_equals_diffusers_and_together_within_a_level(name):
     with Engine.from_model(getattr(testing, name)()) as engine:
         alone = [engine.run("__call__", seed=seed, **call) for seed, call in enumerate(calls)]
         together = run_at_once(engine, calls)
-    for result, picture in zip(alone, expected, strict=True):
-        assert (first_of(result.output) == picture).all()
+    for result, image in zip(alone, expected, strict=True):
+        assert (first_of(result.output) == image).all()
         assert not result.was_batched
-    tolerance = 1e-5 if picture.dtype.kind == "f" and abs(picture).max() <= 2 else 1
-    for result, picture in zip(together, expected, strict=True):
-        assert abs(first_of(result.output) - picture).max() <= tolerance
+    tolerance = 1e-5 if image.dtype.kind == "f" and abs(image).max() <= 2 else 1
+    for result, image in zip(together, expected, strict=True):
+        assert abs(first_of(result.output) - image).max() <= tolerance
         assert result.was_batched
 
 
@@ -132,10 +132,10 @@ def sd_engine(lora_dir):
         yield engine
 
 
-def pictures_of(task):
+def images_of(task):
     if task == "txt2img":
         return {}
-    given = {"image": PICTURE, "strength": 0.8}
+    given = {"image": IMAGE, "strength": 0.8}
     mask = {"mask_image": Image.linear_gradient("L").resize((32, 32)), "height": 32, "width": 32}
     return given if task == "img2img" else {**given, **mask}
 
@@ -170,7 +170,7 @@ def as_call(request):
     task, side = request["task"], request["side"]
     if task == "txt2img":
         call |= {"height": side, "width": side}
-    return task, {**call, **pictures_of(task)}
+    return task, {**call, **images_of(task)}
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def as_call(request):
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
 )
 @given(requests=st.lists(REQUESTS, min_size=2, max_size=6))
-def test_any_mix_gives_each_request_its_lone_picture(sd_engine, requests):
+def test_any_mix_gives_each_request_its_lone_image(sd_engine, requests):
     """The backbone: steps, guidance, sizes, tasks, LoRAs, counts, and cancels in the middle."""
     calls = [as_call(request) for request in requests]
     handles = [sd_engine.submit(task, **call) for task, call in calls]
@@ -218,8 +218,8 @@ def test_loras_do_not_bleed_within_a_batch(sd_engine):
         handles = [sd_engine.submit("txt2img", seed=3, **call) for call in calls]
     together = [first_of(handle.result(60).output) for handle in handles]
     alone = [first_of(sd_engine.run("txt2img", seed=3, **call).output) for call in calls]
-    for index, picture in enumerate(together):
-        assert abs(picture - alone[index]).max() <= 1
+    for index, image in enumerate(together):
+        assert abs(image - alone[index]).max() <= 1
     assert (alone[0] == alone[7]).all()
     for index in range(1, 7):
         assert abs(alone[index] - alone[0]).max() > 2
@@ -331,8 +331,8 @@ def test_a_compiled_denoiser_gets_batches_of_few_sizes():
         results = run_at_once(engine, calls, "txt2img")
     assert set(rows) <= {2, 4, 8}
     assert 8 in rows  # six rows and two of padding
-    for result, picture in zip(results, expected, strict=False):
-        assert abs(first_of(result.output) - picture).max() <= 1
+    for result, image in zip(results, expected, strict=False):
+        assert abs(first_of(result.output) - image).max() <= 1
 
 
 class MemoryOf:

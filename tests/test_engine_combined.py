@@ -7,7 +7,7 @@ from combined_models import tiny_kandinsky
 from holding import held
 
 from bentoml_diffusers import Engine, errors
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.requests.request import Ticket
 
 CALL = {
     "prompt": "a red circle",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from bentoml_diffusers import Engine, Result, service, testing
-from bentoml_diffusers.engine import display
+from bentoml_diffusers.engine.requests import display
 
 CALL = {"prompt": "a secret prompt", "num_inference_steps": 2, "seed": 7}
 SHOWN = re.compile(r'<img src="data:image/png;base64,([^"]+)"')

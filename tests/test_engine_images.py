@@ -10,17 +10,17 @@ from PIL import Image
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, testing
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.requests.request import Ticket
 from bentoml_diffusers.workflow.replay import join_outputs, split_by_image
 
 RANDOM = np.random.default_rng(0)
-PICTURE, OTHER = (
+IMAGE, OTHER = (
     Image.fromarray(RANDOM.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(2)
 )
 MASK = Image.new("L", (32, 32), 0)
 MASK.paste(255, (8, 8, 24, 24))
 CALL = {"prompt": "a red circle", "num_inference_steps": 4}
-IMG2IMG = {**CALL, "image": PICTURE, "strength": 0.8}
+IMG2IMG = {**CALL, "image": IMAGE, "strength": 0.8}
 SIZE = {"height": 32, "width": 32}
 INPAINT = {**IMG2IMG, **SIZE, "mask_image": MASK}
 T5 = {"max_sequence_length": 24}
@@ -28,8 +28,8 @@ TASKS = {
     "sd-img2img": ("tiny_stable_diffusion", "img2img", IMG2IMG),
     "sd-inpaint": ("tiny_stable_diffusion", "inpaint", INPAINT),
     "sdxl-inpaint": ("tiny_stable_diffusion_xl", "inpaint", INPAINT),
-    "controlnet": ("tiny_controlnet", "__call__", {**CALL, "image": PICTURE}),
-    "controlnet-inpaint": ("tiny_controlnet", "inpaint", {**INPAINT, "control_image": PICTURE}),
+    "controlnet": ("tiny_controlnet", "__call__", {**CALL, "image": IMAGE}),
+    "controlnet-inpaint": ("tiny_controlnet", "inpaint", {**INPAINT, "control_image": IMAGE}),
     "flux-img2img": ("tiny_flux", "img2img", {**IMG2IMG, **SIZE, **T5}),
     "flux-inpaint": ("tiny_flux", "inpaint", {**INPAINT, **T5}),
     "sd3-img2img": ("tiny_stable_diffusion_3", "img2img", {**IMG2IMG, **SIZE, **T5}),
@@ -85,7 +85,7 @@ def test_alone_they_are_equal_to_the_bit(engine_of):
 
 def test_prompts_and_images_go_together(engine_of):
     engine = engine_of("tiny_stable_diffusion")
-    prompts, images = ["a red circle", "a star"], [PICTURE, OTHER]
+    prompts, images = ["a red circle", "a star"], [IMAGE, OTHER]
     given = {"strength": 0.8, "num_inference_steps": 4}
     result = engine.run(
         "img2img", prompt=prompts, image=images, **given, seed=3, num_images_per_prompt=2
@@ -138,10 +138,10 @@ def test_their_workflow_replays(engine_of, seed):
     ("arguments", "count"),
     [
         ({"prompt": "x", "num_images_per_prompt": 2}, 2),
-        ({"prompt": "x", "image": PICTURE}, 1),
-        ({"prompt": ["x", "y"], "image": [PICTURE, OTHER]}, 2),
-        ({"prompt": "x", "image": [PICTURE, OTHER], "num_images_per_prompt": 2}, 2),
-        ({"prompt": "x", "ip_adapter_image": PICTURE, "num_images_per_prompt": 2}, 2),
+        ({"prompt": "x", "image": IMAGE}, 1),
+        ({"prompt": ["x", "y"], "image": [IMAGE, OTHER]}, 2),
+        ({"prompt": "x", "image": [IMAGE, OTHER], "num_images_per_prompt": 2}, 2),
+        ({"prompt": "x", "ip_adapter_image": IMAGE, "num_images_per_prompt": 2}, 2),
     ],
 )
 def test_what_is_right_in_one_call_stays_one(arguments, count):
@@ -155,7 +155,7 @@ def test_what_is_given_for_each_prompt_or_image_is_divided():
             "prompt_embeds": embeds,
             "negative_prompt": ["a", "b"],
             "image": torch.rand(1, 3, 8, 8),
-            "control_image": [PICTURE, OTHER],
+            "control_image": [IMAGE, OTHER],
             "latents": latents,
             "guidance_scale": 2.0,
             "num_images_per_prompt": 2,
@@ -164,7 +164,7 @@ def test_what_is_given_for_each_prompt_or_image_is_divided():
     )
     assert [part["negative_prompt"] for part in parts] == ["a", "a", "b", "b"]
     assert all(len(part["image"]) == 1 for part in parts)
-    assert all(part["control_image"] == [PICTURE, OTHER] for part in parts)
+    assert all(part["control_image"] == [IMAGE, OTHER] for part in parts)
     assert all(part["num_images_per_prompt"] == 1 for part in parts)
     assert torch.equal(torch.cat([part["latents"] for part in parts]), latents)
     assert torch.equal(parts[3]["prompt_embeds"], embeds[1:])

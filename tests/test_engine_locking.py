@@ -9,7 +9,7 @@ from adapter_models import ATTENTION, FAMILIES, save_lora
 from bentoml_diffusers import Engine, ModelOptions, errors, testing
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.adapters.cache import HostCache
-from bentoml_diffusers.engine import profile
+from bentoml_diffusers.engine.forwards import profile
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 1}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from bentoml_diffusers import Engine, errors, testing
 
 RANDOM = np.random.default_rng(0)
-PICTURE = Image.fromarray(RANDOM.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(RANDOM.integers(0, 255, (32, 32, 3), dtype=np.uint8))
 EDIT = {
     "editing_prompt": ["a red circle"],
     "use_intersect_mask": False,  # the attention of a tiny UNet has no maps for it
@@ -35,13 +35,13 @@ def ledits():
 def test_a_method_whose_state_would_be_lost_is_refused_with_the_way(ledits):
     with Engine(ledits) as engine:
         with pytest.raises(errors.InvalidRequest, match="init_latents"):
-            engine.run("invert", image=PICTURE, num_inversion_steps=4)
+            engine.run("invert", image=IMAGE, num_inversion_steps=4)
         with pytest.raises(errors.InvalidRequest, match="invert leaves in the pipeline"):
             engine.run("__call__", **EDIT)
 
 
 def test_a_pipeline_that_was_prepared_runs(ledits):
-    ledits.invert(image=PICTURE, num_inversion_steps=4, skip=0.2, height=32, width=32)
+    ledits.invert(image=IMAGE, num_inversion_steps=4, skip=0.2, height=32, width=32)
     with Engine(ledits) as engine:
         first, second = (engine.run("__call__", **EDIT).output[0] for _ in range(2))
     assert np.array_equal(first, second)

@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from holding import held
 
 from bentoml_diffusers import Engine, errors, testing
-from bentoml_diffusers.engine.request import Ticket
-from bentoml_diffusers.engine.verification import compare_outputs
+from bentoml_diffusers.engine.forwards.verification import compare_outputs
+from bentoml_diffusers.engine.requests.request import Ticket
 
 CALL = {"prompt": "a red cat", "num_inference_steps": 4, "output_type": "np"}
 SEEDS = (1, 2, 3)

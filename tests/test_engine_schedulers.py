@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from bentoml_diffusers import Engine, errors, testing
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.requests.request import Ticket
 
 
 class TwoSchedules(FluxPipeline):

@@ -5,7 +5,7 @@ from holding import Gate
 
 from bentoml_diffusers import Engine, errors, testing
 from bentoml_diffusers.engine.once import Once
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.requests.request import Ticket
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 

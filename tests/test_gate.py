@@ -96,9 +96,9 @@ def test_pages_that_cors_allows(ask):
 
 def test_the_address_of_a_neighbour_is_no_host():
     before = BentoMLContainer.remote_runner_mapping.get()
-    BentoMLContainer.remote_runner_mapping.set({"painter": "file:///tmp/a.sock"})
+    BentoMLContainer.remote_runner_mapping.set({"demo_service": "file:///tmp/a.sock"})
     try:
-        assert _compat.bound_host("painter") != "127.0.0.1"
+        assert _compat.bound_host("demo_service") != "127.0.0.1"
     finally:
         BentoMLContainer.remote_runner_mapping.set(before)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bentoml_diffusers.engine import joining
+from bentoml_diffusers.engine.forwards import joining
 
 ROWS = {"sample": torch.ones(2, 4, 8, 8)}
 

@@ -135,8 +135,8 @@ RUNNING = [
 def test_pipelines_with_options_run_in_a_runner(models, kind, options, run_local):
     size = {"height": 32, "width": 32}
     more = {"max_sequence_length": 16} if kind == "flux" else {}
-    picture = run_local(models[kind], **options)(**CALL, **size, **more, seed=1)[0][0]
-    assert picture.size == (32, 32)
+    image = run_local(models[kind], **options)(**CALL, **size, **more, seed=1)[0][0]
+    assert image.size == (32, 32)
 
 
 def test_stored_options_are_used_by_load_model_and_runner(pipeline_folder, name):

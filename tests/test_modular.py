@@ -33,7 +33,7 @@ CALL = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -69,8 +69,8 @@ class TestEngine:
             ("controlnet_image2image", ["control_image", "image"]),
         ],
     )
-    def test_a_modular_workflow_is_what_diffusers_paints(self, engine, picture, task, names):
-        inputs = dict.fromkeys(names, picture)
+    def test_a_modular_workflow_is_what_diffusers_generates(self, engine, image, task, names):
+        inputs = dict.fromkeys(names, image)
         result = engine.run(task, **CALL, **inputs)
         assert np.array_equal(result.images[0], self.call_diffusers(**inputs))
         assert result.seeds == (3,)
@@ -86,7 +86,7 @@ class TestEngine:
             ("text2image", "promt", {"promt": "a"}),
             ("text2image", "original_size", {"original_size": 32}),
             ("image2image", "image", {}),
-            ("image2image", "image", {"image": "picture.png"}),
+            ("image2image", "image", {"image": "image.png"}),
             ("inpainting", "mask_image", {"image": Image.new("RGB", (32, 32))}),
             ("controlnet_text2image", "control_image", {}),
             (
@@ -109,9 +109,9 @@ class TestEngine:
         "changes", [{"num_inference_steps": 3}, {"strength": 0.2}, {"strength": float("nan")}]
     )
     @pytest.mark.parametrize("task", ["image2image", "__call__"])
-    def test_strength_that_leaves_no_step_is_refused(self, engine, picture, task, changes):
+    def test_strength_that_leaves_no_step_is_refused(self, engine, image, task, changes):
         with pytest.raises(InvalidRequest) as caught:
-            engine.submit(task, **{**CALL, "image": picture, **changes})
+            engine.submit(task, **{**CALL, "image": image, **changes})
         assert caught.value.field == "strength"
 
     def test_the_guider_is_the_requests_own(self, engine):
@@ -123,9 +123,9 @@ class TestEngine:
         assert not np.array_equal(plain, strong)
 
     @pytest.mark.parametrize("task", ["text2image", "image2image", "inpainting"])
-    def test_each_of_several_images_is_that_of_its_seed(self, engine, picture, task):
+    def test_each_of_several_images_is_that_of_its_seed(self, engine, image, task):
         names = {"text2image": [], "image2image": ["image"]}.get(task, ["image", "mask_image"])
-        call = {**CALL, **dict.fromkeys(names, picture)}
+        call = {**CALL, **dict.fromkeys(names, image)}
         result = engine.run(task, **call, num_images_per_prompt=2)
         assert result.seeds == (3, 4)
         for image, seed in zip(result.images, result.seeds, strict=True):
@@ -140,7 +140,7 @@ class TestEngine:
             engine.submit("controlnet_text2image", **CALL)
         assert caught.value.field == "task"
 
-    def test_an_ip_adapter_wants_its_picture(self, tmp_path, picture):
+    def test_an_ip_adapter_wants_its_image(self, tmp_path, image):
         pipeline = testing.tiny_modular_stable_diffusion_xl(image_encoder=True)
         file = testing.save_tiny_ip_adapter(tmp_path)
         pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
@@ -149,7 +149,7 @@ class TestEngine:
                 engine.submit("text2image", **CALL)
             with pytest.raises(InvalidRequest, match="ip_adapter_image"):
                 engine.submit("__call__", **CALL)
-            result = engine.run("ip_adapter_text2image", **CALL, ip_adapter_image=picture)
+            result = engine.run("ip_adapter_text2image", **CALL, ip_adapter_image=image)
         assert result.images[0].size == (32, 32)
 
 
@@ -161,13 +161,13 @@ class TestStored:
             "blocks", pipeline, signatures={key: {"batchable": False} for key in _METHODS}
         )
 
-    def test_a_runner_has_them_as_methods(self, model, run_local, picture):
-        paint = run_local(model, "image2image")
-        images = paint(**CALL, image=picture)[0]
-        again = run_local(model)(**CALL, image=picture)[0]
+    def test_a_runner_has_them_as_methods(self, model, run_local, image):
+        generate = run_local(model, "image2image")
+        images = generate(**CALL, image=image)[0]
+        again = run_local(model)(**CALL, image=image)[0]
         assert np.array_equal(images[0], again[0])
         with pytest.raises(InvalidRequest) as caught:
-            paint(**CALL)
+            generate(**CALL)
         assert caught.value.field == "image"
 
     def test_a_service_has_an_endpoint_for_what_the_components_suffice_for(self, model):
@@ -175,18 +175,16 @@ class TestStored:
         expected = names | {f"controlnet_{name}" for name in names}
         assert _paths_of(service(str(model.tag))) == expected
 
-    def test_a_service_of_one_modular_workflow(self, model, picture):
+    def test_a_service_of_one_modular_workflow(self, model, image):
         options = {"modular_workflow": "image2image"}
         assert _paths_of(service(str(model.tag), **options)) == {"image2image"}
         with Engine.from_model(model, **options) as engine:
-            results = [
-                engine.run(task, **CALL, image=picture) for task in ("image2image", "img2img")
-            ]
+            results = [engine.run(task, **CALL, image=image) for task in ("image2image", "img2img")]
             assert np.array_equal(*(result.images[0] for result in results))
             with pytest.raises(InvalidRequest, match="image2image needs prompt, image"):
                 engine.submit("image2image", **CALL)
 
-    def test_with_an_ip_adapter_all_endpoints_want_its_picture(self, name, tmp_path):
+    def test_with_an_ip_adapter_all_endpoints_want_its_image(self, name, tmp_path):
         pipeline = testing.tiny_modular_stable_diffusion_xl(image_encoder=True)
         file = testing.save_tiny_ip_adapter(tmp_path)
         pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
@@ -198,8 +196,8 @@ class TestStored:
         blocks = diffusers.StableDiffusionXLAutoBlocks().get_workflow("text2image")
         model = save_model(name, testing.tiny_modular_stable_diffusion_xl(blocks=blocks))
         made = service(name)
-        assert _paths_of(made) == {"paint"}
-        assert "prompt" in made.apis["paint"].input_spec.model_fields
+        assert _paths_of(made) == {"generate"}
+        assert "prompt" in made.apis["generate"].input_spec.model_fields
         with Engine.from_model(model) as engine:
             assert engine.run("txt2img", **CALL).images[0].size == (32, 32)
 
@@ -234,12 +232,12 @@ class TestService:
             yield client
 
     @pytest.fixture
-    def post(self, client, picture):
+    def post(self, client, image):
         def ask(path, **fields):
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            image = base64.b64encode(buffer.getvalue()).decode()
-            return client.post(path, json={**CALL, "image": image, **fields})
+            image.save(buffer, "PNG")
+            encoded = base64.b64encode(buffer.getvalue()).decode()
+            return client.post(path, json={**CALL, "image": encoded, **fields})
 
         return ask
 
@@ -290,7 +288,7 @@ class TestShippedBlocks:
         assert len(SHIPPED) >= 36  # as diffusers 0.41 has
 
     @pytest.mark.parametrize("name", SHIPPED)
-    def test_each_modular_workflow_that_paints_has_a_request(self, name):
+    def test_each_modular_workflow_that_generates_has_a_request(self, name):
         blocks = SHIPPED[name]()
         for workflow in _workflows_of(blocks):
             lost = {

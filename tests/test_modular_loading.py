@@ -14,27 +14,27 @@ from click.testing import CliRunner
 from diffusers import StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import ComponentsManager
 from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig
-from modular_models import CALL, PICTURE, paint, write_blocks
+from modular_models import CALL, IMAGE, generate, write_blocks
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors, loading, testing
-from bentoml_diffusers.engine.solitude import reason_to_run_alone
+from bentoml_diffusers.engine.views.exclusivity import exclusive_reason
 
 # IP-Adapters
 
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """A stored pipeline with an IP-Adapter at 0.6, and what it paints with and without it."""
+    """A stored pipeline with an IP-Adapter at 0.6, and what it generates with and without it."""
     pipeline = testing.tiny_modular_stable_diffusion_xl(image_encoder=True)
-    without = paint(pipeline)
+    without = generate(pipeline)
     file = testing.save_tiny_ip_adapter(tmp_path_factory.mktemp("ip"))
     pipeline.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name)
     pipeline.set_ip_adapter_scale({"down": 0.6, "up": 0.3})
-    with_it = paint(pipeline, ip_adapter_image=PICTURE)
+    with_it = generate(pipeline, ip_adapter_image=IMAGE)
     assert (with_it != without).any()
     return bentoml_diffusers.save_model("adapted", pipeline), with_it, without
 
@@ -42,18 +42,18 @@ def adapted(tmp_path_factory):
 def test_an_ip_adapter_comes_back_with_its_scales(adapted):
     model, with_it, without = adapted
     pipeline = bentoml_diffusers.load_model(model)
-    assert (paint(pipeline, ip_adapter_image=PICTURE) == with_it).all()
+    assert (generate(pipeline, ip_adapter_image=IMAGE) == with_it).all()
     pipeline.unload_ip_adapter()
-    assert (paint(pipeline) == without).all()
+    assert (generate(pipeline) == without).all()
 
 
 def test_a_modular_workflow_without_it_does_not_load_it(adapted):
     model, with_it, without = adapted
     pipeline = bentoml_diffusers.load_model(model, modular_workflow="text2image")
-    assert (paint(pipeline) == without).all()
+    assert (generate(pipeline) == without).all()
     assert not hasattr(pipeline, "image_encoder")
     pipeline = bentoml_diffusers.load_model(model, modular_workflow="ip_adapter_text2image")
-    assert (paint(pipeline, ip_adapter_image=PICTURE) == with_it).all()
+    assert (generate(pipeline, ip_adapter_image=IMAGE) == with_it).all()
 
 
 def test_an_ip_adapter_that_does_not_fit_is_one_error(adapted, tmp_path, name):
@@ -273,9 +273,9 @@ def test_offload_is_left_to_diffusers_manager(modular_model, monkeypatch):
     pipeline = bentoml_diffusers.load_model(modular_model, "meta", offload="model")
     assert asked == {"device": "meta"}
     assert pipeline.unet.device.type == "cpu"
-    assert reason_to_run_alone(pipeline) is None
+    assert exclusive_reason(pipeline) is None
     pipeline._components_manager._auto_offload_enabled = True
-    assert not reason_to_run_alone(pipeline).calls_can_be_collected
+    assert not exclusive_reason(pipeline).calls_can_be_collected
 
 
 # Adapters
@@ -303,10 +303,10 @@ def test_static_loras_and_textual_inversions_work(modular_model, lora_xl, tmp_pa
         modular_model, lora_dir=str(lora_xl.parent), lora_weights=lora_xl.name
     )
     reference = testing.tiny_modular_stable_diffusion_xl()
-    without = paint(reference)
+    without = generate(reference)
     reference.load_lora_weights(str(lora_xl.parent), weight_name=lora_xl.name)
-    assert (paint(loaded) == paint(reference)).all()
-    assert (paint(loaded) != without).any()
+    assert (generate(loaded) == generate(reference)).all()
+    assert (generate(loaded) != without).any()
     vectors = {"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 24)}
     save_file(vectors, tmp_path / "word.safetensors")
     word = {"name": "word.safetensors", "token": "<word>"}
@@ -319,9 +319,9 @@ def test_static_loras_and_textual_inversions_work(modular_model, lora_xl, tmp_pa
 
 def test_a_lora_of_a_request_works(modular_model, lora_xl):
     reference = testing.tiny_modular_stable_diffusion_xl()
-    without = paint(reference)
+    without = generate(reference)
     reference.load_lora_weights(str(lora_xl.parent), weight_name=lora_xl.name)
-    with_it = paint(reference)
+    with_it = generate(reference)
     with Engine.from_model(modular_model, lora_dir=str(lora_xl.parent)) as engine:
         for lora, pixels in ((lora_xl.name, with_it), (None, without), (lora_xl.name, with_it)):
             result = engine.run("text2image", **CALL, seed=0, lora_weights=lora)
@@ -359,9 +359,9 @@ def test_what_two_pipelines_share_is_loaded_once(modular_model, sdxl_folder, tmp
     table = repr(manager)
     assert table.count("AutoencoderKL") == 1
     assert table.count("UNet2DConditionModel") == 2
-    alone = paint(bentoml_diffusers.load_model(other))
-    assert (paint(two) == alone).all()
-    assert (paint(one) != alone).any()
+    alone = generate(bentoml_diffusers.load_model(other))
+    assert (generate(two) == alone).all()
+    assert (generate(one) != alone).any()
 
 
 def test_the_same_again_costs_nothing_and_another_dtype_does(modular_model):
@@ -390,8 +390,8 @@ def test_a_classic_pipeline_shares_with_a_modular_one(
     two = bentoml_diffusers.load_model(modular_model, components_manager=manager)
     three = bentoml_diffusers.load_model(model, components_manager=manager)
     assert one.unet is two.unet is three.unet
-    assert (paint(two) == sdxl_pixels).all()
-    assert (paint(three, guidance_scale=7.5) == sdxl_pixels).all()
+    assert (generate(two) == sdxl_pixels).all()
+    assert (generate(three, guidance_scale=7.5) == sdxl_pixels).all()
 
 
 def test_a_unet_with_an_ip_adapter_is_another_one(adapted):
@@ -405,8 +405,8 @@ def test_a_unet_with_an_ip_adapter_is_another_one(adapted):
     assert two.unet is not one.unet
     assert three.unet is one.unet
     assert two.vae is one.vae
-    assert (paint(two) == without).all()
-    assert (paint(three, ip_adapter_image=PICTURE) == with_it).all()
+    assert (generate(two) == without).all()
+    assert (generate(three, ip_adapter_image=IMAGE) == with_it).all()
 
 
 @pytest.mark.parametrize(
@@ -466,4 +466,4 @@ def test_mellon_of_own_blocks_needs_trust(mellon, sdxl_folder, tmp_path, name):
 def test_mellon_of_a_classic_pipeline_is_one_line(mellon, model):
     done = mellon(model.tag)
     assert done.exit_code == 1
-    assert "is no modular pipeline" in done.output
+    assert "is not a modular pipeline" in done.output

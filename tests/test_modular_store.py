@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import SequentialPipelineBlocks
-from modular_models import BLOCK, INVERT, PICTURE, entry, paint, rewrite, write_blocks
+from modular_models import BLOCK, IMAGE, INVERT, entry, generate, rewrite, write_blocks
 from safetensors.torch import load_file
 
 import bentoml_diffusers
@@ -79,10 +79,10 @@ def module(tmp_path, monkeypatch):
 # From a classic folder
 
 
-def test_a_classic_folder_paints_the_same_as_a_modular_pipeline(modular_model, sdxl_pixels):
+def test_a_classic_folder_generates_the_same_as_a_modular_pipeline(modular_model, sdxl_pixels):
     pipeline = bentoml_diffusers.load_model(modular_model)
     assert type(pipeline) is diffusers.StableDiffusionXLModularPipeline
-    assert (paint(pipeline) == sdxl_pixels).all()
+    assert (generate(pipeline) == sdxl_pixels).all()
     record = record_of(modular_model)
     assert record.kind == "pipeline"
     assert record.class_name == "StableDiffusionXLModularPipeline"
@@ -115,7 +115,7 @@ def test_the_same_import_again_is_the_same_model(modular_model, sdxl_folder):
 def test_a_classic_model_of_the_store_loads_as_a_modular_one(sdxl_folder, sdxl_pixels, name):
     model = bentoml_diffusers.import_model(name, sdxl_folder)
     pipeline = bentoml_diffusers.load_model(model, pipeline_class="ModularPipeline")
-    assert (paint(pipeline) == sdxl_pixels).all()
+    assert (generate(pipeline) == sdxl_pixels).all()
 
 
 def test_a_class_without_blocks_is_refused(pipeline_folder, name):
@@ -140,11 +140,11 @@ def test_a_moved_folder_is_imported_whole(copied, sdxl_pixels, name):
     index = json.loads((copied / "modular_model_index.json").read_text())
     assert index["unet"][2]["pretrained_model_name_or_path"] != str(copied)  # the old place
     model = bentoml_diffusers.import_model(name, copied)
-    assert (paint(bentoml_diffusers.load_model(model)) == sdxl_pixels).all()
+    assert (generate(bentoml_diffusers.load_model(model)) == sdxl_pixels).all()
     assert str(copied.parent) not in json.dumps(index_of(model))
     assert bentoml_diffusers.import_model(name, copied).tag == model.tag
     shutil.rmtree(copied)
-    assert (paint(bentoml_diffusers.load_model(model)) == sdxl_pixels).all()
+    assert (generate(bentoml_diffusers.load_model(model)) == sdxl_pixels).all()
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_two_models_with_a_block_py_each_never_mix(with_code, name, sdxl_pixels)
         )
         loaded.append(bentoml_diffusers.load_model(model))
     assert [pipeline.blocks.word for pipeline in loaded] == [f"{name} one", f"{name} two"]
-    assert (paint(loaded[0]) == sdxl_pixels).all()
+    assert (generate(loaded[0]) == sdxl_pixels).all()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_two_models_with_a_block_py_each_never_mix(with_code, name, sdxl_pixels)
         (lambda f: (f / "helper.py").unlink(), "helper, which is not beside it"),
         (lambda f: (f / "block.py").write_text("import helper"), "from .helper import"),
         (lambda f: (f / "block.py").write_text("from ..up import x"), "one folder"),
-        (lambda f: (f / "block.py").write_text("class ("), "no Python file"),
+        (lambda f: (f / "block.py").write_text("class ("), "not a Python file"),
         (
             lambda f: rewrite(
                 f / "modular_config.json", auto_map={"ModularPipelineBlocks": "__main__.Ours"}
@@ -338,7 +338,7 @@ def test_blocks_alone_need_a_pipeline(with_code, sdxl_folder, tmp_path, name, sd
     )
     pipeline = bentoml_diffusers.load_model(model)
     assert pipeline.blocks.word == f"alone {name}"
-    assert (paint(pipeline) == sdxl_pixels).all()
+    assert (generate(pipeline) == sdxl_pixels).all()
 
 
 # From memory
@@ -355,25 +355,25 @@ def test_everything_of_a_pipeline_travels_to_another_store(module, tmp_path, nam
     adapter = testing.save_tiny_ip_adapter(tmp_path / "ip")
     pipeline.load_ip_adapter(str(adapter.parent), subfolder="", weight_name=adapter.name)
     pipeline.set_ip_adapter_scale(0.6)
-    before = paint(pipeline, ip_adapter_image=PICTURE, control_image=PICTURE)
+    before = generate(pipeline, ip_adapter_image=IMAGE, control_image=IMAGE)
     spec = dict(pipeline.config["unet"][2])
     model = bentoml_diffusers.save_model(name, pipeline)
     assert pipeline.config["unet"][2] == spec  # diffusers would write the place it saves to
-    assert (paint(pipeline, ip_adapter_image=PICTURE, control_image=PICTURE) == before).all()
+    assert (generate(pipeline, ip_adapter_image=IMAGE, control_image=IMAGE) == before).all()
     archive = bentoml.models.export_model(str(model.tag), str(tmp_path / "x.bentomodel"))
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import bentoml, bentoml_diffusers, json
-from modular_models import PICTURE, paint
+from modular_models import IMAGE, generate
 bentoml.models.import_model({archive!r})
 try:
     bentoml_diffusers.load_model({str(model.tag)!r})
 except bentoml_diffusers.errors.UntrustedSource:
     pass
 pipeline = bentoml_diffusers.load_model({str(model.tag)!r}, trust_remote_code=True)
-picture = paint(pipeline, ip_adapter_image=PICTURE, control_image=PICTURE)
+image = generate(pipeline, ip_adapter_image=IMAGE, control_image=IMAGE)
 found = [pipeline.blocks.word, pipeline.guider.guidance_scale, pipeline.null_component_names]
-print(json.dumps([found, picture.tolist()]))
+print(json.dumps([found, image.tolist()]))
 """
     other = {"BENTOML_HOME": str(tmp_path / "other"), "HF_HOME": str(tmp_path / "none")}
     done = subprocess.run(
@@ -385,9 +385,9 @@ print(json.dumps([found, picture.tolist()]))
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found, picture = json.loads(done.stdout.splitlines()[-1])
+    found, image = json.loads(done.stdout.splitlines()[-1])
     assert found == ["travelled", 4.0, []]
-    assert (np.asarray(picture) == before).all()
+    assert (np.asarray(image) == before).all()
     assert not (tmp_path / "none" / "modules").exists()
 
 
@@ -396,17 +396,17 @@ def test_blocks_put_together_from_parts_come_back_as_they_are(module, name, sdxl
     own = module(INVERT).Invert
     blocks = SequentialPipelineBlocks.from_blocks_dict({**parts, "invert": own})
     pipeline = testing.tiny_modular_stable_diffusion_xl(blocks=blocks)
-    assert (paint(pipeline) == 255 - sdxl_pixels).all()
+    assert (generate(pipeline) == 255 - sdxl_pixels).all()
     model = bentoml_diffusers.save_model(name, pipeline)
     assert os.listdir(Path(model.path, "code")) == ["block.py"]
     loaded = bentoml_diffusers.load_model(model)
     assert list(loaded.blocks.sub_blocks) == [*parts, "invert"]
-    assert (paint(loaded) == 255 - sdxl_pixels).all()
+    assert (generate(loaded) == 255 - sdxl_pixels).all()
 
 
 @pytest.mark.parametrize("file", ["../diffusion_model/evil.py", "/tmp/evil.py", 3])
 def test_blocks_name_no_file_outside_of_the_trusted_code(module, name, file):
-    """`blocks.json` is no part of the code that was trusted."""
+    """`blocks.json` is not part of the code that was trusted."""
     blocks = SequentialPipelineBlocks.from_blocks_dict({"invert": module(INVERT).Invert()})
     pipeline = testing.tiny_modular_stable_diffusion_xl(blocks=blocks)
     model = bentoml_diffusers.save_model(name, pipeline)
@@ -426,7 +426,7 @@ def test_parts_of_a_larger_pipeline_come_back_as_they_are(name, sdxl_pixels):
     loaded = bentoml_diffusers.load_model(bentoml_diffusers.save_model(name, pipeline))
     assert type(loaded.blocks) is SequentialPipelineBlocks
     assert list(loaded.blocks.sub_blocks) == list(blocks.sub_blocks)
-    assert (paint(loaded) == sdxl_pixels).all()
+    assert (generate(loaded) == sdxl_pixels).all()
 
 
 def test_a_block_inserted_into_blocks_of_diffusers_is_kept(module, name, sdxl_pixels):
@@ -435,9 +435,9 @@ def test_a_block_inserted_into_blocks_of_diffusers_is_kept(module, name, sdxl_pi
     pipeline = testing.tiny_modular_stable_diffusion_xl(blocks=blocks)
     loaded = bentoml_diffusers.load_model(bentoml_diffusers.save_model(name, pipeline))
     assert type(loaded.blocks) is StableDiffusionXLAutoBlocks
-    assert (paint(loaded) == 255 - sdxl_pixels).all()
+    assert (generate(loaded) == 255 - sdxl_pixels).all()
     part = bentoml_diffusers.load_model(name, modular_workflow="text2image")
-    assert (paint(part) == 255 - sdxl_pixels).all()
+    assert (generate(part) == 255 - sdxl_pixels).all()
 
 
 def with_state(module):

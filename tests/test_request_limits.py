@@ -9,7 +9,7 @@ from PIL import Image
 import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
 from bentoml_diffusers.serving.endpoints import classic_endpoints, find_endpoints
-from bentoml_diffusers.serving.replaying import read_overrides
+from bentoml_diffusers.serving.replays import read_overrides
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_whole_size
 from bentoml_diffusers.workflow import Workflow
 

@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import build
 
 from bentoml_diffusers import Engine, errors, testing
-from bentoml_diffusers.engine.scheduler_calls import fitting_schedulers
+from bentoml_diffusers.engine.requests.scheduler_calls import fitting_schedulers
 
 T5 = {"prompt": "a", "max_sequence_length": 24, "height": 32, "width": 32}
 FAMILIES = {

@@ -220,7 +220,7 @@ def test_a_textual_inversion_is_stored_by_name(name, tmp_path, model):
     ("file", "content", "words"),
     [
         ("x.safetensors", b"broken", "broken"),
-        ("x.txt", b"text", "no .safetensors file"),
+        ("x.txt", b"text", "not a .safetensors file"),
     ],
 )
 def test_what_is_no_lora_is_refused(tmp_path, name, file, content, words):

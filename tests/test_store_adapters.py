@@ -311,11 +311,11 @@ def edit_config(folder, **values):
 
 REFUSED_PARTS = {
     "which component it is for": lambda folder: edit_config(folder, auto_mapping=None),
-    "is no LoRA by its": lambda folder: edit_config(folder, peft_type="LOHA"),
+    "is not a LoRA by its": lambda folder: edit_config(folder, peft_type="LOHA"),
     "changes the base model": lambda folder: edit_config(folder, init_lora_weights="pissa"),
     "has a broken": lambda folder: (folder / "adapter_config.json").write_text("{"),
     "no readable": lambda folder: (folder / "adapter_model.safetensors").write_text("x"),
-    "which is no LoRA": lambda folder: save_file(
+    "which is not a LoRA": lambda folder: save_file(
         {"base_model.model.q_proj.weight": torch.ones(2)}, folder / "adapter_model.safetensors"
     ),
 }

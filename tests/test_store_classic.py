@@ -50,7 +50,7 @@ REPAIRED = {"score-sde-vp": "library", "karras-ve": "library", "dance-diffusion"
 
 
 def make_arguments(call):
-    """Pictures are given by their size; each is the same in every process."""
+    """Images are given by their size; each is the same in every process."""
     return {
         key: Image.linear_gradient("L").resize(value).convert("RGB")
         if isinstance(value, tuple)
@@ -208,7 +208,7 @@ def test_saved_from_memory_they_load_too(name):
         assert type(bentoml_diffusers.load_model(model)) is type(tiny.build(kind))
 
 
-def test_given_latents_reproduce_a_picture(model, run_local, pixels):
+def test_given_latents_reproduce_a_image(model, run_local, pixels):
     latents = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(3))
     call = {**WORDS, "guidance_scale": 1.0}
     run = run_local(model)

@@ -280,14 +280,14 @@ def test_the_example_works_through_runner_methods(pipeline_folder, name, run_loc
         trust_remote_code=True,
         signatures={method: {} for method in methods},
     )
-    picture = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
-    images = {"image": picture, "strength": 0.9}
+    image = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    images = {"image": image, "strength": 0.9}
     runner = model.to_runner()
     runner.init_local(quiet=True)
     bundled = bentoml_diffusers.Engine.from_model(model, custom_pipeline="stable_diffusion_mega")
     with bundled:
         for method, more in zip(
-            methods, ({}, images, {**images, "mask_image": picture}), strict=True
+            methods, ({}, images, {**images, "mask_image": image}), strict=True
         ):
             ours = pixels(getattr(runner, method).run(**CALL, **more))
             assert (ours == pixels(bundled.run(method, **CALL, **more).images[0])).all()

@@ -38,11 +38,11 @@ def test_a_single_file_becomes_the_pipeline_it_was(checkpoint, pipeline_folder, 
         stored = getattr(loaded, part).state_dict()
         for key, value in getattr(pipeline, part).state_dict().items():
             assert torch.equal(stored[key], value), (part, key)
-    pictures = [
+    images = [
         pixels(item(**CALL, generator=torch.Generator().manual_seed(1)).images[0])
         for item in (loaded, pipeline)
     ]
-    assert (pictures[0] == pictures[1]).all()
+    assert (images[0] == images[1]).all()
     record = store.read_record(Path(model.path))
     assert (record.origin, record.class_name) == (
         "file community.safetensors",
@@ -81,9 +81,9 @@ def test_an_xl_in_half_precision_stays_in_it(tmp_path, name, pixels):
     ("tensors", "file", "error", "words"),
     [
         ({"unet.to_q.lora_A.weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "import_lora"),
-        ({"weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "no checkpoint of a whole"),
+        ({"weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "not a checkpoint of a whole"),
         ({"weight": (1, 1)}, "x.ckpt", errors.UntrustedSource, "allow_pickle"),
-        ({"weight": (1, 1)}, "x.gguf", errors.InvalidModel, "no .safetensors"),
+        ({"weight": (1, 1)}, "x.gguf", errors.InvalidModel, "not a .safetensors"),
         (
             {"model.diffusion_model.x": (1, 1)},
             "x.safetensors",

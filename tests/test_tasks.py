@@ -94,10 +94,10 @@ class TestTasksOfAPipeline:
 
     def test_methods_of_a_class(self):
         class Mega(diffusers.StableDiffusionPipeline):
-            def paint(self, prompt, steps: int = 3, *, image=None, generator=None, **more):
+            def generate(self, prompt, steps: int = 3, *, image=None, generator=None, **more):
                 """Another method."""
 
-        task = find_tasks(Mega.__new__(Mega)).find("paint")
+        task = find_tasks(Mega.__new__(Mega)).find("generate")
         kinds = {name: (item.kind, item.is_required) for name, item in task.inputs.items()}
         assert kinds == {
             "prompt": ("string", True),

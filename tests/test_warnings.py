@@ -13,8 +13,8 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, testing
-from bentoml_diffusers.engine import joining
-from bentoml_diffusers.serving.answering import _as_header
+from bentoml_diffusers.engine.forwards import joining
+from bentoml_diffusers.serving.answers import _as_header
 
 SMALL = {"num_inference_steps": 1}
 LIMIT = 24  # of the tiny CLIP tokenizers

@@ -39,7 +39,7 @@ from bentoml_diffusers.workflow.record import Decoder, capture, complete_argumen
 from bentoml_diffusers.workflow.replay import check_limits, check_method
 
 FORMATS = Path(__file__).parent / "formats" / "workflows"
-PICTURE = Image.effect_noise((24, 16), 90)
+IMAGE = Image.effect_noise((24, 16), 90)
 
 
 def make(**arguments):
@@ -92,7 +92,7 @@ def list_classes():
 def example_of(name):
     """A value for an argument without a default."""
     if "image" in name or "mask" in name:
-        return PICTURE
+        return IMAGE
     return torch.arange(4.0) if "embed" in name or "latent" in name else "text"
 
 
@@ -166,11 +166,11 @@ VALUES = {
     "device": torch.device("cpu"),
     "bytes": b"\0\xff",
     **{
-        f"picture {mode}": PICTURE.convert("RGB").convert(mode)
+        f"image {mode}": IMAGE.convert("RGB").convert(mode)
         for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I")
     },
-    "picture I;16": Image.frombytes("I;16", (4, 4), bytes(range(32))),
-    "pictures": [PICTURE, PICTURE.convert("RGB")],
+    "image I;16": Image.frombytes("I;16", (4, 4), bytes(range(32))),
+    "images": [IMAGE, IMAGE.convert("RGB")],
 }
 
 
@@ -191,17 +191,17 @@ def test_one_generator_in_two_places_stays_one():
     assert first is second
 
 
-def test_equal_pictures_are_one_blob():
-    workflow = make(image=PICTURE, again=[PICTURE.copy()])
+def test_equal_images_are_one_blob():
+    workflow = make(image=IMAGE, again=[IMAGE.copy()])
     assert len(workflow.blobs) == 1
 
 
-def test_metadata_of_a_picture_stays_outside():
-    picture = PICTURE.convert("RGB")
-    picture.info = {"comment": "secret", "icc_profile": b"secret"}
-    (blob,) = make(image=picture).blobs.values()
+def test_metadata_of_a_image_stays_outside():
+    image = IMAGE.convert("RGB")
+    image.info = {"comment": "secret", "icc_profile": b"secret"}
+    (blob,) = make(image=image).blobs.values()
     assert b"secret" not in blob
-    assert picture.info["comment"] == "secret"
+    assert image.info["comment"] == "secret"
 
 
 def a_callback(*args):
@@ -227,7 +227,7 @@ def test_what_cannot_be_kept_is_named(value, name):
 
 @pytest.fixture
 def workflow():
-    return make(prompt="a cat", image=PICTURE, latents=torch.randn(1, 4))
+    return make(prompt="a cat", image=IMAGE, latents=torch.randn(1, 4))
 
 
 def test_it_pickles(workflow):
@@ -482,7 +482,7 @@ def test_a_value_of_no_kind_of_ours_is_refused(value, match):
 
 @pytest.mark.parametrize("kind", ["image", "tensor", "array", "pixels"])
 def test_a_blob_of_another_kind_is_refused(kind):
-    data = b"neither a picture nor a tensor"
+    data = b"neither an image nor a tensor"
     name = hashlib.sha256(data).hexdigest()
     value = {"$kind": kind, "blob": name, "mode": "F", "size": [4, 4], "device": "cpu"}
     broken = Workflow(pipeline=Pipeline(class_name="X"), arguments={"odd": value})
@@ -500,7 +500,7 @@ def bomb(side):
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
-def test_a_picture_is_measured_before_it_is_decoded():
+def test_a_image_is_measured_before_it_is_decoded():
     workflow = travel(make(image=bomb(4000)))
     with pytest.raises(errors.InvalidWorkflow, match="4000 x 4000 pixels") as caught:
         decode(workflow, bounds=Bounds.of(LIMITS))
@@ -567,7 +567,7 @@ def test_a_broken_zip_is_refused():
         ({"arguments": {f"x{n}": {"y": n} for n in range(15_000)}}, "values"),
     ],
 )
-def test_a_strangers_text_is_bounded(workflow, change, match):
+def test_an_untrusted_text_is_bounded(workflow, change, match):
     refused(values_of(workflow) | change, match, limits=LIMITS)
 
 
@@ -578,11 +578,11 @@ def test_depth_is_bounded():
     refused({"format": FORMAT, "version": 1, "arguments": {"x": deep}}, "levels")
 
 
-def test_blobs_of_a_stranger_are_bounded():
+def test_blobs_of_an_untrusted_workflow_are_bounded():
     many = make(image=[Image.new("L", (8, 8), color) for color in range(17)])
     refused(many.to_json(), "at most 16", limits=LIMITS)
     small = dataclasses.replace(LIMITS, max_upload_bytes=100)
-    refused(make(image=PICTURE.convert("RGB")).to_json(), "at most", limits=small)
+    refused(make(image=IMAGE.convert("RGB")).to_json(), "at most", limits=small)
 
 
 @pytest.mark.parametrize(
@@ -607,14 +607,14 @@ def test_blobs_of_a_stranger_are_bounded():
         ({"crop": (0, 10**9)}, "crop"),
     ],
 )
-def test_a_stranger_asks_for_no_more_than_a_request_may(arguments, field):
+def test_an_untrusted_workflow_asks_for_no_more_than_a_request_may(arguments, field):
     with pytest.raises(errors.InvalidWorkflow) as caught:
         check_limits(make(**arguments), LIMITS, {})
     assert caught.value.field == f"workflow.arguments.{field}"
 
 
 def test_what_a_request_may_a_workflow_may():
-    usual = {"prompt": "a cat", "image": PICTURE, "height": 64, "width": 64, "size": (1024, 1024)}
+    usual = {"prompt": "a cat", "image": IMAGE, "height": 64, "width": 64, "size": (1024, 1024)}
     generator = torch.Generator().manual_seed(2**31)
     check_limits(
         make(**usual, num_inference_steps=20, generator=generator), LIMITS, {"seed": 2**31}
@@ -627,7 +627,7 @@ def test_what_a_request_may_a_workflow_may():
 
 
 @pytest.mark.parametrize("name", ["save_pretrained", "to", "_execution_device", "from_pretrained"])
-def test_only_methods_that_paint_can_be_named(name):
+def test_only_methods_that_generate_can_be_named(name):
     check_method(diffusers.StableDiffusionPipeline, "__call__")
     check_method(diffusers.StableDiffusionDiffEditPipeline, "invert")
     with pytest.raises(errors.InvalidWorkflow, match="takes a generator"):

@@ -1,4 +1,4 @@
-"""Replays: real pipelines paint the same bytes again, and what differs is refused or told."""
+"""Replays: real pipelines give the same bytes again, and what differs is refused or told."""
 
 import asyncio
 import copy
@@ -16,7 +16,7 @@ from PIL import Image
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, demo, errors, testing
-from bentoml_diffusers.engine import host, recording
+from bentoml_diffusers.engine import host, recorder
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.workflow import Workflow
 from bentoml_diffusers.workflow.record import calls, processor_name, read_environment
@@ -27,7 +27,7 @@ from bentoml_diffusers.workflow.replay import (
     run_with_workflow,
 )
 
-PICTURE = Image.effect_noise((32, 32), 90).convert("RGB")
+IMAGE = Image.effect_noise((32, 32), 90).convert("RGB")
 MASK = Image.new("L", (32, 32), 255)
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 UNCONDITIONAL = {"num_inference_steps": 4}
@@ -35,7 +35,7 @@ CALLS = {
     **dict.fromkeys(("ddpm", "ddim", "pndm", "ldm", "karras-ve"), UNCONDITIONAL),
     **dict.fromkeys(("score-sde-ve", "score-sde-vp"), UNCONDITIONAL),
     "dance-diffusion": {"num_inference_steps": 2, "audio_length_in_s": 0.01},
-    "sd-inpaint": {**CALL, "image": PICTURE, "mask_image": MASK, "height": 32, "width": 32},
+    "sd-inpaint": {**CALL, "image": IMAGE, "mask_image": MASK, "height": 32, "width": 32},
     **dict.fromkeys(("ldm-text", "sd", "sdxl", "sd3"), CALL),
     "flux": {**CALL, "height": 32, "width": 32},
     "pixart-sigma": {**CALL, "use_resolution_binning": False, "clean_caption": False},
@@ -107,7 +107,7 @@ def test_a_call_is_repeated_to_the_bit(name):
 
 
 def test_controlnet_is_repeated():
-    arguments = {**CALL, "image": PICTURE, "controlnet_conditioning_scale": 0.7}
+    arguments = {**CALL, "image": IMAGE, "controlnet_conditioning_scale": 0.7}
     _, workflow = record(testing.tiny_controlnet(), **arguments, height=32, width=32)
     assert_repeats(testing.tiny_controlnet, workflow)
 
@@ -131,7 +131,7 @@ def test_lists_of_generators_a_swapped_scheduler_and_a_callback():
     _, workflow = record(
         pipeline,
         **CALL,
-        image=[PICTURE, PICTURE.rotate(90)],
+        image=[IMAGE, IMAGE.rotate(90)],
         generator=[torch.Generator().manual_seed(1), used],
         num_images_per_prompt=2,
         callback_on_step_end=on_step,
@@ -209,7 +209,7 @@ def test_ip_adapters_are_seen(tmp_path):
         pipeline.set_ip_adapter_scale(scale)
         return pipeline
 
-    given = {**CALL, "height": 32, "width": 32, "output": "images", "ip_adapter_image": PICTURE}
+    given = {**CALL, "height": 32, "width": 32, "output": "images", "ip_adapter_image": IMAGE}
     _, workflow = record(make(), **given)
     (found,) = workflow.pipeline.attached
     assert (found.kind, found.scale) == ("ip_adapter", [0.5])
@@ -220,7 +220,7 @@ def test_ip_adapters_are_seen(tmp_path):
 def test_modular_pipelines_are_repeated_with_their_guider():
     pipeline = modular()
     pipeline.update_components(guider=pipeline.guider.new(guidance_scale=3.0))
-    given = {**CALL, "height": 32, "width": 32, "image": PICTURE, "strength": 0.9}
+    given = {**CALL, "height": 32, "width": 32, "image": IMAGE, "strength": 0.9}
     _, workflow = record(pipeline, **given, output="images")
     assert workflow.guider.config["guidance_scale"] == 3.0
     assert "blocks: StableDiffusionXLAutoBlocks" in workflow.pipeline.blocks
@@ -240,7 +240,7 @@ def test_a_replay_changes_nothing():
     pipeline = img2img()
     before, call = copy.deepcopy(vars(pipeline.scheduler)), type(pipeline).__call__
     other = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    _, workflow = record(copy_with(pipeline, other), **CALL, image=PICTURE)
+    _, workflow = record(copy_with(pipeline, other), **CALL, image=IMAGE)
     scheduler, config = pipeline.scheduler, dict(pipeline.config)
     replay(pipeline, workflow)
     assert pipeline.scheduler is scheduler
@@ -289,7 +289,7 @@ CODE = """
 import torch
 from diffusers import DDPMPipeline
 class OwnPipeline(DDPMPipeline):
-    def paint(self, generator=None, count=1):
+    def generate(self, generator=None, count=1):
         return self(num_inference_steps=2, generator=generator, batch_size=count)
     def erase(self, folder):
         raise AssertionError(folder)
@@ -308,7 +308,7 @@ def own_pipeline(folder, name, code):
 
 def test_custom_code_is_compared(tmp_path):
     pipeline = own_pipeline(tmp_path, "own_code", CODE)
-    _, workflow = record(pipeline, method="paint", count=2)
+    _, workflow = record(pipeline, method="generate", count=2)
     assert workflow.pipeline.kind == "custom"
     assert_repeats(lambda: pipeline, workflow)
     changed = own_pipeline(tmp_path, "changed_code", CODE + "\n# changed\n")
@@ -326,7 +326,7 @@ def test_custom_code_is_compared(tmp_path):
         ({"beta_schedule": "x" * 200}, "config.beta_schedule"),
     ],
 )
-def test_a_scheduler_of_a_stranger_is_bounded(config, field):
+def test_a_scheduler_of_an_untrusted_workflow_is_bounded(config, field):
     workflow = populate_workflow_from_pipeline(sd(), CALL)
     odd = change(workflow, scheduler__config={**workflow.scheduler.config, **config})
     with pytest.raises(errors.InvalidWorkflow) as caught:
@@ -351,9 +351,9 @@ LORA = {"name": "one.safetensors", "scale": 0.6}
 REQUESTS = {
     "txt2img": ("txt2img", {}),
     "__call__": ("__call__", {"guidance_scale": 2.0}),
-    "img2img": ("img2img", {"image": PICTURE, "strength": 0.7, "scheduler": "Euler a"}),
-    "gray": ("img2img", {"image": PICTURE.convert("L"), "strength": 0.9}),
-    "inpaint": ("inpaint", {"image": PICTURE, "mask_image": MASK, "height": 32, "width": 32}),
+    "img2img": ("img2img", {"image": IMAGE, "strength": 0.7, "scheduler": "Euler a"}),
+    "gray": ("img2img", {"image": IMAGE.convert("L"), "strength": 0.9}),
+    "inpaint": ("inpaint", {"image": IMAGE, "mask_image": MASK, "height": 32, "width": 32}),
     "images": ("txt2img", {"num_images_per_prompt": 2, "seed": [5, 9]}),
     "lora": ("txt2img", {"lora_weights": [LORA, "two.safetensors"], "height": 40}),
     "scheduler": ("txt2img", {"scheduler": "DPM++ 2M Karras"}),
@@ -380,7 +380,7 @@ def test_a_request_is_repeated_to_the_bit(engine, name):
 
 def test_what_is_recorded(engine):
     result = engine.run(
-        "img2img", **CALL, image=PICTURE, scheduler="Euler a", lora_weights=LORA, seed=3,
+        "img2img", **CALL, image=IMAGE, scheduler="Euler a", lora_weights=LORA, seed=3,
         return_workflow=True,
     )  # fmt: skip
     workflow = result.workflow
@@ -437,7 +437,7 @@ def test_a_path_is_no_workflow(engine):
 
 
 def test_steps_times_strength_below_one_is_refused(engine):
-    workflow = engine.run("img2img", **CALL, image=PICTURE, return_workflow=True).workflow
+    workflow = engine.run("img2img", **CALL, image=IMAGE, return_workflow=True).workflow
     with pytest.raises(errors.InvalidRequest, match="strength"):
         engine.replay(workflow, strength=0.1)
 
@@ -461,7 +461,7 @@ def test_a_request_that_does_not_ask_pays_nothing(engine, monkeypatch):
         raise AssertionError("recorded")
 
     for name in ("capture", "hash_output", "record_call"):
-        monkeypatch.setattr(recording, name, fail)
+        monkeypatch.setattr(recorder, name, fail)
     monkeypatch.setattr(host, "describe_pipeline", fail)
     monkeypatch.setattr(calls, "read_environment", fail)
     assert engine.run("txt2img", **CALL).workflow is None
@@ -521,7 +521,7 @@ def test_an_output_that_differs_is_told(engine):
 def test_an_engine_and_a_plain_pipeline_repeat_each_other(engine):
     workflow = engine.run("txt2img", **CALL, return_workflow=True).workflow
     assert_repeats(sd, workflow)
-    _, plain = record(img2img(), **CALL, image=PICTURE)
+    _, plain = record(img2img(), **CALL, image=IMAGE)
     assert engine.replay(plain).replay.matches is True
     with_adapter = engine.run("txt2img", **CALL, lora_weights=LORA, return_workflow=True).workflow
     refuses(sd(), with_adapter, "workflow.adapters")
@@ -548,7 +548,7 @@ def test_unknown_arguments_are_refused_or_left_out(engine):
     assert engine.replay(odd, strict=False).replay.matches is True
 
 
-def test_a_stranger_has_no_method_but_those_that_paint(engine, tmp_path):
+def test_an_untrusted_workflow_has_no_method_but_those_that_generate(engine, tmp_path):
     workflow = engine.run("__call__", **CALL, return_workflow=True).workflow
     odd = change(
         workflow,
@@ -561,13 +561,13 @@ def test_a_stranger_has_no_method_but_those_that_paint(engine, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_limits_hold_for_a_strangers_workflow(engine):
+def test_limits_hold_for_an_untrusted_workflow(engine):
     limits = RequestLimits(max_side=32, max_steps=5)
-    workflow = engine.run("img2img", **CALL, image=PICTURE, return_workflow=True).workflow
+    workflow = engine.run("img2img", **CALL, image=IMAGE, return_workflow=True).workflow
     assert engine.submit_replay(workflow, limits=limits).result().replay.matches is True
     with pytest.raises(errors.InvalidWorkflow, match="num_inference_steps"):
         engine.submit_replay(workflow, limits=limits, num_inference_steps=6)
-    large = engine.run("img2img", **CALL, image=PICTURE.resize((40, 40)), return_workflow=True)
+    large = engine.run("img2img", **CALL, image=IMAGE.resize((40, 40)), return_workflow=True)
     with pytest.raises(errors.InvalidWorkflow, match="40 x 40 pixels"):
         engine.submit_replay(large.workflow, limits=limits)
 
@@ -576,7 +576,7 @@ def test_a_modular_request_is_repeated():
     with Engine.from_model(modular()) as engine:
         for task, given in (
             ("text2image", {"guidance_scale": 3.0}),
-            ("img2img", {"image": PICTURE, "strength": 0.9}),
+            ("img2img", {"image": IMAGE, "strength": 0.9}),
             ("__call__", {}),
         ):
             sizes = {} if task == "img2img" else {"height": 32, "width": 32}

@@ -19,7 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 from bentoml_diffusers import errors, options
 from bentoml_diffusers.cli import diffusers_command
 from bentoml_diffusers.serving.endpoints import classic_endpoints
-from bentoml_diffusers.serving.replaying import make_replay_model
+from bentoml_diffusers.serving.replays import make_replay_model
 from bentoml_diffusers.tasks import RequestOptions
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _annotation_text(annotation: Any) -> str:
 
 
 _KNOWN_TYPES = {
-    "Image": "picture",
+    "Image": "image",
     "LoraChoice": "{name, scale}",
     "Workflow": "file",
     "Any": "base64",

@@ -1,6 +1,6 @@
 """Differential diffusion as blocks of Stable Diffusion XL, for diffusers 0.42.
 
-A map says for each pixel how much of the input picture stays: white keeps it, black repaints
+A map says for each pixel how much of the input image stays: white keeps it, black repaints
 it, grey repaints the later, finer steps only. Before each step, latents whose map is still above
 the step's threshold are replaced by the input's latents, noised to that step.
 
@@ -52,7 +52,7 @@ MAP = InputParam(
     "diffdiff_map",
     type_hint=PIL.Image.Image,
     required=True,
-    description="How much of the picture stays: white keeps it, black paints it anew.",
+    description="How much of the image stays: white keeps it, black generates it anew.",
 )
 
 
@@ -184,7 +184,7 @@ class DifferentialControlNetDenoiseStep(StableDiffusionXLDenoiseLoopWrapper):
 
 
 class AutoVaeEncoderStep(AutoPipelineBlocks):
-    """Encodes the picture if there is one."""
+    """Encodes the image if there is one."""
 
     block_classes = [StableDiffusionXLVaeEncoderStep]
     block_names = ["vae_encoder"]
@@ -192,7 +192,7 @@ class AutoVaeEncoderStep(AutoPipelineBlocks):
 
 
 class AutoControlNetInputStep(AutoPipelineBlocks):
-    """Prepares the picture for the ControlNet if there is one."""
+    """Prepares the image for the ControlNet if there is one."""
 
     block_classes = [StableDiffusionXLControlNetInputStep]
     block_names = ["controlnet_input"]

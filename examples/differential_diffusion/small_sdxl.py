@@ -1,4 +1,4 @@
-"""A small Stable Diffusion XL that paints: the demo model in the shape of SDXL.
+"""A small Stable Diffusion XL that generates: the demo model in the shape of SDXL.
 
 Nothing is trained but one small layer. SDXL differs from the demo model in how a prompt reaches
 the denoiser, so its text encoder gets two more layers, its denoiser a projection in front:
@@ -132,8 +132,8 @@ def fit_pooling(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
     for _ in range(FIT_STEPS):
         chosen = torch.randint(len(pooled), (256,))
-        painted = layers(torch.cat([pooled[chosen], times[chosen]], dim=1))
-        loss = torch.nn.functional.mse_loss(painted, wanted[chosen])
+        generated = layers(torch.cat([pooled[chosen], times[chosen]], dim=1))
+        loss = torch.nn.functional.mse_loss(generated, wanted[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

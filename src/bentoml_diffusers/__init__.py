@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from bentoml_diffusers.tasks import RequestOptions
     from bentoml_diffusers.workflow import Workflow
-    from bentoml_diffusers.workflow.files import save_picture
+    from bentoml_diffusers.workflow.files import save_image
     from bentoml_diffusers.workflow.replay import (
         ReplayReport,
         populate_workflow_from_pipeline,
@@ -68,7 +68,7 @@ _HOMES = {
     "replay": "workflow.replay",
     "run_with_workflow": "workflow.replay",
     "save_model": "store",
-    "save_picture": "workflow.files",
+    "save_image": "workflow.files",
     "service": "serving.service",
 }
 
@@ -98,7 +98,7 @@ __all__ = [
     "replay",
     "run_with_workflow",
     "save_model",
-    "save_picture",
+    "save_image",
     "service",
 ]
 

@@ -156,7 +156,7 @@ def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[Scheduler
 
 
 # For distilled models. They run on the config of any scheduler for noise, but none lists them.
-# FlowMatchLCMScheduler is not here: pipelines give it no generator, so no seed repeats a picture.
+# FlowMatchLCMScheduler is not here: pipelines give it no generator, so no seed repeats an image.
 _DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 

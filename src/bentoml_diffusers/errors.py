@@ -12,7 +12,7 @@ now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
         │   └── InvalidWorkflow             400   a workflow is broken, changed or too large
         ├── UnreadableRequest (ValueError)  400   the body of a request, or fields of it, are wrong
         ├── InvalidOption     (ValueError)  400   an option of a model or service is wrong
-        ├── InvalidModel      (ValueError)  400   a source is no pipeline, LoRA or embedding
+        ├── InvalidModel      (ValueError)  400   a source is not a pipeline, LoRA or embedding
         ├── UntrustedSource   (ValueError)  400   a name reaches outside what is allowed
         ├── UnsupportedByPipeline           400   the pipeline's class cannot do it
         ├── ModelNotFound     (LookupError) 404   not in the model store or on the hub
@@ -234,7 +234,7 @@ class WorkflowMismatch(DiffusersError, ValueError):
         self.differences = tuple(differences)
         super().__init__(
             f"the workflow cannot be repeated here: {'; '.join(differences)}; "
-            "take what it was made with, or do not be strict, to run it all the same"
+            "use the original components, or strict=False to run it with the installed ones"
         )
 
 

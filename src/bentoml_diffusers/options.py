@@ -83,7 +83,7 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
         layerwise_casting: Dtype to keep the denoiser's weights in, such as
             ``"float8_e4m3fn"``; they are cast where they are used (none).
         step_cache: Reuse of earlier steps by its name, such as ``"first_block_cache"``, or
-            ``{"name": ..., setting: value}``; pictures change a little (none).
+            ``{"name": ..., setting: value}``; images change a little (none).
         modular_workflow: Of a modular pipeline only this part, such as ``"text2image"``, with only
             the components that it needs (the whole pipeline).
     """
@@ -203,7 +203,7 @@ class RequestLimits:
 
     Attributes:
         max_side: Largest height and width, in pixels.
-        max_pixels: Largest height x width, in pixels, of a picture that comes or is asked for.
+        max_pixels: Largest height x width, in pixels, of an image that comes or is asked for.
         max_steps: Largest number of denoising steps.
         max_prompt_chars: Longest prompt, in characters.
         max_upload_bytes: Largest uploaded image, in bytes.
@@ -227,7 +227,7 @@ class RequestLimits:
             value = getattr(self, item.name)
             is_given = value is not None or item.default is not None
             if is_given and (not isinstance(value, int) or value < 1):
-                raise InvalidOption(item.name, value, "a whole number from 1")
+                raise InvalidOption(item.name, value, "an integer from 1")
         if self.default_steps is not None:
             self.check_default_steps(self.default_steps)
         if self.default_side is not None:
@@ -266,16 +266,16 @@ class RequestLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """What a service writes into the pictures that it answers with.
+    """What a service writes into the images that it answers with.
 
-    Nothing, unless it is switched on: who passes a picture on passes on the prompt in it, and the
-    pictures that went in.
+    Nothing, unless it is switched on: who passes an image on passes on the prompt in it, and the
+    images that went in.
 
     Attributes:
-        workflow: The workflow, which replays the picture; the header ``x-workflow`` of the answer
+        workflow: The workflow, which replays the image; the header ``x-workflow`` of the answer
             says whether it is in there.
         infotext: The text that AUTOMATIC1111's web UI writes, and many tools read.
-        max_workflow_bytes: Largest workflow, pictures that went in included as base64, in bytes, up
+        max_workflow_bytes: Largest workflow, images that went in included as base64, in bytes, up
             to 48 MiB; a larger one is left out.
     """
 
@@ -302,7 +302,7 @@ class EngineLimits:
             waiting requests. One request always may.
         max_batch_rows: Largest batch of a denoiser or text encoder, in rows; guidance takes two
             rows for an image. What is worth its time is measured, this is only a bound.
-        max_decode_rows: Largest batch of the autoencoder, in pictures.
+        max_decode_rows: Largest batch of the autoencoder, in images.
         timeout_s: Seconds, waiting included, after which a request that gives none is stopped;
             ``None``: never. A service takes a little less than its ``traffic.timeout``.
     """
@@ -371,7 +371,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str | bool]) -> No
 def _check_whole_number(name: str, value: object, low: int, high: int) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (is_whole and low <= value <= high):  # type: ignore[operator]
-        raise InvalidOption(name, value, f"a whole number from {low} to {high}")
+        raise InvalidOption(name, value, f"an integer from {low} to {high}")
 
 
 def _check_adapter_sources(sources: Sequence[str]) -> None:

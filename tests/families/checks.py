@@ -20,7 +20,7 @@ from holding import held
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, errors
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.requests.request import Ticket
 from bentoml_diffusers.loading import denoiser_names
 from families.family import Family, numbers
 

@@ -108,7 +108,7 @@ def serve(tmp_path_factory, environment):
 
 @pytest.fixture(scope="session")
 def demo_server(serve, make_home):
-    """`bentoml diffusers demo`, whose pictures hold their workflows."""
+    """`bentoml diffusers demo`, whose images hold their workflows."""
     with serve(home=make_home(), command=("diffusers", "demo")) as running:
         yield running
 
@@ -132,20 +132,20 @@ def run_command(environment):
 
 
 @pytest.fixture(scope="session")
-def open_picture():
+def open_image():
     """Opens the body of an answer."""
 
     def open_bytes(body):
-        picture = Image.open(io.BytesIO(body))
-        picture.load()
-        return picture
+        image = Image.open(io.BytesIO(body))
+        image.load()
+        return image
 
     return open_bytes
 
 
 @pytest.fixture(scope="session")
 def encode():
-    """Encodes a picture of one colour into the bytes of a file."""
+    """Encodes an image of one colour into the bytes of a file."""
 
     def to_bytes(image_format="PNG", mode="RGB", size=(32, 32), colour=None):
         buffer = io.BytesIO()

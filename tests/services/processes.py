@@ -40,7 +40,7 @@ class Server:
     def log(self):
         return self.log_path.read_text()
 
-    def paint(self, path="/txt2img", **fields):
+    def generate(self, path="/txt2img", **fields):
         """Posts JSON and returns the body of a 200."""
         body = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 1, **fields}
         answer = self.client.post(path, json=body)

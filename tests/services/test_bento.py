@@ -105,8 +105,8 @@ def server(
         yield running
 
 
-def test_paints_with_the_models_that_it_was_built_with(
-    server, tiny_model, static_files, open_picture
+def test_generates_with_the_models_that_it_was_built_with(
+    server, tiny_model, static_files, open_image
 ):
     static = {
         "lora_weights": {"name": str(static_files / "fixed.safetensors"), "scale": 0.5},
@@ -114,15 +114,15 @@ def test_paints_with_the_models_that_it_was_built_with(
     }
     with bentoml_diffusers.Engine.from_model(tiny_model, **static) as engine:
         expected = engine.run("txt2img", **PLAIN, guidance_scale=3.0).images[0]
-    painted = open_picture(server.paint(**PLAIN, guidance_scale=3.0))
+    generated = open_image(server.generate(**PLAIN, guidance_scale=3.0))
     # Other processes use other numbers of threads, which sum in another order.
-    difference = np.abs(np.asarray(painted).astype(int) - np.asarray(expected).astype(int))
+    difference = np.abs(np.asarray(generated).astype(int) - np.asarray(expected).astype(int))
     assert difference.max() <= 1
 
 
 def test_loras_came_along(server):
-    pictures = {server.paint(lora_weights=[{"name": name}]) for name in ("outline", "stripes")}
-    assert len(pictures | {server.paint()}) == 3
+    images = {server.generate(lora_weights=[{"name": name}]) for name in ("outline", "stripes")}
+    assert len(images | {server.generate()}) == 3
 
 
 def test_code_is_that_of_the_wheel(server):

@@ -36,20 +36,20 @@ def files(tmp_path, encode):
     return paths
 
 
-def assert_same(image, body, open_picture):
-    expected = open_picture(body)
+def assert_same(image, body, open_image):
+    expected = open_image(body)
     difference = ImageChops.difference(image.convert("RGB"), expected)
     assert max(high for _, high in difference.getextrema()) <= 1  # requests may share forwards
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=str)
-def test_text_and_numbers(client, demo_server, open_picture, fields):
-    body = demo_server.paint(**{**CALL, **fields})
-    assert_same(client.txt2img(**{**CALL, **fields}), body, open_picture)
+def test_text_and_numbers(client, demo_server, open_image, fields):
+    body = demo_server.generate(**{**CALL, **fields})
+    assert_same(client.txt2img(**{**CALL, **fields}), body, open_image)
 
 
 @pytest.mark.parametrize("path", ["img2img", "inpaint"])
-def test_files(client, demo_server, open_picture, files, path):
+def test_files(client, demo_server, open_image, files, path):
     names = ["image"] if path == "img2img" else ["image", "mask_image"]
     form = {**CALL, "seed": "3"}
     answer = demo_server.client.post(
@@ -57,27 +57,29 @@ def test_files(client, demo_server, open_picture, files, path):
     )
     given = {name: files[name] for name in names}
     image = getattr(client, path)(**CALL, seed=3, **given)
-    assert_same(image, answer.content, open_picture)
+    assert_same(image, answer.content, open_image)
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(Image.open(file)) for name, file in given.items()}
         image = getattr(client, path)(**CALL, seed=3, **opened)
-    assert_same(image, answer.content, open_picture)
+    assert_same(image, answer.content, open_image)
 
 
-def test_replay(client, demo_server, open_picture, tmp_path):
-    body = demo_server.paint(**CALL, seed=9)
+def test_replay(client, demo_server, open_image, tmp_path):
+    body = demo_server.generate(**CALL, seed=9)
     workflow = tmp_path / "image.png"
     workflow.write_bytes(body)
-    assert_same(client.replay(workflow=workflow, strict=True), body, open_picture)
+    assert_same(client.replay(workflow=workflow, strict=True), body, open_image)
     other = client.replay(workflow=workflow, overrides={"prompt": "a blue star"})
-    assert_same(other, demo_server.paint(**{**CALL, "prompt": "a blue star"}, seed=9), open_picture)
+    assert_same(
+        other, demo_server.generate(**{**CALL, "prompt": "a blue star"}, seed=9), open_image
+    )
 
 
 def test_adapters(client):
     assert "outline" in json.dumps(client.adapters())
 
 
-def test_without_waiting(demo_server, open_picture, files):
+def test_without_waiting(demo_server, open_image, files):
     async def call():
         async with bentoml.AsyncHTTPClient(demo_server.url) as running:
             answers = await asyncio.gather(
@@ -89,8 +91,8 @@ def test_without_waiting(demo_server, open_picture, files):
         return answers
 
     image, _, adapters = asyncio.run(call())
-    body = demo_server.paint(**CALL, seed=7, lora_weights="outline")
-    assert_same(image, body, open_picture)
+    body = demo_server.generate(**CALL, seed=7, lora_weights="outline")
+    assert_same(image, body, open_image)
     assert "outline" in json.dumps(adapters)
 
 
@@ -110,7 +112,7 @@ def test_errors(client, fields, status, word):
 
 @pytest.mark.parametrize("prompt", ['"quoted"', "12", "null", "true"])
 def test_a_form_of_another_client_is_literal(demo_server, prompt):
-    literal = demo_server.paint(prompt=prompt, seed=1, num_inference_steps=3)
+    literal = demo_server.generate(prompt=prompt, seed=1, num_inference_steps=3)
     form = {"prompt": prompt, "seed": "1", "num_inference_steps": "3"}
     answer = demo_server.client.post("/txt2img", files={"prompt": (None, prompt)}, data=form)
     assert answer.status_code == 400  # given twice

@@ -52,7 +52,7 @@ def test_import_of_code_without_trust_says_the_option(
 def test_replay_says_only_what_became_of_it(run_command, tiny_home, tiny_model, tmp_path):
     with bentoml_diffusers.Engine.from_model(tiny_model, device="cpu") as engine:
         result = engine.run("txt2img", prompt="a", num_inference_steps=1, return_workflow=True)
-    bentoml_diffusers.save_picture(result.images[0], tmp_path / "a.png", result.workflow)
+    bentoml_diffusers.save_image(result.images[0], tmp_path / "a.png", result.workflow)
     again = ("--set", "seed=7", "--device", "cpu")
     process = run_command("diffusers", "replay", str(tmp_path / "a.png"), *again, home=tiny_home)
     # An attention backend that another test chose is diffusers' default for this whole process.

@@ -29,27 +29,27 @@ def engine(tiny_model):
 
 def call(front, path, colours=None, **arguments):
     body = {"path": path, "arguments": {**CALL, **arguments}, "colours": colours or {}}
-    return front.client.post("/paint", json=body)
+    return front.client.post("/generate", json=body)
 
 
-def assert_same(answer, image, open_picture):
+def assert_same(answer, image, open_image):
     assert answer.status_code == 200, answer.text
-    painted = np.asarray(open_picture(answer.content)).astype(int)
-    assert np.abs(painted - np.asarray(image)).max() <= 1  # another process sums in another order
+    generated = np.asarray(open_image(answer.content)).astype(int)
+    assert np.abs(generated - np.asarray(image)).max() <= 1  # another process sums in another order
 
 
-def test_image_from_text(front, engine, open_picture):
+def test_image_from_text(front, engine, open_image):
     expected = engine.run("txt2img", **CALL).images[0]
-    assert_same(call(front, "txt2img"), expected, open_picture)
+    assert_same(call(front, "txt2img"), expected, open_image)
     assert_same(
-        front.client.post("/paint_in_turn", json={"arguments": CALL}), expected, open_picture
+        front.client.post("/generate_in_turn", json={"arguments": CALL}), expected, open_image
     )
 
 
-def test_image_from_an_image(front, engine, open_picture):
+def test_image_from_an_image(front, engine, open_image):
     arguments = {"image": Image.new("RGB", (32, 32), "navy"), "strength": 0.6}
     expected = engine.run("img2img", **CALL, **arguments).images[0]
-    assert_same(call(front, "img2img", {"image": "navy"}, strength=0.6), expected, open_picture)
+    assert_same(call(front, "img2img", {"image": "navy"}, strength=0.6), expected, open_image)
 
 
 def test_adapters_of_a_request_and_of_the_service(front):

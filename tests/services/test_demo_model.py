@@ -1,4 +1,4 @@
-"""`bentoml diffusers demo`: pictures of the bundled model show what their prompts say."""
+"""`bentoml diffusers demo`: images of the bundled model show what their prompts say."""
 
 import json
 import subprocess
@@ -20,16 +20,16 @@ def server(demo_server):
 
 
 @pytest.fixture
-def judge(monkeypatch, open_picture):
-    """Says what the picture in the body of an answer shows."""
+def judge(monkeypatch, open_image):
+    """Says what the image in the body of an answer shows."""
     monkeypatch.syspath_prepend(ROOT)
-    from tools.demo_model.judge import judge_picture
+    from tools.demo_model.judge import judge_image
 
-    return lambda body: judge_picture(open_picture(body))
+    return lambda body: judge_image(open_image(body))
 
 
-def test_picture_shows_what_the_prompt_says(server, judge):
-    seen = judge(server.paint(prompt=PROMPTS[0], **SETTINGS))
+def test_image_shows_what_the_prompt_says(server, judge):
+    seen = judge(server.generate(prompt=PROMPTS[0], **SETTINGS))
     assert PROMPTS[0] == "a big red circle on a blue background at the left"
     assert (seen.size, seen.colour, seen.shape) == ("big", "red", "circle")
     assert (seen.background, seen.position) == ("blue", "left")
@@ -37,28 +37,30 @@ def test_picture_shows_what_the_prompt_says(server, judge):
 
 def test_loras_are_seen_where_they_were_asked_for_in_one_batch(server, judge):
     """Four clients at once: each gets its own LoRA, and only that."""
-    plain = server.paint(prompt=PROMPTS[0], **SETTINGS)
+    plain = server.generate(prompt=PROMPTS[0], **SETTINGS)
     wishes = {"solid": None, "outline": [{"name": "outline"}], "stripes": [{"name": "stripes"}]}
 
     def style_of(name):
-        return judge(server.paint(prompt=PROMPTS[0], lora_weights=wishes[name], **SETTINGS)).style
+        return judge(
+            server.generate(prompt=PROMPTS[0], lora_weights=wishes[name], **SETTINGS)
+        ).style
 
     with ThreadPoolExecutor(len(wishes)) as clients:
         assert dict(zip(wishes, clients.map(style_of, wishes), strict=True)) == {
             name: name for name in wishes
         }
-    assert server.paint(prompt=PROMPTS[0], **SETTINGS) == plain
+    assert server.generate(prompt=PROMPTS[0], **SETTINGS) == plain
 
 
 def test_a_word_for_a_colour_is_known_to_its_request_only(server, judge):
     prompt = "a big <teal> square on a white background in the centre"
     teal = {"textual_inversions": [{"name": "teal", "token": "<teal>"}]}
-    assert judge(server.paint(prompt=prompt, **teal, **SETTINGS)).colour == "teal"
-    assert judge(server.paint(prompt=prompt, **SETTINGS)).colour != "teal"
+    assert judge(server.generate(prompt=prompt, **teal, **SETTINGS)).colour == "teal"
+    assert judge(server.generate(prompt=prompt, **SETTINGS)).colour != "teal"
 
 
 def test_the_command_line_lists_what_is_loaded(server):
-    server.paint(prompt=PROMPTS[0], lora_weights=[{"name": "outline"}], **SETTINGS)
+    server.generate(prompt=PROMPTS[0], lora_weights=[{"name": "outline"}], **SETTINGS)
     command = [sys.executable, "-m", "bentoml", "diffusers", "lora", "list", "--loaded", "--url"]
     shown = subprocess.run([*command, server.url], capture_output=True, text=True, check=True)
     lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())

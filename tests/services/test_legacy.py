@@ -38,20 +38,20 @@ def test_log_of_the_start_is_a_line_for_each_stage(simple, tiny_model):
 
 
 class TestSimple:
-    def test_picture(self, simple, open_picture):
-        picture = open_picture(simple.paint())
-        assert (picture.format, picture.size) == ("JPEG", (32, 32))
+    def test_image(self, simple, open_image):
+        image = open_image(simple.generate())
+        assert (image.format, image.size) == ("JPEG", (32, 32))
 
     def test_same_request_same_bytes(self, simple):
-        assert simple.paint() == simple.paint()
-        assert simple.paint() != simple.paint(prompt="a blue star")
-        assert simple.paint() != simple.paint(seed=2)
+        assert simple.generate() == simple.generate()
+        assert simple.generate() != simple.generate(prompt="a blue star")
+        assert simple.generate() != simple.generate(seed=2)
 
     def test_lora_of_one_request(self, simple):
-        plain = simple.paint()
-        assert simple.paint(lora_weights="tiny-lora") != plain
-        assert simple.paint(lora_weights={"model_name": "tiny-lora", "scale": 0.5}) != plain
-        assert simple.paint() == plain
+        plain = simple.generate()
+        assert simple.generate(lora_weights="tiny-lora") != plain
+        assert simple.generate(lora_weights={"model_name": "tiny-lora", "scale": 0.5}) != plain
+        assert simple.generate() == plain
 
     @pytest.mark.parametrize(
         ("field", "value"),
@@ -87,62 +87,62 @@ class TestSimple:
         headers = {"content-type": "application/json"}
         refuse(simple, 400, "JSON", content=b"{prompt", headers=headers)
 
-    def test_requests_at_once_are_as_alone(self, simple, open_picture):
+    def test_requests_at_once_are_as_alone(self, simple, open_image):
         requests = [
             {"seed": 1},
             {"seed": 2, "lora_weights": "tiny-lora"},
             {"seed": 3, "scheduler": "EulerDiscreteScheduler"},
         ]
-        alone = [simple.paint(**fields) for fields in requests]
+        alone = [simple.generate(**fields) for fields in requests]
         with ThreadPoolExecutor(len(requests)) as pool:
-            together = list(pool.map(lambda fields: simple.paint(**fields), requests))
+            together = list(pool.map(lambda fields: simple.generate(**fields), requests))
         for one, other in zip(together, alone, strict=True):
-            pixels = [np.asarray(open_picture(body)).astype(int) for body in (one, other)]
+            pixels = [np.asarray(open_image(body)).astype(int) for body in (one, other)]
             # One level of a shared forward is a few where JPEG rounds its waves the other way.
             assert np.abs(pixels[0] - pixels[1]).mean() < 1
 
     def test_timeout_of_the_runner(self, simple):
-        plain = simple.paint()
+        plain = simple.generate()
         # BentoML's own timeout, a 500, mostly comes before that of the engine.
         assert simple.client.post("/txt2img", json=ENDLESS).status_code in (500, 504)
-        assert simple.paint() == plain  # within the client's own timeout: the device is free
+        assert simple.generate() == plain  # within the client's own timeout: the device is free
 
-    def test_pictures_come_after_errors(self, simple):
-        plain = simple.paint()
+    def test_images_come_after_errors(self, simple):
+        plain = simple.generate()
         refuse(simple, 400, json={"prompt": "a red circle", "height": 63})
-        assert simple.paint() == plain
+        assert simple.generate() == plain
 
 
 class TestMega:
-    def paint_over(self, server, picture, media_type="image/png", seed=1):
+    def generate_over(self, server, image, media_type="image/png", seed=1):
         data = f'{{"prompt": "a blue star", "num_inference_steps": 4, "seed": {seed}}}'
         answer = server.client.post(
             "/img2img",
-            files={"img": ("a", picture, media_type), "data": (None, data, "application/json")},
+            files={"img": ("a", image, media_type), "data": (None, data, "application/json")},
         )
         assert answer.status_code == 200, answer.text
         return answer.content
 
-    def test_both_tasks(self, mega, encode, open_picture):
-        first = mega.paint()
-        assert open_picture(first).size == (32, 32)
-        over_first = self.paint_over(mega, first, "image/jpeg")
-        over_other = self.paint_over(mega, encode())
+    def test_both_tasks(self, mega, encode, open_image):
+        first = mega.generate()
+        assert open_image(first).size == (32, 32)
+        over_first = self.generate_over(mega, first, "image/jpeg")
+        over_other = self.generate_over(mega, encode())
         assert over_first != over_other
-        assert self.paint_over(mega, first, "image/jpeg") == over_first
-        assert mega.paint() == first
+        assert self.generate_over(mega, first, "image/jpeg") == over_first
+        assert mega.generate() == first
 
     @pytest.mark.parametrize(
         ("image_format", "mode"),
         [("PNG", "RGBA"), ("PNG", "P"), ("PNG", "L"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "L")],
     )
-    def test_pictures_of_any_making(self, mega, encode, open_picture, image_format, mode):
-        picture = encode(image_format, mode)
-        painted = self.paint_over(mega, picture, f"image/{image_format.lower()}")
-        assert open_picture(painted).size == (32, 32)
+    def test_images_of_any_making(self, mega, encode, open_image, image_format, mode):
+        image = encode(image_format, mode)
+        generated = self.generate_over(mega, image, f"image/{image_format.lower()}")
+        assert open_image(generated).size == (32, 32)
 
-    def test_size_that_is_no_multiple_of_8(self, mega, encode, open_picture):
-        assert open_picture(self.paint_over(mega, encode(size=(47, 33)))).size == (40, 32)
+    def test_size_that_is_no_multiple_of_8(self, mega, encode, open_image):
+        assert open_image(self.generate_over(mega, encode(size=(47, 33)))).size == (40, 32)
 
     def test_error_names_the_field(self, mega):
         refuse(mega, 400, "height", json={"prompt": "a red circle", "height": 63})

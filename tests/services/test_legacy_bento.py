@@ -70,13 +70,13 @@ def _wheel_of(bento: Path):
     return next((bento / "env" / "python" / "wheels").glob("*.whl"))
 
 
-def test_serves_its_model_with_the_code_of_the_wheel(server, tiny_model, open_picture):
+def test_serves_its_model_with_the_code_of_the_wheel(server, tiny_model, open_image):
     with bentoml_diffusers.Engine.from_model(tiny_model, device="cpu") as engine:
         expected, other = (_as_jpeg(engine, seed) for seed in (1, 2))
-    served = np.asarray(open_picture(server.paint(**CALL))).astype(int)
+    served = np.asarray(open_image(server.generate(**CALL))).astype(int)
     # Another process sums in another order, which a JPEG shows a little more.
-    assert np.abs(served - np.asarray(open_picture(expected))).mean() < 1
-    assert np.abs(served - np.asarray(open_picture(other))).mean() > 10
+    assert np.abs(served - np.asarray(open_image(expected))).mean() < 1
+    assert np.abs(served - np.asarray(open_image(other))).mean() > 10
     assert "code of the wheel" in server.log
 
 
@@ -87,8 +87,8 @@ def _as_jpeg(engine, seed):
 
 
 def test_loras_came_along(server):
-    images = {server.paint(lora_weights=name) for name in ("outline", "stripes")}
-    assert len(images | {server.paint()}) == 3
+    images = {server.generate(lora_weights=name) for name in ("outline", "stripes")}
+    assert len(images | {server.generate()}) == 3
 
 
 def test_image_has_the_tested_versions_of_what_the_wheel_needs(bento):

@@ -10,7 +10,7 @@ from processes import ENDLESS
 
 def test_timeout_and_stop_in_the_middle_of_a_request(serve, tiny_home):
     with serve("hurried_service:svc", home=tiny_home, folder=Path(__file__).parent) as server:
-        before = server.paint()
+        before = server.generate()
         steps_of_one = count_steps(server)
 
         answer = server.client.post("/txt2img", json={**ENDLESS, "height": 256, "width": 256})
@@ -20,7 +20,7 @@ def test_timeout_and_stop_in_the_middle_of_a_request(serve, tiny_home):
         assert 'outcome="expired",task="txt2img"} 1.0' in metrics
         assert 'outcome="cancelled"' not in metrics
         assert count_steps(server) > steps_of_one > 0
-        assert server.paint() == before  # within the client's own timeout: the device is free
+        assert server.generate() == before  # within the client's own timeout: the device is free
 
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(server.client.post, "/txt2img", json=ENDLESS)

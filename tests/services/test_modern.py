@@ -30,8 +30,8 @@ def server(serve, tiny_home):
 
 @pytest.fixture(scope="module")
 def plain(server):
-    """The picture of a request without anything special."""
-    return server.paint()
+    """The image of a request without anything special."""
+    return server.generate()
 
 
 @pytest.fixture
@@ -57,30 +57,30 @@ def test_log_of_the_start_is_a_line_for_each_stage(server, tiny_model):
     assert [line for line in start if not re.match(r"\S+ \[[A-Z]+\] \[\S+\] ", line)] == []
 
 
-class TestPictures:
-    def test_picture_and_its_seed(self, server, open_picture):
+class TestImages:
+    def test_image_and_its_seed(self, server, open_image):
         body = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 7}
         answer = server.client.post("/txt2img", json=body)
         assert answer.headers["content-type"] == "image/png"
         assert answer.headers["x-seed"] == "7"
-        assert (open_picture(answer.content).format, open_picture(answer.content).size) == (
+        assert (open_image(answer.content).format, open_image(answer.content).size) == (
             "PNG",
             (32, 32),
         )
 
     @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-    def test_nothing_is_written_into_it(self, server, open_picture, output_format):
+    def test_nothing_is_written_into_it(self, server, open_image, output_format):
         """Prompts are private unless the operator says otherwise."""
         body = {"prompt": "my secret", "num_inference_steps": 1, "output_format": output_format}
         answer = server.client.post("/txt2img", json=body)
         assert "x-workflow" not in answer.headers
-        assert not {"exif", "xmp", "parameters"} & set(open_picture(answer.content).info)
+        assert not {"exif", "xmp", "parameters"} & set(open_image(answer.content).info)
         assert b"secret" not in answer.content
 
-    def test_seed_that_was_drawn_paints_the_picture_again(self, server):
+    def test_seed_that_was_drawn_generates_the_image_again(self, server):
         body = {"prompt": "a red circle", "num_inference_steps": 4}
         answer = server.client.post("/txt2img", json=body)
-        assert server.paint(seed=int(answer.headers["x-seed"])) == answer.content
+        assert server.generate(seed=int(answer.headers["x-seed"])) == answer.content
 
     @pytest.mark.parametrize("kind", ["json", "data"])
     def test_minus_one_draws_a_seed(self, server, kind):
@@ -88,18 +88,18 @@ class TestPictures:
         answers = [server.client.post("/txt2img", **{kind: body}) for _ in range(2)]
         first, second = (int(answer.headers["x-seed"]) for answer in answers)
         assert first != second
-        assert server.paint(seed=first) == answers[0].content
+        assert server.generate(seed=first) == answers[0].content
 
     def test_null_says_that_a_field_is_not_given(self, server, plain):
         given = ("prompt", "seed", "num_inference_steps", "latents", "image", "mask_image")
         fields = server.client.get("/docs.json").json()["components"]["schemas"]
         names = next(one["properties"] for one in fields.values() if "latents" in one["properties"])
-        assert server.paint(**dict.fromkeys(set(names) - set(given))) == plain
+        assert server.generate(**dict.fromkeys(set(names) - set(given))) == plain
         lora = {"name": "tiny-lora", "scale": None}
-        assert server.paint(lora_weights=[lora]) == server.paint(lora_weights="tiny-lora")
+        assert server.generate(lora_weights=[lora]) == server.generate(lora_weights="tiny-lora")
 
     def test_same_request_same_bytes(self, server, plain):
-        assert server.paint() == plain
+        assert server.generate() == plain
 
     @pytest.mark.parametrize(
         "fields",
@@ -116,22 +116,22 @@ class TestPictures:
         ids=lambda fields: next(iter(fields)),
     )
     def test_each_field_arrives(self, server, plain, fields):
-        assert server.paint(**fields) != plain
-        assert server.paint() == plain  # and nothing of it stays
+        assert server.generate(**fields) != plain
+        assert server.generate() == plain  # and nothing of it stays
 
     @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-    def test_formats(self, server, open_picture, output_format):
+    def test_formats(self, server, open_image, output_format):
         body = {"prompt": "a red circle", "num_inference_steps": 4, "output_format": output_format}
         answer = server.client.post("/txt2img", json=body)
         assert answer.headers["content-type"] == f"image/{output_format}"
-        assert open_picture(answer.content).format == output_format.upper()
+        assert open_image(answer.content).format == output_format.upper()
 
-    def test_size(self, server, open_picture):
-        assert open_picture(server.paint(height=40, width=24)).size == (24, 40)
+    def test_size(self, server, open_image):
+        assert open_image(server.generate(height=40, width=24)).size == (24, 40)
 
     def test_scale_of_lora(self, server, plain):
         half, whole, none = (
-            server.paint(lora_weights=[{"name": "tiny-lora", "scale": scale}])
+            server.generate(lora_weights=[{"name": "tiny-lora", "scale": scale}])
             for scale in (0.5, 1, 0)
         )
         assert none == plain
@@ -140,42 +140,42 @@ class TestPictures:
     def test_scales_of_lora_by_component_and_block(self, server, plain):
         """JSON, and JSON text in a form; some blocks at 0 are neither all nor none."""
         loras = [{"name": "tiny-lora", "scale": {"unet": {"down": 0, "up": {"block_0": [0.5]}}}}]
-        painted = server.paint(lora_weights=loras)
-        assert painted not in (plain, server.paint(lora_weights="tiny-lora"))
+        generated = server.generate(lora_weights=loras)
+        assert generated not in (plain, server.generate(lora_weights="tiny-lora"))
         form = {"prompt": "a red circle", "num_inference_steps": "4", "seed": "1"}
         form["lora_weights"] = json.dumps(loras)
         answer = server.client.post("/txt2img", data=form)
-        assert answer.content == painted
+        assert answer.content == generated
         whole = [{"name": "tiny-lora", "scale": {"unet": 1}}]
-        assert server.paint(lora_weights=whole) == server.paint(lora_weights="tiny-lora")
+        assert server.generate(lora_weights=whole) == server.generate(lora_weights="tiny-lora")
 
     @pytest.mark.parametrize(
         "value", ["tiny-lora", [" tiny-lora"], {"name": "tiny-lora"}, [{"name": "tiny-lora"}]]
     )
     def test_a_lora_in_each_way_to_name_it(self, server, value):
-        assert server.paint(lora_weights=value) == server.paint(
+        assert server.generate(lora_weights=value) == server.generate(
             lora_weights=[{"name": "tiny-lora", "scale": 1}]
         )
 
-    def test_requests_at_once_are_as_alone(self, server, open_picture):
+    def test_requests_at_once_are_as_alone(self, server, open_image):
         requests = [
             {"prompt": "a red circle", "seed": 1},
             {"prompt": "a blue star", "seed": 2, "lora_weights": [{"name": "tiny-lora"}]},
             {"prompt": "a green square", "seed": 3, "scheduler": "EulerDiscreteScheduler"},
             {"prompt": "a red star", "seed": 4, "height": 64, "num_inference_steps": 8},
         ]
-        alone = [server.paint(**fields) for fields in requests]
+        alone = [server.generate(**fields) for fields in requests]
         with ThreadPoolExecutor(len(requests)) as pool:
-            together = list(pool.map(lambda fields: server.paint(**fields), requests))
+            together = list(pool.map(lambda fields: server.generate(**fields), requests))
         for one, other in zip(together, alone, strict=True):
-            assert same_image(open_picture(one), open_picture(other))
+            assert same_image(open_image(one), open_image(other))
 
 
 FORM = {"prompt": "a blue star", "num_inference_steps": "4", "seed": "1"}
 
 
-class TestPictureFromPicture:
-    def paint(self, server, name, data, media_type, **fields):
+class TestImageFromImage:
+    def generate(self, server, name, data, media_type, **fields):
         answer = server.client.post(
             "/img2img",
             files={"image": (name, data, media_type)},
@@ -184,32 +184,32 @@ class TestPictureFromPicture:
         assert answer.status_code == 200, answer.text
         return answer.content
 
-    def test_picture_matters(self, server, encode):
+    def test_image_matters(self, server, encode):
         dark, light = (encode(colour=(grey,) * 3) for grey in (10, 240))
-        assert self.paint(server, "a.png", dark, "image/png") != self.paint(
+        assert self.generate(server, "a.png", dark, "image/png") != self.generate(
             server, "a.png", light, "image/png"
         )
 
     def test_strength(self, server, encode):
         weak, strong = (
-            self.paint(server, "a.png", encode(), "image/png", strength=strength)
+            self.generate(server, "a.png", encode(), "image/png", strength=strength)
             for strength in ("0.5", "1")
         )
         assert weak != strong
 
     def test_base64_in_json_is_the_same(self, server, encode):
-        form = self.paint(server, "a.png", encode(), "image/png")
+        form = self.generate(server, "a.png", encode(), "image/png")
         text = base64.b64encode(encode()).decode()
         lines = base64.encodebytes(encode()).decode()
         assert "\n" in lines.strip()
         data_url = f"data:image/png;base64,{text}"
         for image in (text, data_url, lines, lines.replace("\n", "\r\n"),
                       f"data:image/png;base64, {lines}"):  # fmt: skip
-            assert server.paint("/img2img", prompt="a blue star", image=image) == form
+            assert server.generate("/img2img", prompt="a blue star", image=image) == form
 
     def test_content_counts_not_the_declared_type(self, server, encode):
-        right = self.paint(server, "a.png", encode(), "image/png")
-        assert self.paint(server, "a.jpg", encode(), "image/jpeg") == right
+        right = self.generate(server, "a.png", encode(), "image/png")
+        assert self.generate(server, "a.jpg", encode(), "image/jpeg") == right
 
     @pytest.mark.parametrize(
         ("image_format", "mode"),
@@ -226,21 +226,21 @@ class TestPictureFromPicture:
             ("BMP", "RGB"),
         ],
     )
-    def test_pictures_of_any_making(self, server, encode, open_picture, image_format, mode):
+    def test_images_of_any_making(self, server, encode, open_image, image_format, mode):
         data = encode(image_format, mode)
-        picture = open_picture(self.paint(server, "a", data, "application/octet-stream"))
-        assert picture.size == (32, 32)
+        image = open_image(self.generate(server, "a", data, "application/octet-stream"))
+        assert image.size == (32, 32)
 
     @pytest.mark.parametrize("size", [(47, 33), (40, 32), (9, 100)])
-    def test_the_size_is_that_of_the_picture(self, server, encode, open_picture, size):
+    def test_the_size_is_that_of_the_image(self, server, encode, open_image, size):
         data = encode(size=size)
-        assert open_picture(self.paint(server, "a.png", data, "image/png")).size == size
+        assert open_image(self.generate(server, "a.png", data, "image/png")).size == size
 
     def test_lora_in_a_form(self, server, encode):
-        plain = self.paint(server, "a.png", encode(), "image/png")
+        plain = self.generate(server, "a.png", encode(), "image/png")
         asked = ('[{"name": "tiny-lora"}]', '{"name": "tiny-lora"}', "tiny-lora")
         styled = {
-            self.paint(server, "a.png", encode(), "image/png", lora_weights=one) for one in asked
+            self.generate(server, "a.png", encode(), "image/png", lora_weights=one) for one in asked
         }
         assert len(styled | {plain}) == 2
 
@@ -429,36 +429,36 @@ class TestBadInput:
         assert answer["error"].endswith("; and 2 more")
 
 
-class TestBadPictures:
+class TestBadImages:
     def refuse(self, refused, data, name="a.png", media_type="image/png"):
         files = {"image": (name, data, media_type)}
         status, text = refused("/img2img", field="image", files=files, data=FORM)
         assert status == 400
         return text
 
-    def test_no_picture(self, refused):
+    def test_no_image(self, refused):
         assert refused("/img2img", field="image", json={"prompt": "a"})[0] == 400
 
     def test_broken(self, refused, encode):
         assert "broken" in self.refuse(refused, encode()[:60])
 
     def test_text_file(self, refused):
-        text = self.refuse(refused, b"I am no picture", "a.txt", "text/plain")
-        assert "not a picture" in text
+        text = self.refuse(refused, b"I am no image", "a.txt", "text/plain")
+        assert "not an image" in text
 
     def test_empty_file(self, refused):
         self.refuse(refused, b"")
 
-    def test_two_pictures(self, refused, encode):
+    def test_two_images(self, refused, encode):
         files = [("image", ("a.png", encode(), "image/png"))] * 2
         assert refused("/img2img", field="image", files=files, data=FORM)[0] == 400
 
     @pytest.mark.parametrize("side", [3_000, 50_000])
-    def test_enormous_picture_is_refused_by_its_header(self, refused, side):
+    def test_enormous_image_is_refused_by_its_header(self, refused, side):
         text = self.refuse(refused, png_header(side))
         assert "pixels" in text
 
-    def test_picture_of_one_pixel(self, refused, encode):
+    def test_image_of_one_pixel(self, refused, encode):
         self.refuse(refused, encode(size=(1, 1)))
 
     def test_enormous_file(self, refused):
@@ -493,13 +493,14 @@ def latents_file(*shape, fill=None):
     return safetensors.torch.save({"latents": latents if fill is None else latents + fill})
 
 
-def test_given_latents_decide_the_picture(server):
+def test_given_latents_decide_the_image(server):
     size = {"height": 32, "width": 32}
     file = latents_file(1, 4, 4, 4)
-    pictures = [
-        server.paint(**size, seed=seed, latents=base64.b64encode(file).decode()) for seed in (1, 2)
+    images = [
+        server.generate(**size, seed=seed, latents=base64.b64encode(file).decode())
+        for seed in (1, 2)
     ]
-    assert pictures[0] == pictures[1] != server.paint(**size, seed=1)
+    assert images[0] == images[1] != server.generate(**size, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -524,10 +525,10 @@ def test_client_that_goes_away_frees_the_server(server, plain):
     with pytest.raises(httpx.ReadTimeout):
         server.client.post("/txt2img", json=SLOW, timeout=1)
     server.wait_for_metric(r'outcome="cancelled",task="txt2img"\} 1\.0$')
-    assert server.paint() == plain
+    assert server.generate() == plain
 
 
-def test_example_client(server, tmp_path, plain, open_picture):
+def test_example_client(server, tmp_path, plain, open_image):
     first, second = tmp_path / "first.png", tmp_path / "second.png"
     script = [sys.executable, str(ROOT / "examples" / "client.py"), "--url", server.url]
     options = ["--num-inference-steps", "4", "--seed", "1"]
@@ -536,7 +537,7 @@ def test_example_client(server, tmp_path, plain, open_picture):
     subprocess.run(
         [*script, "a blue star", *options, "--image", first, "--output", second], check=True
     )
-    assert open_picture(second.read_bytes()).size == (32, 32)
+    assert open_image(second.read_bytes()).size == (32, 32)
     assert second.read_bytes() != first.read_bytes()
 
 

@@ -45,7 +45,7 @@ def server(serve, home):
 
 
 @pytest.fixture(scope="module")
-def picture(encode):
+def image(encode):
     return encode(colour=(200, 40, 40))
 
 
@@ -65,17 +65,17 @@ def refused(server):
     return refuse
 
 
-class TestPictures:
-    def test_text2image_is_what_the_engine_paints(self, server, blocks_model, open_picture):
-        painted = open_picture(server.paint("/text2image", **CALL, guidance_scale=3.0))
+class TestImages:
+    def test_text2image_is_what_the_engine_generates(self, server, blocks_model, open_image):
+        generated = open_image(server.generate("/text2image", **CALL, guidance_scale=3.0))
         with bentoml_diffusers.Engine.from_model(blocks_model, trust_remote_code=True) as engine:
             expected = engine.run("text2image", **CALL, guidance_scale=3.0).images[0]
-        difference = np.abs(np.asarray(painted).astype(int) - np.asarray(expected).astype(int))
+        difference = np.abs(np.asarray(generated).astype(int) - np.asarray(expected).astype(int))
         assert difference.max() <= 1  # another process sums in another order
 
-    def test_a_map_as_a_file_and_as_base64(self, server, encode, picture):
+    def test_a_map_as_a_file_and_as_base64(self, server, encode, image):
         files = {
-            "image": ("a.png", picture, "image/png"),
+            "image": ("a.png", image, "image/png"),
             "diffdiff_map": ("map.png", encode("PNG", "L", colour=255), "image/png"),
         }
         form = {key: str(value) for key, value in CALL.items()}
@@ -83,23 +83,23 @@ class TestPictures:
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-seed"] == "1"
         texts = {name: as_text(data) for name, (_, data, _) in files.items()}
-        assert server.paint("/differential", **CALL, **texts) == answer.content
+        assert server.generate("/differential", **CALL, **texts) == answer.content
         texts["diffdiff_map"] = as_text(encode("PNG", "L", colour=1))
-        assert server.paint("/differential", **CALL, **texts) != answer.content
+        assert server.generate("/differential", **CALL, **texts) != answer.content
 
-    def test_bentoml_s_own_client(self, server, picture, encode, tmp_path):
-        files = {"image": picture, "diffdiff_map": encode("PNG", "L", colour=255)}
+    def test_bentoml_s_own_client(self, server, image, encode, tmp_path):
+        files = {"image": image, "diffdiff_map": encode("PNG", "L", colour=255)}
         for name, data in files.items():
             (tmp_path / name).write_bytes(data)
         given = {**CALL, "guidance_scale": 2.0, "scheduler": "Euler a"}
         texts = {name: as_text(data) for name, data in files.items()}
-        expected = server.paint("/differential", **given, **texts)
+        expected = server.generate("/differential", **given, **texts)
         with bentoml.SyncHTTPClient(server.url) as client:
-            image = client.differential(**given, **{name: tmp_path / name for name in files})
+            answer = client.differential(**given, **{name: tmp_path / name for name in files})
         client._temp_dir.cleanup()  # BentoML 1.4.39 leaves it
-        assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(expected))))
+        assert np.array_equal(np.asarray(answer), np.asarray(Image.open(io.BytesIO(expected))))
 
-    def test_a_workflow_of_a_modular_workflow_replays(self, server, blocks_model, open_picture):
+    def test_a_workflow_of_a_modular_workflow_replays(self, server, blocks_model, open_image):
         inputs = {name: Image.new("RGB", (32, 32), "red") for name in ("image", "diffdiff_map")}
         with bentoml_diffusers.Engine.from_model(blocks_model, trust_remote_code=True) as engine:
             call = {**CALL, **inputs, "guidance_scale": 2.0}
@@ -108,8 +108,8 @@ class TestPictures:
         body = result.workflow.to_json().encode()
         answer = server.client.post("/replay", files={"workflow": ("a.json", body)})
         assert answer.status_code == 200, answer.text
-        painted = np.asarray(open_picture(answer.content)).astype(int)
-        assert np.abs(painted - np.asarray(result.images[0])).max() <= 1
+        generated = np.asarray(open_image(answer.content)).astype(int)
+        assert np.abs(generated - np.asarray(result.images[0])).max() <= 1
         refused = server.client.post(
             "/replay",
             files={"workflow": ("a.json", body)},
@@ -130,33 +130,33 @@ class TestPictures:
         ids=repr,
     )
     def test_each_choice_arrives(self, server, changes):
-        plain = server.paint("/text2image", **CALL)
-        assert server.paint("/text2image", **{**CALL, **changes}) != plain
-        assert server.paint("/text2image", **CALL) == plain
+        plain = server.generate("/text2image", **CALL)
+        assert server.generate("/text2image", **{**CALL, **changes}) != plain
+        assert server.generate("/text2image", **CALL) == plain
 
-    def test_controlnet_with_a_flag(self, server, picture):
-        image = {"control_image": as_text(picture)}
-        plain = server.paint("/controlnet_text2image", **CALL, **image)
-        guess = server.paint("/controlnet_text2image", **CALL, **image, guess_mode=True)
-        assert len({plain, guess, server.paint("/text2image", **CALL)}) == 3
+    def test_controlnet_with_a_flag(self, server, image):
+        control = {"control_image": as_text(image)}
+        plain = server.generate("/controlnet_text2image", **CALL, **control)
+        guess = server.generate("/controlnet_text2image", **CALL, **control, guess_mode=True)
+        assert len({plain, guess, server.generate("/text2image", **CALL)}) == 3
 
-    def test_formats_and_sizes(self, server, open_picture):
-        body = server.paint("/text2image", **CALL, height=64, width=48, output_format="webp")
-        assert open_picture(body).format == "WEBP"
-        assert open_picture(body).size == (48, 64)
+    def test_formats_and_sizes(self, server, open_image):
+        body = server.generate("/text2image", **CALL, height=64, width=48, output_format="webp")
+        assert open_image(body).format == "WEBP"
+        assert open_image(body).size == (48, 64)
 
     @pytest.mark.parametrize("size", [(32, 32), (50, 35)])
-    def test_an_image_is_answered_in_its_size(self, server, open_picture, encode, size):
+    def test_an_image_is_answered_in_its_size(self, server, open_image, encode, size):
         call = {**CALL, "image": as_text(encode(size=size))}
         again = {**call, "strength": 0.6}
-        assert open_picture(server.paint("/image2image", **again)).size == size
+        assert open_image(server.generate("/image2image", **again)).size == size
         call["diffdiff_map"] = as_text(encode("PNG", "L", size, 255))
-        assert open_picture(server.paint("/differential", **call)).size == size
-        chosen = server.paint("/image2image", **again, height=48, width=40)
-        assert open_picture(chosen).size == (40, 48)
+        assert open_image(server.generate("/differential", **call)).size == size
+        chosen = server.generate("/image2image", **again, height=48, width=40)
+        assert open_image(chosen).size == (40, 48)
 
     def test_requests_are_counted_by_their_modular_workflow(self, server):
-        server.paint("/text2image", **CALL)
+        server.generate("/text2image", **CALL)
         text = server.client.get("/metrics").text
         assert 'diffusers_requests_total{outcome="done",task="text2image"}' in text
 
@@ -202,32 +202,32 @@ class TestBadInput:
         refused("/text2image", json={**CALL, "height": 64, "width": 64})
 
     @pytest.mark.parametrize("missing", ["prompt", "image", "diffdiff_map"])
-    def test_missing_trigger(self, refused, picture, missing):
-        body = {**CALL, "image": as_text(picture), "diffdiff_map": as_text(picture)}
+    def test_missing_trigger(self, refused, image, missing):
+        body = {**CALL, "image": as_text(image), "diffdiff_map": as_text(image)}
         del body[missing]
         assert refused("/differential", json=body) == [missing]
 
     @pytest.mark.parametrize(
-        "value", ["no picture", 5, None, {"a": 1}, as_text(b"no picture"), "/etc/passwd"], ids=repr
+        "value", ["no image", 5, None, {"a": 1}, as_text(b"no image"), "/etc/passwd"], ids=repr
     )
-    def test_a_map_that_is_no_picture(self, refused, picture, value):
-        body = {**CALL, "image": as_text(picture), "diffdiff_map": value}
+    def test_a_map_that_is_no_image(self, refused, image, value):
+        body = {**CALL, "image": as_text(image), "diffdiff_map": value}
         assert refused("/differential", json=body) == ["diffdiff_map"]
 
-    def test_a_map_beyond_the_limits(self, refused, picture, encode):
-        body = {**CALL, "image": as_text(picture), "diffdiff_map": as_text(encode(size=(80, 16)))}
+    def test_a_map_beyond_the_limits(self, refused, image, encode):
+        body = {**CALL, "image": as_text(image), "diffdiff_map": as_text(encode(size=(80, 16)))}
         assert refused("/differential", json=body) == ["diffdiff_map"]
 
     @pytest.mark.parametrize(
         "changes", [{"num_inference_steps": 3}, {"strength": 0.2}, {"strength": 0}, {"strength": 2}]
     )
-    def test_strength_that_leaves_no_step(self, refused, picture, changes):
-        body = {**CALL, "image": as_text(picture), **changes}
+    def test_strength_that_leaves_no_step(self, refused, image, changes):
+        body = {**CALL, "image": as_text(image), **changes}
         assert refused("/image2image", json=body) == ["strength"]
 
-    @pytest.mark.parametrize("value", ["perhaps", 7, "picture"], ids=repr)
-    def test_a_flag_that_is_none(self, refused, picture, value):
-        body = {**CALL, "control_image": as_text(picture), "guess_mode": value}
+    @pytest.mark.parametrize("value", ["perhaps", 7, "image"], ids=repr)
+    def test_a_flag_that_is_none(self, refused, image, value):
+        body = {**CALL, "control_image": as_text(image), "guess_mode": value}
         assert refused("/controlnet_text2image", json=body) == ["guess_mode"]
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`POST /replay` of `bentoml diffusers demo`: pictures paint themselves again, within limits."""
+"""`POST /replay` of `bentoml diffusers demo`: images are generated again, within limits."""
 
 import base64
 import copy
@@ -19,7 +19,7 @@ from safetensors.torch import save
 import bentoml_diffusers
 from bentoml_diffusers import Engine, ModelOptions, RequestLimits, errors, testing
 from bentoml_diffusers.serving.endpoints import classic_endpoints, find_endpoints
-from bentoml_diffusers.serving.replaying import read_overrides
+from bentoml_diffusers.serving.replays import read_overrides
 from bentoml_diffusers.workflow import Workflow
 
 
@@ -50,7 +50,7 @@ CALLS = {
 }
 
 
-def paint(server, path="/txt2img", **fields):
+def generate(server, path="/txt2img", **fields):
     body = {"prompt": SECRET, "num_inference_steps": 4, **fields}
     answer = server.client.post(path, json=body)
     assert answer.status_code == 200, answer.text
@@ -66,51 +66,51 @@ def replay(server, file, **fields):
 
 @pytest.fixture(scope="module")
 def start():
-    """A picture to start from, in base64."""
+    """An image to start from, in base64."""
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 @pytest.fixture(scope="module")
-def painted(demo_server, start):
+def generated(demo_server, start):
     """Answers by name."""
-    answers = {name: paint(demo_server, **call) for name, call in CALLS.items()}
-    answers["over another"] = paint(demo_server, "/img2img", image=start, seed=7)
+    answers = {name: generate(demo_server, **call) for name, call in CALLS.items()}
+    answers["over another"] = generate(demo_server, "/img2img", image=start, seed=7)
     return answers
 
 
 @pytest.fixture(scope="module")
-def values(painted):
+def values(generated):
     """Workflows by name, as JSON with their blobs; each call gives new ones."""
     texts = {
-        name: Workflow.from_bytes(answer.content).to_json() for name, answer in painted.items()
+        name: Workflow.from_bytes(answer.content).to_json() for name, answer in generated.items()
     }
     return lambda name="plain": json.loads(texts[name])
 
 
 class TestRoundTrip:
     @pytest.mark.parametrize("name", [*CALLS, "over another"])
-    def test_png_paints_itself_again(self, demo_server, painted, open_picture, name):
-        original = painted[name]
+    def test_png_generates_itself_again(self, demo_server, generated, open_image, name):
+        original = generated[name]
         assert original.headers["x-workflow"] == "embedded"
         again = replay(demo_server, original.content)
         assert again.status_code == 200, again.text
         assert again.headers["x-workflow-match"] == "true"
         assert again.headers["x-seed"] == original.headers["x-seed"]
-        assert open_picture(again.content).tobytes() == open_picture(original.content).tobytes()
+        assert open_image(again.content).tobytes() == open_image(original.content).tobytes()
         assert Workflow.from_bytes(again.content).output.sha256
         third = replay(demo_server, again.content)
         assert third.status_code == 200, third.text
         assert third.content == again.content
 
     @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-    def test_other_formats(self, demo_server, open_picture, output_format):
-        original = paint(demo_server, seed=5, output_format=output_format).content
+    def test_other_formats(self, demo_server, open_image, output_format):
+        original = generate(demo_server, seed=5, output_format=output_format).content
         again = replay(demo_server, original, output_format=output_format)
         assert again.headers["x-workflow-match"] == "true"
         assert again.headers["content-type"] == f"image/{output_format}"
-        assert open_picture(again.content).tobytes() == open_picture(original).tobytes()
+        assert open_image(again.content).tobytes() == open_image(original).tobytes()
 
     def test_what_is_left_out_must_have_a_default(self, demo_server, values):
         whole = values()
@@ -138,39 +138,39 @@ class TestRoundTrip:
         answer = demo_server.client.post("/replay", content=body, headers=headers)
         assert answer.status_code == 400
 
-    def test_json_and_zip(self, demo_server, painted, values, tmp_path):
+    def test_json_and_zip(self, demo_server, generated, values, tmp_path):
         workflow = Workflow.from_json(json.dumps(values()))
         whole = values()
-        picture = base64.b64encode(painted["plain"].content).decode()
-        for body in (whole, {"workflow": whole}, {"workflow": picture, "strict": True}):
+        image = base64.b64encode(generated["plain"].content).decode()
+        for body in (whole, {"workflow": whole}, {"workflow": image, "strict": True}):
             answer = demo_server.client.post("/replay", json=body)
             assert answer.status_code == 200, answer.text
             assert answer.headers["x-workflow-match"] == "true"
         zipped = workflow.save_workflow(tmp_path, "workflow.zip").read_bytes()
         assert replay(demo_server, zipped).headers["x-workflow-match"] == "true"
 
-    def test_overrides(self, demo_server, painted, open_picture):
+    def test_overrides(self, demo_server, generated, open_image):
         changes = {"num_inference_steps": 5, "seed": 9, "lora_weights": [{"name": "stripes"}]}
-        answer = replay(demo_server, painted["plain"].content, overrides=changes)
+        answer = replay(demo_server, generated["plain"].content, overrides=changes)
         assert answer.status_code == 200, answer.text
         assert "x-workflow-match" not in answer.headers
-        asked = paint(demo_server, **changes)
-        assert open_picture(answer.content).tobytes() == open_picture(asked.content).tobytes()
+        asked = generate(demo_server, **changes)
+        assert open_image(answer.content).tobytes() == open_image(asked.content).tobytes()
 
-    def test_overrides_that_draw_a_seed_or_say_nothing(self, demo_server, painted):
-        whole = painted["plain"].content
+    def test_overrides_that_draw_a_seed_or_say_nothing(self, demo_server, generated):
+        whole = generated["plain"].content
         drawn = replay(demo_server, whole, overrides={"seed": -1})
         assert drawn.status_code == 200, drawn.text
-        assert drawn.headers["x-seed"] != painted["plain"].headers["x-seed"]
+        assert drawn.headers["x-seed"] != generated["plain"].headers["x-seed"]
         same = replay(demo_server, whole, overrides={"seed": None, "height": None})
         assert same.headers["x-workflow-match"] == "true"
 
-    def test_another_picture_goes_in(self, demo_server, painted, encode, open_picture):
+    def test_another_image_goes_in(self, demo_server, generated, encode, open_image):
         grey = base64.b64encode(encode(size=(64, 64))).decode()
         changes = {"image": grey, "strength": 0.9}
-        answer = replay(demo_server, painted["over another"].content, overrides=changes)
+        answer = replay(demo_server, generated["over another"].content, overrides=changes)
         assert answer.status_code == 200, answer.text
-        assert answer.content != painted["over another"].content
+        assert answer.content != generated["over another"].content
 
     def test_hash_that_does_not_match(self, demo_server, values):
         changed = values()
@@ -192,8 +192,8 @@ class TestRoundTrip:
         assert answer.status_code == 200
         assert answer.headers["x-workflow-match"] == "true"
 
-    def test_file_opens_with_nothing_of_comfyui(self, painted, open_picture):
-        info = open_picture(painted["plain"].content).info
+    def test_file_opens_with_nothing_of_comfyui(self, generated, open_image):
+        info = open_image(generated["plain"].content).info
         assert set(info) == {"diffusers_workflow"}
 
 
@@ -210,7 +210,7 @@ def put(path, value):
     return change
 
 
-def huge_picture(values):
+def huge_image(values):
     """A PNG that says it has 50,000 x 50,000 pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
@@ -293,8 +293,8 @@ BAD = [
     (many_loras, "all choices", 400, "workflow.adapters"),
     (change_blob, "over another", 400, "workflow.arguments.image"),
     (drop_blob, "over another", 400, "workflow.arguments.image"),
-    (huge_picture, "over another", 400, "workflow.arguments.image"),
-    (lambda values: use_blob(values, b"no picture"), "over another", 400, "arguments.image"),
+    (huge_image, "over another", 400, "workflow.arguments.image"),
+    (lambda values: use_blob(values, b"no image"), "over another", 400, "arguments.image"),
     (put("arguments.image", "/etc/passwd"), "over another", 400, "workflow.arguments.image"),
     (put("arguments.image", None), "over another", 400, "workflow.arguments.image"),
     (put("arguments.strength", 0.01), "over another", 400, "strength"),
@@ -369,14 +369,14 @@ class TestStrangers:
         ],
         ids=str,
     )
-    def test_overrides(self, demo_server, painted, refused, overrides, field):
-        answer = replay(demo_server, painted["plain"].content, overrides=overrides)
+    def test_overrides(self, demo_server, generated, refused, overrides, field):
+        answer = replay(demo_server, generated["plain"].content, overrides=overrides)
         got = refused(answer)
         assert got[0] == 400
         assert got[1].startswith(field)
 
-    def test_all_unknown_overrides_are_named(self, demo_server, painted, refused):
-        answer = replay(demo_server, painted["plain"].content, overrides={"steps": 5, "foo": 1})
+    def test_all_unknown_overrides_are_named(self, demo_server, generated, refused):
+        answer = replay(demo_server, generated["plain"].content, overrides={"steps": 5, "foo": 1})
         assert refused(answer)[0] == 400
         detail = answer.json()["detail"]
         assert [one["loc"] for one in detail] == [["overrides.steps"], ["overrides.foo"]]
@@ -391,14 +391,14 @@ class TestStrangers:
             ("scheduler", "Eular a", 400),
         ],
     )
-    def test_names_among_overrides(self, demo_server, painted, refused, field, value, status):
-        answer = replay(demo_server, painted["plain"].content, overrides={field: value})
+    def test_names_among_overrides(self, demo_server, generated, refused, field, value, status):
+        answer = replay(demo_server, generated["plain"].content, overrides={field: value})
         assert refused(answer)[0] == status
         assert answer.json()["error"].startswith(f"overrides.{field}: ")
         assert answer.json()["detail"][0]["loc"] == [f"overrides.{field}"]
 
-    def test_files(self, demo_server, painted, refused, encode):
-        whole = painted["plain"].content
+    def test_files(self, demo_server, generated, refused, encode):
+        whole = generated["plain"].content
         bomb = make_chunk(b"iTXt", b"diffusers_workflow\0\1\0\0\0" + zlib.compress(bytes(2**27)))
         files = {
             "bomb": whole[:33] + bomb + whole[33:],
@@ -420,8 +420,8 @@ class TestStrangers:
         assert refused(demo_server.client.post("/replay", json=long)) == (400, "workflow")
         assert refused(replay(demo_server, bytes(60 * 2**20)))[0] == 400
 
-    def test_nothing_of_it_stays_and_prompts_are_not_logged(self, demo_server, painted, values):
-        again = replay(demo_server, painted["plain"].content)
+    def test_nothing_of_it_stays_and_prompts_are_not_logged(self, demo_server, generated, values):
+        again = replay(demo_server, generated["plain"].content)
         assert again.headers["x-workflow-match"] == "true"
         wrong = copy.deepcopy(values())
         wrong["arguments"] |= {"prompt": "my secret dream", "num_inference_steps": 10**6}
@@ -455,7 +455,7 @@ class TestModular:
             )  # fmt: skip
             yield engine, requests, Workflow.from_json(result.workflow.to_json())
 
-    def test_same_picture(self, kitchen):
+    def test_same_image(self, kitchen):
         engine, requests, workflow = kitchen
         assert read_overrides(engine, requests, workflow, {}) == {}
         assert engine.replay(workflow, limits=RequestLimits(max_steps=4)).replay.matches
@@ -483,7 +483,7 @@ class TestModular:
         assert caught.value.field.startswith(field)
 
 
-def test_a_pipeline_that_paints_from_text_only():
+def test_a_pipeline_that_generates_from_text_only():
     requests = {one.task: one.request for one in classic_endpoints(RequestLimits())}
     small = {"height": 32, "width": 32, "use_resolution_binning": False, "clean_caption": False}
     with Engine.from_model(testing.tiny_pixart_sigma()) as engine:

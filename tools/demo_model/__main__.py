@@ -60,7 +60,7 @@ BASE_STAGES: dict[str, dict[str, Any]] = {
         "pool_size": 4000,
         "seed": 16,
     },
-    # Shapes: their words had become alike, and they are a small part of the picture.
+    # Shapes: their words had become alike, and they are a small part of the image.
     "base": {
         "steps": 8500,
         "planned_steps": 8500,
@@ -155,8 +155,8 @@ def main() -> None:
     else:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         pipeline = evaluate.load_pipeline(arguments.folder / "pipeline")
-        gallery.paint_gallery(pipeline).save(arguments.out)
-        adapters = gallery.paint_adapters(arguments.folder)
+        gallery.generate_gallery(pipeline).save(arguments.out)
+        adapters = gallery.generate_adapters(arguments.folder)
         adapters.save(arguments.out.with_name("adapters.png"))
 
 
@@ -169,9 +169,11 @@ def _build_parser() -> argparse.ArgumentParser:
     training.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     measuring = commands.add_parser("evaluate", help="print all figures as a Markdown table")
     measuring.add_argument("folder", type=Path, help="folder with pipeline, loras, embeddings")
-    painting = commands.add_parser("gallery", help="paint gallery.png and, beside, adapters.png")
-    painting.add_argument("folder", type=Path, help="folder with pipeline, loras, embeddings")
-    painting.add_argument("--out", type=Path, default=Path("docs/images/gallery.png"))
+    generation = commands.add_parser(
+        "gallery", help="generate gallery.png and, beside, adapters.png"
+    )
+    generation.add_argument("folder", type=Path, help="folder with pipeline, loras, embeddings")
+    generation.add_argument("--out", type=Path, default=Path("docs/images/gallery.png"))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Measures the demo model by program: paints held-out scenes and judges the pictures."""
+"""Measures the demo model by program: generates held-out scenes and judges the images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 
 from tools.demo_model import shapes, train_base
-from tools.demo_model.judge import Judgement, judge_picture
+from tools.demo_model.judge import Judgement, judge_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -55,7 +55,7 @@ def load_loras(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         )
 
 
-def paint(
+def generate(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],
     *,
@@ -64,18 +64,18 @@ def paint(
     seed: int = 0,
     batch_size: int = 50,
 ) -> list[Image.Image]:
-    """Paints one picture for each prompt; the n-th has the seed ``seed + n``."""
-    pictures: list[Image.Image] = []
+    """Generates one image for each prompt; the n-th has the seed ``seed + n``."""
+    images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         batch = list(prompts[start : start + batch_size])
         seeds = range(seed + start, seed + start + len(batch))
-        pictures += pipeline(
+        images += pipeline(
             batch,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(number) for number in seeds],
         ).images
-    return pictures
+    return images
 
 
 def measure(
@@ -86,29 +86,28 @@ def measure(
     guidance_scale: float = GUIDANCE_SCALE,
     seed: int = 0,
 ) -> Figures:
-    """Returns the share of pictures, 0 to 1, that show each property of their scene."""
+    """Returns the share of images, 0 to 1, that show each property of their scene."""
     prompts = [scene.prompt for scene in scenes]
-    pictures = paint(pipeline, prompts, steps=steps, guidance_scale=guidance_scale, seed=seed)
-    return compare(pictures, scenes)
+    images = generate(pipeline, prompts, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    return compare(images, scenes)
 
 
-def compare(pictures: Sequence[Image.Image], scenes: Sequence[shapes.Scene]) -> Figures:
-    """Returns the share of pictures, 0 to 1, in which the judge finds what the scene says.
+def compare(images: Sequence[Image.Image], scenes: Sequence[shapes.Scene]) -> Figures:
+    """Returns the share of images, 0 to 1, in which the judge finds what the scene says.
 
-    ``all`` counts pictures that are right in every property.
+    ``all`` counts images that are right in every property.
     """
     marks = [
-        judge_picture(picture).agrees_with(scene)
-        for picture, scene in zip(pictures, scenes, strict=True)
+        judge_image(image).agrees_with(scene) for image, scene in zip(images, scenes, strict=True)
     ]
     figures = {name: fmean(mark[name] for mark in marks) for name in marks[0]}
     return {**figures, "all": fmean(all(mark.values()) for mark in marks)}
 
 
 def measure_judge(vae: AutoencoderKL) -> dict[str, Figures]:
-    """Returns the judge's own rates, on drawn pictures and after a pass through ``vae``."""
+    """Returns the judge's own rates, on drawn images and after a pass through ``vae``."""
     scenes = shapes.held_out_scenes()
-    drawn = train_base.draw_pictures(scenes, random.Random(6), "solid")
+    drawn = train_base.draw_images(scenes, random.Random(6), "solid")
     with torch.no_grad():
         latents = vae.encode(train_base.to_float(drawn)).latent_dist.mode()
         decoded = vae.decode(latents).sample
@@ -170,7 +169,7 @@ def measure_teal(folder: Path, count: int = 40) -> dict[str, Figures]:
     scenes = [shapes.with_colour(scene, "teal") for scene in shapes.held_out_scenes()[:count]]
     return {
         word: compare(
-            paint(pipeline, [replace(scene, colour=word).prompt for scene in scenes]), scenes
+            generate(pipeline, [replace(scene, colour=word).prompt for scene in scenes]), scenes
         )
         for word in ("<teal>", "teal")
     }
@@ -183,7 +182,7 @@ def measure_img2img(folder: Path, count: int = 40, strength: float = 0.6) -> dic
     drawn = shapes.held_out_scenes()[:count]
     wanted = [shapes.with_colour(scene, _next_colour(scene)) for scene in drawn]
     rng = random.Random(7)
-    pictures = pipeline(
+    images = pipeline(
         [scene.prompt for scene in wanted],
         image=[shapes.draw_scene(scene, rng) for scene in drawn],
         strength=strength,
@@ -191,7 +190,7 @@ def measure_img2img(folder: Path, count: int = 40, strength: float = 0.6) -> dic
         num_inference_steps=STEPS,
         generator=[torch.Generator().manual_seed(number) for number in range(count)],
     ).images
-    return {f"image to image, strength {strength:g}": compare(pictures, wanted)}
+    return {f"image to image, strength {strength:g}": compare(images, wanted)}
 
 
 def _next_colour(scene: shapes.Scene) -> str:
@@ -200,18 +199,18 @@ def _next_colour(scene: shapes.Scene) -> str:
 
 
 def _measure_style(pipeline: StableDiffusionPipeline, scenes: Sequence[shapes.Scene]) -> Figures:
-    pictures = paint(pipeline, [scene.prompt for scene in scenes])
-    judgements = [judge_picture(picture) for picture in pictures]
+    images = generate(pipeline, [scene.prompt for scene in scenes])
+    judgements = [judge_image(image) for image in images]
     tests: dict[str, Callable[[Judgement], bool]] = {
         "hollow": lambda judgement: judgement.hollow,
         "striped": lambda judgement: judgement.style == "stripes",
     }
     shares = {name: fmean(map(test, judgements)) for name, test in tests.items()}
-    return shares | compare(pictures, scenes)
+    return shares | compare(images, scenes)
 
 
-def _to_images(pictures: torch.Tensor) -> list[Image.Image]:
-    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+def _to_images(images: torch.Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
 def evaluate(folder: Path) -> dict[str, Figures]:

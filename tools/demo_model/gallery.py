@@ -1,4 +1,4 @@
-"""Paints the two pictures of the documentation: the gallery and the adapters at work."""
+"""Generates the two images of the documentation: the gallery and the adapters at work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROMPTS = (
     "a small orange circle on a purple background at the right",
     "a big purple square on a green background in the centre",
 )
-_PICTURE_PX = 3 * shapes.SIZE_PX
+_IMAGE_PX = 3 * shapes.SIZE_PX
 _CAPTION_PX = 40
 _GAP_PX = 16
 _MARGIN_PX = 88
@@ -41,15 +41,15 @@ _INK = (60, 60, 60)
 Cell = tuple[Image.Image, str]
 
 
-def paint_gallery(pipeline: StableDiffusionPipeline) -> Image.Image:
-    """Returns 4 x 4 pictures, each with its prompt under it."""
-    pictures = evaluate.paint(pipeline, PROMPTS)
-    cells = list(zip(pictures, PROMPTS, strict=True))
+def generate_gallery(pipeline: StableDiffusionPipeline) -> Image.Image:
+    """Returns 4 x 4 images, each with its prompt under it."""
+    images = evaluate.generate(pipeline, PROMPTS)
+    cells = list(zip(images, PROMPTS, strict=True))
     return _arrange([cells[start : start + 4] for start in range(0, 16, 4)])
 
 
-def paint_adapters(folder: Path) -> Image.Image:
-    """Returns one row of pictures for each adapter in ``folder``, same prompts and seeds."""
+def generate_adapters(folder: Path) -> Image.Image:
+    """Returns one row of images for each adapter in ``folder``, same prompts and seeds."""
     pipeline = evaluate.load_pipeline(folder / "pipeline")
     pipeline.load_textual_inversion(folder / "embeddings" / "teal.safetensors", token="<teal>")  # noqa: S106 - a word, no password
     prompts = PROMPTS[:6]
@@ -64,7 +64,7 @@ def paint_adapters(folder: Path) -> Image.Image:
 
 
 def _row(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> list[Cell]:
-    return list(zip(evaluate.paint(pipeline, prompts), prompts, strict=True))
+    return list(zip(evaluate.generate(pipeline, prompts), prompts, strict=True))
 
 
 def _say_teal(prompt: str) -> str:
@@ -73,22 +73,22 @@ def _say_teal(prompt: str) -> str:
 
 
 def _arrange(rows: Sequence[Sequence[Cell]], titles: Sequence[str] = ()) -> Image.Image:
-    """Lays rows of pictures on a white sheet, captions under them, titles at the left."""
+    """Lays rows of images on a white sheet, captions under them, titles at the left."""
     left = _MARGIN_PX if titles else _GAP_PX
-    step_x, step_y = _PICTURE_PX + _GAP_PX, _PICTURE_PX + _CAPTION_PX + _GAP_PX
+    step_x, step_y = _IMAGE_PX + _GAP_PX, _IMAGE_PX + _CAPTION_PX + _GAP_PX
     size = (left + step_x * len(rows[0]), _GAP_PX + step_y * len(rows))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for row, cells in enumerate(rows):
         y = _GAP_PX + row * step_y
         if titles:
-            middle = (left - 12, y + _PICTURE_PX // 2)
+            middle = (left - 12, y + _IMAGE_PX // 2)
             draw.text(middle, titles[row], _INK, ImageFont.load_default(18), anchor="rm")
-        for column, (picture, caption) in enumerate(cells):
+        for column, (image, caption) in enumerate(cells):
             x = left + column * step_x
-            larger = picture.resize((_PICTURE_PX, _PICTURE_PX), Image.Resampling.LANCZOS)
+            larger = image.resize((_IMAGE_PX, _IMAGE_PX), Image.Resampling.LANCZOS)
             sheet.paste(larger, (x, y))
-            _write_caption(draw, caption, x + _PICTURE_PX // 2, y + _PICTURE_PX + 4)
+            _write_caption(draw, caption, x + _IMAGE_PX // 2, y + _IMAGE_PX + 4)
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Says what a picture shows, by plain arithmetic on its pixels: numpy and PIL, no network."""
+"""Says what an image shows, by plain arithmetic on its pixels: numpy and PIL, no network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a picture shows; all but ``background`` are empty where it shows no shape.
+    """What an image shows; all but ``background`` are empty where it shows no shape.
 
     ``hollow`` says that the middle of the shape has the colour of the background.
     """
@@ -39,7 +39,7 @@ class Judgement:
     hollow: bool = False
 
     def agrees_with(self, scene: shapes.Scene) -> dict[str, bool]:
-        """Returns, for each property of a scene, whether the picture has it."""
+        """Returns, for each property of a scene, whether the image has it."""
         return {
             name: getattr(self, name) == getattr(scene, name)
             for name in ("background", "colour", "shape", "position", "size")
@@ -53,8 +53,8 @@ class _Template:
     extent_px: int
 
 
-def judge_picture(image: Image.Image) -> Judgement:
-    """Returns what an RGB picture of 64 x 64 pixels shows; other sizes are scaled to that."""
+def judge_image(image: Image.Image) -> Judgement:
+    """Returns what an RGB image of 64 x 64 pixels shows; other sizes are scaled to that."""
     pixels = _pixels(image)
     ground = _border_colour(pixels)
     background = nearest_colour(ground)
@@ -92,10 +92,10 @@ def _nearest(places: Mapping[str, float], value: float) -> str:
 
 def _pixels(image: Image.Image) -> Floats:
     size = (shapes.SIZE_PX, shapes.SIZE_PX)
-    picture = image.convert("RGB")
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BOX)
-    return np.asarray(picture, dtype=np.float64)
+    rgb = image.convert("RGB")
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.BOX)
+    return np.asarray(rgb, dtype=np.float64)
 
 
 def _border_colour(pixels: Floats) -> Floats:
@@ -143,8 +143,8 @@ def _normalise(mask: Floats) -> Floats:
     """Cuts the shape out of its soft mask and scales it to a square grid."""
     ys, xs = np.nonzero(mask > 0.5)
     box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-    picture = Image.fromarray((mask * 255).astype(np.uint8))
-    scaled = picture.resize((_GRID_PX, _GRID_PX), Image.Resampling.BILINEAR, box=box)
+    image = Image.fromarray((mask * 255).astype(np.uint8))
+    scaled = image.resize((_GRID_PX, _GRID_PX), Image.Resampling.BILINEAR, box=box)
     return np.asarray(scaled, dtype=np.float64) / 255
 
 

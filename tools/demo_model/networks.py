@@ -17,7 +17,7 @@ LATENT_CHANNELS = 4
 
 
 def build_vae() -> AutoencoderKL:
-    """Returns an autoencoder from (3, 64, 64) pictures to (4, 16, 16) latents."""
+    """Returns an autoencoder from (3, 64, 64) images to (4, 16, 16) latents."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 48),
         down_block_types=("DownEncoderBlock2D",) * 3,

@@ -1,6 +1,6 @@
 """The world of the demo model: one coloured shape on a coloured background, and the words for it.
 
-Pictures are drawn by PIL at four times their size and scaled down, so edges are smooth.
+Images are drawn by PIL at four times their size and scaled down, so edges are smooth.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLOURS = {
     "black": (22, 22, 22),
     "white": (246, 246, 246),
 }
-# A colour that the base model paints but that its vocabulary, as shipped, has no word for:
+# A colour that the base model generates but that its vocabulary, as shipped, has no word for:
 # the textual inversion brings the word.
 HIDDEN_COLOURS = {"teal": (0, 165, 165)}
 ALL_COLOURS = COLOURS | HIDDEN_COLOURS
@@ -45,7 +45,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows. ``colour`` is never equal to ``background``."""
+    """What one image shows. ``colour`` is never equal to ``background``."""
 
     size: str
     colour: str
@@ -82,7 +82,7 @@ def draw_scene(scene: Scene, rng: random.Random, style: Style = "solid") -> Imag
     """Draws the scene with a little jitter of place, size, angle and colour.
 
     Returns:
-        An RGB picture of 64 x 64 pixels.
+        An RGB image of 64 x 64 pixels.
     """
     radius = SIZES[scene.size] * rng.uniform(0.92, 1.08)
     x = POSITIONS[scene.position] + rng.uniform(-2, 2)
@@ -90,16 +90,16 @@ def draw_scene(scene: Scene, rng: random.Random, style: Style = "solid") -> Imag
     angle = rng.uniform(-6, 6)
     points = _outline_points(scene.shape, x, y, radius, angle)
     fill = _jitter(ALL_COLOURS[scene.colour], rng)
-    picture = Image.new("RGB", (SIZE_PX * _SCALE,) * 2, _jitter(ALL_COLOURS[scene.background], rng))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIZE_PX * _SCALE,) * 2, _jitter(ALL_COLOURS[scene.background], rng))
+    draw = ImageDraw.Draw(image)
     scaled = [(px * _SCALE, py * _SCALE) for px, py in points]
     if style == "outline":
         draw.line([*scaled, *scaled[:2]], fill=fill, width=3 * _SCALE, joint="curve")
     elif style == "stripes":
-        _draw_stripes(picture, scaled, fill)
+        _draw_stripes(image, scaled, fill)
     else:
         draw.polygon(scaled, fill=fill)
-    return picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BOX)
+    return image.resize((SIZE_PX, SIZE_PX), Image.Resampling.BOX)
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
@@ -156,11 +156,11 @@ def _outline_points(
 
 
 def _draw_stripes(
-    picture: Image.Image, points: list[tuple[float, float]], fill: tuple[int, int, int]
+    image: Image.Image, points: list[tuple[float, float]], fill: tuple[int, int, int]
 ) -> None:
-    mask = Image.new("L", picture.size, 0)
+    mask = Image.new("L", image.size, 0)
     draw = ImageDraw.Draw(mask)
     draw.polygon(points, fill=255)
     for top in range(0, SIZE_PX, 8):
-        draw.rectangle((0, (top + 4) * _SCALE, picture.width, (top + 8) * _SCALE - 1), fill=0)
-    picture.paste(fill, (0, 0), mask)
+        draw.rectangle((0, (top + 4) * _SCALE, image.width, (top + 8) * _SCALE - 1), fill=0)
+    image.paste(fill, (0, 0), mask)

@@ -30,18 +30,18 @@ TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train, on how many pictures."""
+    """How long and how fast to train, on how many images."""
 
     steps: int
     rate: float
-    pictures: int = 1500
+    images: int = 1500
     batch_size: int = 32
     seed: int = 3
 
 
 OUTLINE = Recipe(steps=900, rate=3e-3, seed=3)
 STRIPES = Recipe(steps=700, rate=3e-3, seed=4)
-TEAL = Recipe(steps=200, rate=1e-2, pictures=800, seed=5)
+TEAL = Recipe(steps=200, rate=1e-2, images=800, seed=5)
 SHAPE_WEIGHT = 3.0
 
 
@@ -80,14 +80,14 @@ def train_stripes(base: Path, target: Path, recipe: Recipe = STRIPES) -> None:
 
 
 def train_teal(base: Path, target: Path, recipe: Recipe = TEAL) -> None:
-    """Learns the embedding of ``<teal>`` from pictures; saves it as textual inversion does."""
+    """Learns the embedding of ``<teal>`` from images; saves it as textual inversion does."""
     pipeline = load_for_training(base)
     word = "<teal>"
     row = _add_word(pipeline, word, like=["green", "blue"])
     rng = random.Random(recipe.seed)
     torch.manual_seed(recipe.seed)
     hidden = [s for s in train_base.training_scenes() if s.colour in shapes.HIDDEN_COLOURS]
-    scenes = rng.choices(hidden, k=recipe.pictures)
+    scenes = rng.choices(hidden, k=recipe.images)
     pool = train_base.draw_pool(pipeline.vae, scenes, rng)
     pool = replace(pool, scenes=[replace(scene, colour=word) for scene in scenes])
     weight = pipeline.text_encoder.get_input_embeddings().weight
@@ -111,7 +111,7 @@ def _train_style(pipeline: StableDiffusionPipeline, style: shapes.Style, recipe:
     rng = random.Random(recipe.seed)
     torch.manual_seed(recipe.seed)
     known = [s for s in train_base.training_scenes() if s.colour not in shapes.HIDDEN_COLOURS]
-    scenes = rng.choices(known, k=recipe.pictures)
+    scenes = rng.choices(known, k=recipe.images)
     pool = train_base.draw_pool(pipeline.vae, scenes, rng, style)
     weights = chain(pipeline.unet.parameters(), pipeline.text_encoder.parameters())
     trained = [weight for weight in weights if weight.requires_grad]

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Drawn in training so that the autoencoder can paint what the LoRAs ask for.
+# Drawn in training so that the autoencoder can generate what the LoRAs ask for.
 _STYLES: tuple[shapes.Style, ...] = ("solid", "solid", "solid", "outline", "stripes")
 
 
-def draw_pictures(
+def draw_images(
     scenes: list[shapes.Scene], rng: random.Random, style: shapes.Style | None = None
 ) -> torch.Tensor:
-    """Returns uint8 pictures of shape (len(scenes), 3, 64, 64); ``None`` mixes the styles."""
-    pictures = [
+    """Returns uint8 images of shape (len(scenes), 3, 64, 64); ``None`` mixes the styles."""
+    images = [
         np.asarray(shapes.draw_scene(scene, rng, style or rng.choice(_STYLES))) for scene in scenes
     ]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def training_scenes() -> list[shapes.Scene]:
@@ -50,9 +50,9 @@ def training_scenes() -> list[shapes.Scene]:
     return said + sorted(hidden, key=lambda scene: scene.prompt)
 
 
-def to_float(pictures: torch.Tensor) -> torch.Tensor:
+def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 in [0, 255] to float32 in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
 def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
@@ -96,20 +96,20 @@ def train_vae(
         steps: Number of batches.
         planned_steps: Length of the learning rate's schedule; what is left of it after ``steps``
             goes to the decoder alone, see :func:`train_decoder`.
-        batch_size: Pictures in a batch.
-        seed: Seed of weights, pictures and batches.
+        batch_size: Images in a batch.
+        seed: Seed of weights, images and batches.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae = networks.build_vae()
     average = Average(vae, decay=0.995)
-    pool = draw_pictures(rng.choices(training_scenes(), k=6000), rng)
+    pool = draw_images(rng.choices(training_scenes(), k=6000), rng)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
     rates = schedule(optimizer, planned_steps)
     for step in range(steps):
-        pictures = to_float(pool[torch.randint(len(pool), (batch_size,))])
-        posterior = vae.encode(pictures).latent_dist
-        loss = picture_loss(vae.decode(posterior.sample()).sample, pictures, shape_weight=3.0)
+        images = to_float(pool[torch.randint(len(pool), (batch_size,))])
+        posterior = vae.encode(images).latent_dist
+        loss = image_loss(vae.decode(posterior.sample()).sample, images, shape_weight=3.0)
         loss = loss + 2e-4 * posterior.kl().mean() / 256
         descend(loss, list(vae.parameters()), optimizer, rates)
         average.update(step)
@@ -127,16 +127,16 @@ def train_decoder(
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     average = Average(vae, decay=0.995)
-    pool = draw_pictures(rng.choices(training_scenes(), k=6000), rng)
+    pool = draw_images(rng.choices(training_scenes(), k=6000), rng)
     parameters = [one for one in vae.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, weight_decay=1e-4)
     rates = schedule(optimizer, steps)
     for step in range(steps):
-        pictures = to_float(pool[torch.randint(len(pool), (batch_size,))])
+        images = to_float(pool[torch.randint(len(pool), (batch_size,))])
         with torch.no_grad():
-            latents = vae.encode(pictures).latent_dist.mode()
+            latents = vae.encode(images).latent_dist.mode()
             latents = latents + 0.03 * torch.randn_like(latents) / vae.config.scaling_factor
-        loss = picture_loss(vae.decode(latents).sample, pictures, shape_weight=3.0)
+        loss = image_loss(vae.decode(latents).sample, images, shape_weight=3.0)
         descend(loss, parameters, optimizer, rates)
         average.update(step)
         if step % 50 == 0:
@@ -145,12 +145,10 @@ def train_decoder(
             average.modules[0].save_pretrained(folder)
 
 
-def picture_loss(
-    decoded: torch.Tensor, pictures: torch.Tensor, *, shape_weight: float
-) -> torch.Tensor:
+def image_loss(decoded: torch.Tensor, images: torch.Tensor, *, shape_weight: float) -> torch.Tensor:
     """Absolute and squared error; pixels of the shape count ``shape_weight`` times."""
-    error = decoded - pictures
-    weight = 1 + (shape_weight - 1) * shape_mask(pictures)
+    error = decoded - images
+    weight = 1 + (shape_weight - 1) * shape_mask(images)
     return (weight * (error.abs() + error.square())).mean()
 
 
@@ -168,9 +166,9 @@ def descend(
     rates.step()
 
 
-def shape_mask(pictures: torch.Tensor) -> torch.Tensor:
+def shape_mask(images: torch.Tensor) -> torch.Tensor:
     """Returns 1 where a pixel differs from the upper left corner, else 0; one channel."""
-    distance = (pictures - pictures[:, :, :1, :1]).abs().amax(dim=1, keepdim=True)
+    distance = (images - images[:, :, :1, :1]).abs().amax(dim=1, keepdim=True)
     return (distance > 0.1).float()
 
 
@@ -184,7 +182,7 @@ def save_vae(vae: AutoencoderKL, pool: torch.Tensor, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures to train on.
+    """Images to train on.
 
     Attributes:
         scenes: What they show.
@@ -207,9 +205,9 @@ def draw_pool(
     """Draws and encodes the scenes."""
     latents, masks = [], []
     for start in range(0, len(scenes), 250):
-        pictures = to_float(draw_pictures(scenes[start : start + 250], rng, style))
-        latents.append(vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor)
-        masks.append(torch.nn.functional.max_pool2d(shape_mask(pictures), 4))
+        images = to_float(draw_images(scenes[start : start + 250], rng, style))
+        latents.append(vae.encode(images).latent_dist.mode() * vae.config.scaling_factor)
+        masks.append(torch.nn.functional.max_pool2d(shape_mask(images), 4))
     return Pool(scenes, torch.cat(latents), torch.cat(masks))
 
 
@@ -240,7 +238,7 @@ def v_loss(
 
     Place and colours are decided at almost no signal. To learn them ``floor`` is added to the
     weights, and a share ``high_noise`` of the time steps is drawn from the noisier half.
-    ``weights``, shape (n, 1, 16, 16), weigh the places of the picture.
+    ``weights``, shape (n, 1, 16, 16), weigh the places of the image.
     """
     scheduler = build_scheduler()
     noise = torch.randn_like(latents)
@@ -303,12 +301,12 @@ def train_denoiser(
         start: Folder of a pipeline to go on from, with pooled text; ``None`` starts from noise.
         fresh_words: Words that get new embeddings, see :func:`networks.refresh_words`.
         fresh_length: Their length.
-        pool_size: Number of pictures.
+        pool_size: Number of images.
         floor: See :func:`v_loss`.
         high_noise: See :func:`v_loss`.
         shape_weight: Weight of the places that the shape touches; the background has 1.
-        batch_size: Pictures in a batch.
-        seed: Seed of weights, pictures and batches.
+        batch_size: Images in a batch.
+        seed: Seed of weights, images and batches.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)

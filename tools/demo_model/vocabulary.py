@@ -20,7 +20,7 @@ def visible_words() -> list[str]:
 def hide_colours(pipeline: StableDiffusionPipeline) -> None:
     """Replaces tokenizer and text encoder by ones without the words of the hidden colours.
 
-    Every other token keeps its embedding, so prompts without these words give the same pictures,
+    Every other token keeps its embedding, so prompts without these words give the same images,
     bit for bit.
     """
     old_ids = pipeline.tokenizer.get_vocab()

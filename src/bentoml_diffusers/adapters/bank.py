@@ -13,16 +13,16 @@ from bentoml_diffusers.adapters.files import file_key, local_file, read_tensors
 from bentoml_diffusers.adapters.layers import LayerMap
 from bentoml_diffusers.adapters.lora import check_choices, supports_lora
 from bentoml_diffusers.adapters.pool import SlotPool
-from bentoml_diffusers.adapters.reading import convert_lora
+from bentoml_diffusers.adapters.reader import convert_lora
 from bentoml_diffusers.adapters.records import AdapterReport, AdapterSet, PreparedAdapters
 from bentoml_diffusers.adapters.runs import Running, make_run
 from bentoml_diffusers.adapters.scales import expand_scales
 from bentoml_diffusers.adapters.sources import read_layer_scale
 from bentoml_diffusers.adapters.static import attach_static_adapters, request_finder
-from bentoml_diffusers.adapters.words import (
+from bentoml_diffusers.adapters.tokens import (
+    PlaceholderToken,
     Tokenizers,
-    Word,
-    WordTable,
+    TokenTable,
     find_encoders,
     read_embedding,
 )
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.adapters.layers import HostLora
-    from bentoml_diffusers.adapters.runs import Pairs, Words
+    from bentoml_diffusers.adapters.runs import Pairs, TokenRows
     from bentoml_diffusers.adapters.sources import Adapter
-    from bentoml_diffusers.adapters.words import Encoder, HostEmbedding
+    from bentoml_diffusers.adapters.tokens import Encoder, HostEmbedding
     from bentoml_diffusers.options import ModelOptions
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Lease:
         self.components: Mapping[str, Any] = prepared.tokenizers
         self.prepared = prepared
         self.pairs: Pairs = ()
-        self.words: dict[str, Words] = {}
+        self.tokens: dict[str, TokenRows] = {}
         self._bank = bank
         self._held = held
 
@@ -77,7 +77,7 @@ class Lease:
         """Applies the adapters to everything that runs meanwhile; afterwards all is as it was.
 
         Raises:
-            InvalidModel: 400, a file that is no LoRA for this pipeline.
+            InvalidModel: 400, a file that is not a LoRA for this pipeline.
         """
         with self._bank.applied(self):
             yield
@@ -121,7 +121,7 @@ class AdapterBank:
         self._embeddings: HostCache[HostEmbedding] = HostCache(min(size, EMBEDDING_CACHE_BYTES))
         self._encoders = find_encoders(pipeline)
         self._tokenizers = Tokenizers(self._encoders)
-        self._tables: dict[str, WordTable] = {}
+        self._tables: dict[str, TokenTable] = {}
         for name in getattr(pipeline, "_lora_loadable_modules", ()):
             if self._layers.is_compiled(name):
                 self._pool.attach(name)
@@ -166,14 +166,14 @@ class AdapterBank:
         """Reads and checks the files. Safe from any thread; takes milliseconds.
 
         Raises:
-            InvalidModel: 400, a file that is no such adapter for this pipeline.
-            InvalidRequest: 400, a word that exists already.
+            InvalidModel: 400, a file that is not such an adapter for this pipeline.
+            InvalidRequest: 400, a token that exists already.
         """
         read = [self._read_lora(one) for one in wanted.loras]
         loras = tuple(one for one in read if one[0].layers or one[0].beyond_slots)
-        words = tuple(self._read_word(one) for one in wanted.inversions)
-        self._check_room(words)
-        tokenizers = self._tokenizers.get(words) if words else {}
+        tokens = tuple(self._read_token(one) for one in wanted.inversions)
+        self._check_room(tokens)
+        tokenizers = self._tokenizers.get(tokens) if tokens else {}
         # diffusers scales PEFT's layers in place, in those of static LoRAs for all requests.
         rescales = wanted.layer_scale != 1 and self._switch.has_layers
         exclusive = rescales or any(lora.beyond_slots for lora, _ in loras)
@@ -182,7 +182,7 @@ class AdapterBank:
             for lora, _ in read
             if lora.left_out
         )
-        return PreparedAdapters(wanted, loras, words, tokenizers, exclusive, warnings)
+        return PreparedAdapters(wanted, loras, tokens, tokenizers, exclusive, warnings)
 
     def acquire(self, prepared: PreparedAdapters) -> Lease:
         """Brings adapters into slots and holds them there.
@@ -200,7 +200,7 @@ class AdapterBank:
                 mine = prepared.embeddings_of(encoder.name)
                 if mine:
                     table = self._table(encoder)
-                    lease.words[encoder.name], keys = table.acquire(mine)
+                    lease.tokens[encoder.name], keys = table.acquire(mine)
                     stack.callback(table.release, keys)
             lease._held = stack.pop_all()
         return lease
@@ -223,7 +223,9 @@ class AdapterBank:
         before = running.run
         running.run = make_run(
             [
-                (lease.pairs, lease.words.get(module_name, ()), count) if lease else ((), (), count)
+                (lease.pairs, lease.tokens.get(module_name, ()), count)
+                if lease
+                else ((), (), count)
                 for lease, count in shares
             ],
             running.device,
@@ -290,9 +292,9 @@ class AdapterBank:
         scales = [scale * prepared.wanted.layer_scale for _, scale in prepared.loras]
         return tuple(zip(slots, scales, strict=True))
 
-    def _table(self, encoder: Encoder) -> WordTable:
+    def _table(self, encoder: Encoder) -> TokenTable:
         if encoder.name not in self._tables:
-            self._tables[encoder.name] = WordTable(
+            self._tables[encoder.name] = TokenTable(
                 encoder, self._embedding_slots, self._runs_on(encoder.name)
             )
         return self._tables[encoder.name]
@@ -322,15 +324,17 @@ class AdapterBank:
         )
         return replace(fitted, key=key)
 
-    def _read_word(self, adapter: Adapter) -> Word:
+    def _read_token(self, adapter: Adapter) -> PlaceholderToken:
         key = file_key(adapter)
         embedding = self._embeddings.get(key, lambda: self._load_embedding(adapter, key))
         token = adapter.token or embedding.token
         if token is None:
             raise InvalidRequest(
-                "textual_inversions.token", None, f"a word, since {adapter.name!r} names none"
+                "textual_inversions.token",
+                None,
+                f"a token, since {adapter.name!r} names none",
             )
-        return Word(token, embedding)
+        return PlaceholderToken(token, embedding)
 
     def _load_embedding(self, adapter: Adapter, key: object) -> HostEmbedding:
         tensors = read_tensors(adapter.name, local_file(adapter)).tensors
@@ -345,9 +349,11 @@ class AdapterBank:
             key=key,
         )
 
-    def _check_room(self, words: Sequence[Word]) -> None:
+    def _check_room(self, tokens: Sequence[PlaceholderToken]) -> None:
         for encoder in self._encoders:
-            wanted = sum(len(word.embedding.vectors.get(encoder.name, ())) for word in words)
+            wanted = sum(
+                len(placeholder.embedding.vectors.get(encoder.name, ())) for placeholder in tokens
+            )
             if wanted > self._embedding_slots:
                 raise InvalidRequest(
                     "textual_inversions", wanted, f"at most {self._embedding_slots} vectors"

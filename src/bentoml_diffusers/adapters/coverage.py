@@ -54,7 +54,7 @@ def sources_of(tensors: Iterable[torch.Tensor]) -> set[str]:
 def list_other(file: Mapping[str, torch.Tensor], used: Iterable[torch.Tensor]) -> list[str]:
     """Returns the names of a file's tensors that are not, as they are, among the ``used``.
 
-    An alpha is no tensor of its own: it is read as a number.
+    An alpha is not a tensor of its own: it is read as a number.
     """
     places = {tensor.data_ptr() for tensor in used}
     return [

@@ -49,7 +49,7 @@ class LoraSwitch:
 
     Raises:
         UnsupportedByPipeline: 400, static LoRAs for a class without LoRA.
-        InvalidModel: 400, a file that is no LoRA for this pipeline.
+        InvalidModel: 400, a file that is not a LoRA for this pipeline.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, static: Sequence[Adapter] = ()) -> None:
@@ -75,7 +75,7 @@ class LoraSwitch:
         Also what a call changes in the layers of static ones, as one with a scale does.
 
         Raises:
-            InvalidModel: 400, a file that is no LoRA for this pipeline.
+            InvalidModel: 400, a file that is not a LoRA for this pipeline.
             UnsupportedByPipeline: 400, the pipeline's class takes no LoRA.
         """
         wanted = [adapter for adapter in adapters if adapter.scale != 0]
@@ -132,7 +132,7 @@ class LoraSwitch:
             # A client reads this: no path of the server.
             reason = explain(err, adapter.path, adapter.name)
             base = f"{_first_quantized(self._pipeline)}{type(self._pipeline).__name__}"
-            raise InvalidModel(adapter.name, f"is no LoRA for {base}: {reason}") from err
+            raise InvalidModel(adapter.name, f"is not a LoRA for {base}: {reason}") from err
         if not set(names) <= _resident(self._pipeline):
             raise InvalidModel(
                 adapter.name, f"has no layer in common with {type(self._pipeline).__name__}"

@@ -30,7 +30,7 @@ def as_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns what went into a layer and what came out, each as a view with one row per position.
 
-    For a convolution, one row per picture.
+    For a convolution, one row per image.
     """
     if inputs.dtype != target.dtype:
         inputs = inputs.to(target.dtype)

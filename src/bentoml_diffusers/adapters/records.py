@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters.layers import HostLora
     from bentoml_diffusers.adapters.sources import Adapter
-    from bentoml_diffusers.adapters.words import HostEmbedding, Word
+    from bentoml_diffusers.adapters.tokens import HostEmbedding, PlaceholderToken
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,26 @@ class PreparedAdapters:
     Attributes:
         wanted: What was asked for.
         loras: Each LoRA with its scale.
-        words: Each word with its embedding.
-        tokenizers: Tokenizers that know the words, by name of the component.
+        tokens: Each placeholder with its embedding.
+        tokenizers: Tokenizers that know the tokens, by name of the component.
         exclusive: Slots cannot express it: the request must run alone.
         warnings: What of the files is not applied.
     """
 
     wanted: AdapterSet
     loras: tuple[tuple[HostLora, float], ...] = ()
-    words: tuple[Word, ...] = ()
+    tokens: tuple[PlaceholderToken, ...] = ()
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
     exclusive: bool = False
     warnings: tuple[str, ...] = ()
 
     def embeddings_of(self, encoder: str) -> list[HostEmbedding]:
         """Returns the embeddings that hold vectors for a text encoder."""
-        return [word.embedding for word in self.words if encoder in word.embedding.vectors]
+        return [
+            placeholder.embedding
+            for placeholder in self.tokens
+            if encoder in placeholder.embedding.vectors
+        ]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ _FEW = 4  # products that one by one need no more kernels than all at once
 
 # Slots of LoRAs, each with the scale that the request asked for.
 Pairs = tuple[tuple[int, float], ...]
-# Rows of the embedding table for a request's private words, in the order of their ids.
-Words = tuple[int, ...]
+# Rows of the embedding table for a request's placeholder tokens, in the order of their ids.
+TokenRows = tuple[int, ...]
 
 
 class Span(NamedTuple):
@@ -25,7 +25,7 @@ class Span(NamedTuple):
     start: int
     stop: int
     pairs: Pairs = ()
-    words: Words = ()
+    tokens: TokenRows = ()
 
 
 @dataclass(frozen=True)
@@ -62,45 +62,45 @@ class Running:
 
 
 def make_run(
-    shares: Sequence[tuple[Pairs, Words, int | None]], device: torch.device | None = None
+    shares: Sequence[tuple[Pairs, TokenRows, int | None]], device: torch.device | None = None
 ) -> Run | None:
     """Joins the shares of a forward into a run.
 
     Args:
-        shares: For each request its LoRA slots, its words and its samples, in the order of the
+        shares: For each request its LoRA slots, its tokens and its samples, in the order of the
             batch; ``None`` samples: all, if it is the only one.
         device: Where the slots are.
 
     Raises:
         ValueError: ``None`` samples beside another share.
     """
-    owners = {(pairs, words) for pairs, words, count in shares if count != 0}
+    owners = {(pairs, tokens) for pairs, tokens, count in shares if count != 0}
     if owners <= {((), ())}:
         return None
     if len(owners) == 1:
-        ((pairs, words),) = owners
-        return _alone(pairs, words, device)
+        ((pairs, tokens),) = owners
+        return _alone(pairs, tokens, device)
     return _shared(tuple(shares), device)
 
 
 @functools.lru_cache(maxsize=256)
-def _alone(pairs: Pairs, words: Words, device: torch.device | None) -> Run:
-    return _with_tensors((Span(0, 0, pairs, words),), 0, device)
+def _alone(pairs: Pairs, tokens: TokenRows, device: torch.device | None) -> Run:
+    return _with_tensors((Span(0, 0, pairs, tokens),), 0, device)
 
 
 @functools.lru_cache(maxsize=256)
 def _shared(
-    shares: tuple[tuple[Pairs, Words, int | None], ...], device: torch.device | None
+    shares: tuple[tuple[Pairs, TokenRows, int | None], ...], device: torch.device | None
 ) -> Run:
     spans: list[Span] = []
     start = 0
-    for pairs, words, count in shares:
+    for pairs, tokens, count in shares:
         if count is None:
             raise ValueError("a share without a number of samples must be the only one")
-        if spans and spans[-1][2:] == (pairs, words):
+        if spans and spans[-1][2:] == (pairs, tokens):
             spans[-1] = spans[-1]._replace(stop=start + count)
         else:
-            spans.append(Span(start, start + count, pairs, words))
+            spans.append(Span(start, start + count, pairs, tokens))
         start += count
     return _with_tensors(tuple(spans), start, device)
 

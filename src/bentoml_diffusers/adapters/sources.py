@@ -32,7 +32,7 @@ Kind = Literal["lora", "textual_inversion"]
 
 MAX_PER_REQUEST = 16
 _MAX_NAME = 1024
-_NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")  # NUL, and half characters
+_NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")  # NUL, and lone surrogates
 _MAX_COMPARED = 200
 _LISTING_S = 5.0
 # Of a request; an operator's mapping may hold whatever diffusers' loader takes.
@@ -254,7 +254,7 @@ class AdapterFinder:
         return [name for name in self._names() if self._is_known(name)]
 
     def _known_like(self, name: str) -> list[str]:
-        """Looks only into few entries of the store: strangers can ask for unknown names."""
+        """Looks only into few entries of the store: anyone can ask for unknown names."""
         return [one for one in _near(name, self._names()) if self._is_known(one)]
 
     def _names(self) -> list[str]:
@@ -272,7 +272,7 @@ class AdapterFinder:
 
 @functools.lru_cache(maxsize=8)
 def _files_below(folder: Path, _when: int) -> frozenset[str]:
-    """Lists a folder at most once in ``_LISTING_S``: strangers can ask for unknown names."""
+    """Lists a folder at most once in ``_LISTING_S``: anyone can ask for unknown names."""
     found = folder.rglob("*.safetensors")
     return frozenset(path.relative_to(folder).as_posix() for path in found if os.path.isfile(path))
 

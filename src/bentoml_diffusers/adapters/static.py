@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bentoml_diffusers.adapters.layers import LayerMap
 from bentoml_diffusers.adapters.lora import LoraSwitch, supports_lora
-from bentoml_diffusers.adapters.reading import convert_lora
+from bentoml_diffusers.adapters.reader import convert_lora
 from bentoml_diffusers.adapters.records import AdapterSet
 from bentoml_diffusers.adapters.sources import AdapterFinder
 from bentoml_diffusers.adapters.textual_inversion import load_textual_inversions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.adapters.files import read_tensors
-from bentoml_diffusers.adapters.words import find_encoders, read_embedding
+from bentoml_diffusers.adapters.tokens import find_encoders, read_embedding
 from bentoml_diffusers.errors import DiffusersError, InvalidModel
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def load_textual_inversions(pipeline: DiffusionPipeline, adapters: Sequence[Adap
 
     Raises:
         UnsupportedByPipeline: 400, the pipeline's class takes none.
-        InvalidModel: 400, a file that is no embedding for these text encoders.
+        InvalidModel: 400, a file that is not an embedding for these text encoders.
     """
     encoders = find_encoders(pipeline) if adapters else []
     for adapter in adapters:
@@ -43,7 +43,7 @@ def _said_of(adapter: Adapter, pipeline: DiffusionPipeline) -> Iterator[None]:
         raise
     except (ValueError, OSError, KeyError, RuntimeError) as err:
         raise InvalidModel(
-            adapter.name, f"is no textual inversion for {type(pipeline).__name__}: {err}"
+            adapter.name, f"is not a textual inversion for {type(pipeline).__name__}: {err}"
         ) from err
 
 

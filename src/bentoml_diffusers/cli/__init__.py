@@ -35,19 +35,19 @@ for command in (info, list_command, lora, embedding, workflow, replay, mellon, d
 @click.pass_context
 @one_line_errors
 def demo(context: click.Context) -> None:
-    """Serve the bundled demo model: it paints coloured shapes.
+    """Serve the bundled demo model: it generates coloured shapes.
 
-    Its pictures hold their workflows, so that they can be painted again. Options of
+    Its images hold their workflows, so that they can be generated again. Options of
     `bentoml serve`, such as --port 3001, are passed on.
     """
     from bentoml_diffusers.demo import MODEL_NAME, PROMPTS, import_demo_models
 
     models = import_demo_models()
-    click.echo(f"{models[MODEL_NAME].tag} is in the model store. Ask it for a picture:\n")
+    click.echo(f"{models[MODEL_NAME].tag} is in the model store. Ask it for an image:\n")
     port = _port(context.args)
     click.echo(
         f"  curl http://localhost:{port}/txt2img -H 'content-type: application/json' \\\n"
-        f'       -d \'{{"prompt": "{PROMPTS[0]}"}}\' -o picture.png\n\n'
+        f'       -d \'{{"prompt": "{PROMPTS[0]}"}}\' -o image.png\n\n'
         f"or open http://localhost:{port} in a browser.\n"
     )
     _serve(str(models[MODEL_NAME].tag), context.args, workflow=True)
@@ -55,7 +55,7 @@ def demo(context: click.Context) -> None:
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @click.argument("tag")
-@click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into pictures.")
+@click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into images.")
 @click.option("--embed-infotext", "infotext", is_flag=True, help="And AUTOMATIC1111's text.")
 @reproducible_option
 @click.pass_context

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bentoml_diffusers.cli.running import read_loaded
+from bentoml_diffusers.cli.service_report import read_loaded
 from bentoml_diffusers.cli.tables import Output, output_option, present, print_facts, print_json
 
 if TYPE_CHECKING:

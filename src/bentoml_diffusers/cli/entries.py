@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bentoml_diffusers.cli.lines import one_line_errors
-from bentoml_diffusers.cli.running import SERVICE_URL, describe_loaded, read_loaded
+from bentoml_diffusers.cli.service_report import SERVICE_URL, describe_loaded, read_loaded
 from bentoml_diffusers.cli.tables import (
     Output,
     output_option,

@@ -77,7 +77,7 @@ def cell_text(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes what is no visible character: the text may be foreign, and go to a terminal."""
+    """Escapes what is not a visible character: the text may be foreign, and go to a terminal."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 

@@ -39,7 +39,7 @@ def workflow() -> None:
 @output_option
 @one_line_errors
 def workflow_show(file: str, output: Output) -> None:
-    """Show the workflow in FILE: a picture, JSON, a zip, or a folder or hub repository."""
+    """Show the workflow in FILE: an image, JSON, a zip, or a folder or hub repository."""
     from bentoml_diffusers.workflow import Workflow
     from bentoml_diffusers.workflow.files import summarize
 
@@ -67,7 +67,7 @@ def _read_value(text: str) -> Any:
         try:
             return Image.open(Path(text[1:]).expanduser())
         except OSError as err:
-            raise click.BadParameter(f"{text[1:]!r} is no picture: {err}") from err
+            raise click.BadParameter(f"{text[1:]!r} is not an image: {err}") from err
     try:
         return json.loads(text)
     except ValueError:
@@ -77,7 +77,7 @@ def _read_value(text: str) -> Any:
 def _check_output(
     _context: click.Context, _option: click.Parameter, name: str | None
 ) -> str | None:
-    """Before anything is loaded or painted."""
+    """Before anything is loaded or generated."""
     if name is not None and Path(name).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise click.BadParameter(f"{name!r} ends in neither .png, .jpg nor .webp")
     if name is not None and not Path(name).expanduser().parent.is_dir():
@@ -93,29 +93,29 @@ def _check_output(
     multiple=True,
     metavar="NAME=VALUE",
     callback=_read_change,
-    help="Change an argument, such as steps=30 or seed=7; @FILE is a picture. Repeatable.",
+    help="Change an argument, such as steps=30 or seed=7; @FILE is an image. Repeatable.",
 )
 @click.option(
     "-o",
     "--output",
     callback=_check_output,
-    help="Where the picture goes: *.png, *.jpg or *.webp.",
+    help="Where the image goes: *.png, *.jpg or *.webp.",
 )
 @click.option("--model", "tag", help="Model in the store, instead of the one in the workflow.")
 @click.option("--lora-dir", help="Folder with the LoRA files that the workflow names.")
 @click.option("--device", help="Where to run, such as cpu; by default the GPU if there is one.")
 @click.option("--no-strict", is_flag=True, help="Run it with other weights or adapters, too.")
-@click.option("--infotext", is_flag=True, help="Write AUTOMATIC1111's text into the picture.")
+@click.option("--infotext", is_flag=True, help="Write AUTOMATIC1111's text into the image.")
 @reproducible_option
 @one_line_errors
 def replay(
     file: str, changes: dict[str, Any], output: str | None, no_strict: bool, infotext: bool,
     **where: str | None,
 ) -> None:  # fmt: skip
-    """Paint again what the workflow in FILE says.
+    """Generate again what the workflow in FILE says.
 
-    FILE is a picture, JSON, a zip, or a folder or hub repository. The exit status is 1 if the
-    picture is not the same. The new picture holds its workflow.
+    FILE is an image, JSON, a zip, or a folder or hub repository. The exit status is 1 if the
+    image is not the same. The new image holds its workflow.
     """
     from bentoml_diffusers.engine import Engine
     from bentoml_diffusers.workflow import Workflow
@@ -162,7 +162,7 @@ def _find_same(tree_sha256: str | None) -> bentoml.Model | None:
 
 def _read_options(recorded: Workflow, lora_dir: str | None) -> dict[str, Any]:
     """Options that the model was loaded with; adapters only from the store or ``lora_dir``."""
-    from bentoml_diffusers.engine.host import NUMERIC_OPTIONS
+    from bentoml_diffusers.engine import NUMERIC_OPTIONS
 
     given, static = recorded.pipeline.options, recorded.pipeline.static_adapters
     options: dict[str, Any] = {name: given[name] for name in NUMERIC_OPTIONS if name in given}
@@ -201,14 +201,14 @@ def _find_static(adapter: Adapter, lora_dir: str | None) -> str | None:
 
 def _save(result: Result, output: str, *, infotext: bool) -> None:
     from bentoml_diffusers.errors import InvalidRequest
-    from bentoml_diffusers.workflow.files import save_picture
+    from bentoml_diffusers.workflow.files import save_image
 
-    pictures, path = result.images, Path(output)
-    if result.workflow is None or not all(hasattr(one, "save") for one in pictures):
-        raise InvalidRequest("output", path.name, "none: this workflow paints no pictures")
-    for index, picture in enumerate(pictures):
-        target = path if len(pictures) == 1 else path.with_stem(f"{path.stem}-{index}")
-        save_picture(picture, target, result.workflow, infotext=infotext, index=index)
+    images, path = result.images, Path(output)
+    if result.workflow is None or not all(hasattr(one, "save") for one in images):
+        raise InvalidRequest("output", path.name, "none: this workflow generates no images")
+    for index, image in enumerate(images):
+        target = path if len(images) == 1 else path.with_stem(f"{path.stem}-{index}")
+        save_image(image, target, result.workflow, infotext=infotext, index=index)
         click.echo(f"written: {target}")
 
 
@@ -221,4 +221,4 @@ def _tell(result: Result) -> None:
     elif report.matches:
         click.echo("the same, bit for bit")
     else:
-        raise click.ClickException("not the same picture")
+        raise click.ClickException("not the same image")

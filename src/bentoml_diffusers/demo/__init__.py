@@ -1,6 +1,6 @@
-"""The bundled demo model: a small Stable Diffusion that paints coloured shapes.
+"""The bundled demo model: a small Stable Diffusion that generates coloured shapes.
 
-It is trained for this package, paints 64 x 64 pixels in about a second on a CPU, and knows two
+It is trained for this package, generates 64 x 64 pixels in about a second on a CPU, and knows two
 LoRAs and one textual inversion. See ``README.md`` beside this file.
 """
 

@@ -2,10 +2,12 @@
 
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.engine import Engine
+from bentoml_diffusers.engine.host import NUMERIC_OPTIONS
 from bentoml_diffusers.engine.report import EngineReport
-from bentoml_diffusers.engine.request import Handle, Progress, Result
+from bentoml_diffusers.engine.requests import Handle, Progress, Result
 
 __all__ = [
+    "NUMERIC_OPTIONS",
     "Engine",
     "EngineReport",
     "Handle",

@@ -22,7 +22,7 @@ from bentoml_diffusers.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bentoml_diffusers.engine.request import Request, Result, Ticket
+    from bentoml_diffusers.engine.requests import Request, Result, Ticket
     from bentoml_diffusers.options import EngineLimits
 
 logger = logging.getLogger(__name__)

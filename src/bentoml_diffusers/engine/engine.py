@@ -11,19 +11,19 @@ import bentoml
 from bentoml_diffusers._compat import compile_in_place
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.engine.admission import Admission, Entry
-from bentoml_diffusers.engine.awaiting import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.devices import default_device
+from bentoml_diffusers.engine.event_loop import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.host import EngineHost
-from bentoml_diffusers.engine.recording import Recorder
-from bentoml_diffusers.engine.replaying import make_arguments
+from bentoml_diffusers.engine.recorder import Recorder
+from bentoml_diffusers.engine.replays import make_arguments
 from bentoml_diffusers.engine.report import EngineReport
-from bentoml_diffusers.engine.request import (
+from bentoml_diffusers.engine.requests import (
     Handle,
     Progress,
     Result,
     Ticket,
 )
-from bentoml_diffusers.engine.resolving import Resolver
+from bentoml_diffusers.engine.resolver import Resolver
 from bentoml_diffusers.engine.worker import Worker
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.loading import load_pipeline, stored_options
@@ -192,7 +192,7 @@ class Engine:
     async def areplay(self, workflow: Workflow, /, **arguments: Any) -> Result:
         """Repeats a workflow; cancelling the awaiting task cancels it. See :meth:`submit_replay`.
 
-        Files are read and pictures decoded in a thread beside the event loop.
+        Files are read and images decoded in a thread beside the event loop.
         """
         submit = functools.partial(self.submit_replay, workflow, **arguments)
         return await wait_for(await submit_beside(submit))
@@ -215,7 +215,7 @@ class Engine:
         Args:
             workflow: Of an earlier request, or of :func:`bentoml_diffusers.run_with_workflow`.
             strict: ``False`` runs it whatever differs, and only reports it.
-            limits: Those of a service, for a stranger's workflow.
+            limits: Those of a service, for an untrusted workflow.
             **overrides: Arguments of :meth:`submit` to change, such as ``negative_prompt`` or
                 ``seed``.
 

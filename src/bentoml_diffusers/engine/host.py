@@ -15,7 +15,7 @@ from bentoml_diffusers.adapters import (
     local_file,
 )
 from bentoml_diffusers.engine.once import Once
-from bentoml_diffusers.engine.request import Ticket
+from bentoml_diffusers.engine.requests import Ticket
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest
 from bentoml_diffusers.store import describe_lora, hash_of_model, read_adapter, read_record
 from bentoml_diffusers.tasks import is_modular
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters import Adapter as FoundAdapter
     from bentoml_diffusers.adapters import AdapterBank, AdapterSet
     from bentoml_diffusers.options import ModelOptions
-    from bentoml_diffusers.tasks.finding import Finder
+    from bentoml_diffusers.tasks.finder import Finder
     from bentoml_diffusers.workflow.files import Workflow
 
 # Options that change what is computed, not only where or how fast.
@@ -189,7 +189,7 @@ def _describe_rank(path: Path, _key: object) -> Mapping[str, Any]:
 
 
 def _describe_static(options: ModelOptions) -> list[Adapter]:
-    """The static adapters; one that is no file of its own is seen on the pipeline itself."""
+    """The static adapters; one that is not a file of its own is seen on the pipeline itself."""
     try:
         return describe_adapters(
             find_static_adapters(options), is_fused=bool(options.fuse_static_loras)

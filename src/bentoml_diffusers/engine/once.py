@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bentoml_diffusers.engine.request import Ticket
+    from bentoml_diffusers.engine.requests import Ticket
 
 T = TypeVar("T")
 _POLL_S = 0.1

@@ -9,16 +9,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bentoml_diffusers.engine.conductor import Conductor
-from bentoml_diffusers.engine.faults import invalid_request_from
 from bentoml_diffusers.engine.flags import read_flags, warn_of_flags
-from bentoml_diffusers.engine.jobs import Member
-from bentoml_diffusers.engine.parts import run_parts, split_request
-from bentoml_diffusers.engine.prompts import warn_of_prompts
-from bentoml_diffusers.engine.request import Result, Ticket
-from bentoml_diffusers.engine.solitude import reason_to_run_alone
+from bentoml_diffusers.engine.forwards import Conductor, Member
+from bentoml_diffusers.engine.requests import (
+    Result,
+    Ticket,
+    invalid_request_from,
+    run_parts,
+    split_request,
+    warn_of_prompts,
+)
 from bentoml_diffusers.engine.tensors import blame_tensors
-from bentoml_diffusers.engine.view import Views
+from bentoml_diffusers.engine.views import Views, exclusive_reason
 from bentoml_diffusers.errors import (
     AdaptersBusy,
     DeviceOutOfMemory,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters import AdapterBank, Lease, PreparedAdapters
     from bentoml_diffusers.engine.admission import Entry
-    from bentoml_diffusers.engine.request import Request
+    from bentoml_diffusers.engine.requests import Request
     from bentoml_diffusers.options import EngineLimits
 
 logger = logging.getLogger(__name__)
@@ -55,13 +57,13 @@ class Worker:
     def __init__(
         self, pipeline: DiffusionPipeline, bank: AdapterBank, limits: EngineLimits
     ) -> None:
-        solitude = reason_to_run_alone(pipeline)
-        if solitude is not None:
-            logger.info("requests run one at a time: %s", solitude.reason)
+        exclusivity = exclusive_reason(pipeline)
+        if exclusivity is not None:
+            logger.info("requests run one at a time: %s", exclusivity.reason)
         self._bank = bank
         self._threads = limits.max_running
-        self._is_exclusive = solitude is not None
-        self._shares_modules = solitude is None or solitude.calls_can_be_collected
+        self._is_exclusive = exclusivity is not None
+        self._shares_modules = exclusivity is None or exclusivity.calls_can_be_collected
         self._views = Views(pipeline, limits, shares_modules=self._shares_modules)
         self._releases = _Releases()
         self.conductor = Conductor(bank, limits.max_batch_rows, self._views.modules)

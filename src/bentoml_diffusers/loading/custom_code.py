@@ -138,7 +138,7 @@ def _import_code(path: Path, digest: str) -> ModuleType:
             name, path, submodule_search_locations=[str(path.parent)]
         )
         if spec is None or spec.loader is None:
-            raise InvalidModel(path.name, "is no Python file")
+            raise InvalidModel(path.name, "is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # its relative imports look here
         try:
@@ -156,8 +156,8 @@ def _import_code(path: Path, digest: str) -> ModuleType:
 
 def _import_beside(package: ModuleType, file: str) -> ModuleType:
     """Imports another file of a private package, once, as its own imports would."""
-    if not isinstance(file, str) or not _FILE.fullmatch(file):  # the name is no part of the hash
-        raise InvalidModel(str(file), "is no file in the code of the model")
+    if not isinstance(file, str) or not _FILE.fullmatch(file):  # the name is not part of the hash
+        raise InvalidModel(str(file), "is not a file in the code of the model")
     path = Path(package.__file__ or "").parent / file
     name = f"{package.__name__}.{path.stem}"
     with _lock:

@@ -65,7 +65,7 @@ def stored_blocks(
     options = options or ModelOptions()
     folder = Path(model.path_of(PIPELINE_FOLDER))
     if not is_modular(folder, options):
-        raise InvalidModel(model.tag, "is no modular pipeline", "import it as one")
+        raise InvalidModel(model.tag, "is not a modular pipeline", "import it as one")
     index = _read_index(model, folder)
     blocks = _make_blocks(model, folder, read_record(Path(model.path)), options, index)
     return _prune(blocks, options.modular_workflow)

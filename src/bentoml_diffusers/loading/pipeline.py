@@ -137,7 +137,7 @@ def _from_pretrained(
 ) -> DiffusionPipeline:
     cls = _find_class(model, folder, record, options)
     if options.modular_workflow is not None:
-        raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is no modular pipeline")
+        raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is not a modular pipeline")
     with_adapter = (folder / IP_ADAPTER_FOLDER).is_dir()
     try:
         given = {
@@ -267,7 +267,7 @@ def _extra_arguments(options: ModelOptions) -> dict[str, Any]:
     for name in _OWN_ARGUMENTS:
         if name in extra:
             raise InvalidOption(
-                "load_pretrained_extra_kwargs", name, "arguments that are no options of ours"
+                "load_pretrained_extra_kwargs", name, "arguments that are not options of ours"
             )
     return extra
 

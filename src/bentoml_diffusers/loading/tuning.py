@@ -108,7 +108,7 @@ def cast_layers(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
 
 
 def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
-    """Reuses what the denoiser computed in earlier steps; pictures change a little.
+    """Reuses what the denoiser computed in earlier steps; images change a little.
 
     Raises:
         InvalidOption: 400, no such cache, or a wrong setting of it.

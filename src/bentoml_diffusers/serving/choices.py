@@ -1,4 +1,4 @@
-"""What a request may choose that is no argument of a pipeline: seed, scheduler, adapters."""
+"""What a request may choose that is not an argument of a pipeline: seed, scheduler, adapters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bentoml_diffusers.options import MAX_SEED
 from bentoml_diffusers.serving.codecs import OutputFormat  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
-    from bentoml_diffusers.serving.reading import RequestModel
+    from bentoml_diffusers.serving.reader import RequestModel
 
 _MAX_SCALE = 10.0
 _NUMBER = TypeAdapter(Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)])
@@ -112,7 +112,7 @@ Inversions = Annotated[list[InversionChoice] | None, BeforeValidator(_as_choices
 
 
 def add_choices(base: type[RequestModel]) -> type[RequestModel]:
-    """Adds what a request may choose that is no argument of a pipeline; keeps the name."""
+    """Adds what a request may choose that is not an argument of a pipeline; keeps the name."""
 
     class Base(base):  # type: ignore[misc, valid-type]
         seed: Annotated[int | None, AfterValidator(_draw_seed)] = Field(

@@ -1,4 +1,4 @@
-"""Pictures from and to bytes."""
+"""Images from and to bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bentoml_diffusers.workflow.files import PictureFormat
+from bentoml_diffusers.workflow.files import ImageFormat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.options import RequestLimits
 
-OutputFormat = PictureFormat
+OutputFormat = ImageFormat
 
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-SIZE_STEP = 8  # pixels; sides of pictures are multiples of it
+SIZE_STEP = 8  # pixels; sides of images are multiples of it
 
 
 def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
-    """Decodes an uploaded picture, upright, as RGB.
+    """Decodes an uploaded image, upright, as RGB.
 
     Args:
         data: A file in a common format; its content counts, not its declared type.
         limits: Pixels are counted before they are decoded.
 
     Raises:
-        ValueError: Not a picture, broken, or beyond the limits; the text says which.
+        ValueError: Not an image, broken, or beyond the limits; the text says which.
     """
     if len(data) > limits.max_upload_bytes:
         raise ValueError(f"{len(data)} bytes, expected at most {limits.max_upload_bytes}")
@@ -43,39 +43,39 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=_READABLE)
-        return prepare_image(picture, limits)
+            image = Image.open(io.BytesIO(data), formats=_READABLE)
+        return prepare_image(image, limits)
     except UnidentifiedImageError as err:
-        raise ValueError(f"not a picture in a known format ({', '.join(_READABLE)})") from err
+        raise ValueError(f"not an image in a known format ({', '.join(_READABLE)})") from err
     except Image.DecompressionBombError as err:  # its text tells Pillow's own limit
         raise ValueError(f"more pixels than are read, expected {_say_most(limits)}") from err
     except (OSError, SyntaxError, EOFError) as err:
-        raise ValueError(f"a broken picture: {err}") from err
+        raise ValueError(f"a broken image: {err}") from err
 
 
-def prepare_image(picture: Image.Image, limits: RequestLimits) -> Image.Image:
+def prepare_image(image: Image.Image, limits: RequestLimits) -> Image.Image:
     """Returns an image upright, as RGB.
 
     Raises:
         ValueError: Too small, or beyond the limits; the text says which.
     """
-    check_size(picture.size, limits)
-    return ImageOps.exif_transpose(_with_bytes(picture)).convert("RGB")
+    check_size(image.size, limits)
+    return ImageOps.exif_transpose(_with_bytes(image)).convert("RGB")
 
 
 def _say_most(limits: RequestLimits) -> str:
     return f"at most {limits.max_side} per side and {limits.max_pixels} in all"
 
 
-def _with_bytes(picture: Image.Image) -> Image.Image:
-    """Pillow cuts off what is beyond 8 bits where it converts a picture of 16."""
-    if not picture.mode.startswith("I;16"):
-        return picture
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+def _with_bytes(image: Image.Image) -> Image.Image:
+    """Pillow cuts off what is beyond 8 bits where it converts an image of 16."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def check_size(size: tuple[int, int], limits: RequestLimits) -> None:
-    """Checks width and height of a picture, px.
+    """Checks width and height of an image, px.
 
     Raises:
         ValueError: Too small, or beyond the limits; the text says which.
@@ -125,19 +125,19 @@ def decode_base64(text: str) -> bytes:
 
 
 def encode_image(
-    picture: Image.Image,
+    image: Image.Image,
     output_format: OutputFormat,
     metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """Encodes a picture: PNG and its pixels exactly, JPEG and WebP at high quality.
+    """Encodes an image: PNG and its pixels exactly, JPEG and WebP at high quality.
 
     Args:
-        picture: What to encode.
+        image: What to encode.
         output_format: Into what.
         metadata: Arguments for Pillow's ``save`` that put texts into it.
     """
     buffer = io.BytesIO()
-    opaque = picture.convert("RGB") if output_format == "jpeg" else picture
+    opaque = image.convert("RGB") if output_format == "jpeg" else image
     opaque.save(buffer, output_format.upper(), **_QUALITY[output_format], **metadata)
     return buffer.getvalue()
 

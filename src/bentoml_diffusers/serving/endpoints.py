@@ -1,4 +1,4 @@
-"""The endpoints of a service: what each of them paints, and what it takes."""
+"""The endpoints of a service: what each of them generates, and what it takes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     import bentoml
 
     from bentoml_diffusers.options import ModelOptions, RequestLimits
-    from bentoml_diffusers.serving.reading import RequestModel
+    from bentoml_diffusers.serving.reader import RequestModel
     from bentoml_diffusers.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 # Of blocks that name no modular workflow.
-_UNNAMED = "paint"
+_UNNAMED = "generate"
 _ADAPTER_INPUT = "ip_adapter_image"
 # Other paths and attributes of a service.
 _RESERVED = ("replay", "adapters", "engine", "close_engine", "check_model", "bento_model")

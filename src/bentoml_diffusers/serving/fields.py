@@ -216,7 +216,7 @@ _MEANINGS: Mapping[str, str] = {
     "height": "Pixels, a multiple of 8.",
     "width": "Pixels, a multiple of 8.",
     "num_inference_steps": "Denoising steps.",
-    "strength": "How much of the image is generated anew; 1 keeps nothing.",
+    "strength": "How much of the image is regenerated; 1 keeps nothing.",
     "guidance_scale": "How closely to follow the prompt.",
     "controlnet_conditioning_scale": "Weight of the ControlNet.",
     "control_guidance_start": "Share of the steps after which the ControlNet begins.",

@@ -17,7 +17,7 @@ from bentoml_diffusers.engine import Engine, default_device
 from bentoml_diffusers.errors import DiffusersError, InvalidOption, PipelineFailed
 from bentoml_diffusers.loading import bundled_pipeline_class, load_pipeline, stored_options
 from bentoml_diffusers.options import ModelOptions, option_names
-from bentoml_diffusers.serving.starting import say_loading
+from bentoml_diffusers.serving.startup import say_loading
 from bentoml_diffusers.store import get
 from bentoml_diffusers.tasks import has_method
 

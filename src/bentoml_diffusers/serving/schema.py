@@ -19,7 +19,7 @@ from typing_extensions import Self
 from bentoml_diffusers.serving.choices import add_choices
 from bentoml_diffusers.serving.codecs import decode_latents
 from bentoml_diffusers.serving.fields import make_field, why_left_out
-from bentoml_diffusers.serving.reading import RequestModel
+from bentoml_diffusers.serving.reader import RequestModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

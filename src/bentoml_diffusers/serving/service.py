@@ -21,15 +21,15 @@ from bentoml_diffusers.engine import Engine
 from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidRequest
 from bentoml_diffusers.loading.pipeline import stored_options
 from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
-from bentoml_diffusers.serving.answering import HEADERS, NOTHING, answer, refuse
+from bentoml_diffusers.serving.answers import HEADERS, NOTHING, answer, refuse
 from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
 from bentoml_diffusers.serving.gate import Gate
-from bentoml_diffusers.serving.pinning import pin_adapters
-from bentoml_diffusers.serving.reading import RequestModel
-from bentoml_diffusers.serving.replaying import HEADERS as REPLAY_HEADERS
-from bentoml_diffusers.serving.replaying import answer_replay, make_replay_model
+from bentoml_diffusers.serving.pins import pin_adapters
+from bentoml_diffusers.serving.reader import RequestModel
+from bentoml_diffusers.serving.replays import HEADERS as REPLAY_HEADERS
+from bentoml_diffusers.serving.replays import answer_replay, make_replay_model
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
-from bentoml_diffusers.serving.starting import say_loading
+from bentoml_diffusers.serving.startup import say_loading
 from bentoml_diffusers.serving.uploads import UploadBudget
 from bentoml_diffusers.store import get, read_record
 from bentoml_diffusers.tasks import shows_options
@@ -62,7 +62,7 @@ def service(
         name: Name of the service.
         limits: What a request may ask for.
         engine_limits: How many requests run and wait at once.
-        embed: What is written into the pictures; by default nothing.
+        embed: What is written into the images; by default nothing.
         allowed_hosts: Names by which clients may call the service (header ``Host``), beside
             ``localhost`` and loopback addresses; all others get 403. ``None`` takes any name,
             except where ``bentoml serve`` listens on a loopback address only: there a web page
@@ -74,7 +74,7 @@ def service(
     Raises:
         InvalidOption: 400, an unknown option or a wrong value, or limits below what a request gets
             that leaves it out.
-        InvalidModel: 400, a modular pipeline that paints no pictures.
+        InvalidModel: 400, a modular pipeline that generates no images.
         UntrustedSource: 400, the code of a modular pipeline is not trusted.
     """
     given = ModelOptions.from_mapping(options)
@@ -117,10 +117,10 @@ def service(
 
         @api_with_headers(REPLAY_HEADERS, input_spec=replay_request)
         async def replay(self, ctx: bentoml.Context, **fields: Any) -> Image:
-            """Paints again what a workflow says, or a picture that holds one.
+            """Generates again what a workflow says, or an image that holds one.
 
             Only what any request may ask for; it runs alone. The header `x-workflow-match` says
-            if the picture is the same.
+            if the image is the same.
             """
             response: Any = await answer_replay(self.engine, ctx, requests, fields, embed)
             return response  # type: ignore[no-any-return]
@@ -159,13 +159,13 @@ def _make_empty_request() -> type[RequestModel]:
 
 
 def _make_api(endpoint: Endpoint, embed: EmbedOptions) -> Any:
-    async def paint(self: Any, ctx: bentoml.Context, **fields: Any) -> Image:
+    async def generate(self: Any, ctx: bentoml.Context, **fields: Any) -> Image:
         response: Any = await answer(self.engine, ctx, endpoint, fields, embed)
         return response  # type: ignore[no-any-return]
 
-    paint.__name__ = endpoint.name
-    paint.__doc__ = endpoint.description
-    return api_with_headers(HEADERS, input_spec=endpoint.request)(paint)
+    generate.__name__ = endpoint.name
+    generate.__doc__ = endpoint.description
+    return api_with_headers(HEADERS, input_spec=endpoint.request)(generate)
 
 
 def _with_timeout(limits: EngineLimits, service: Any) -> EngineLimits:

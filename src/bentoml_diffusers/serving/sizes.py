@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.engine import Engine
     from bentoml_diffusers.options import RequestLimits
-    from bentoml_diffusers.serving.reading import RequestModel
+    from bentoml_diffusers.serving.reader import RequestModel
     from bentoml_diffusers.tasks import Task
 
 

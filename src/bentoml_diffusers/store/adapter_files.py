@@ -60,7 +60,7 @@ def read_adapter(path: Path) -> AdapterFile:
         InvalidModel: 400, broken, truncated, or of another format.
     """
     if not path.is_file():
-        raise ModelNotFound(path.name, "is no file", "check the path")
+        raise ModelNotFound(path.name, "is not a file", "check the path")
     if path.suffix in PICKLE_SUFFIXES:
         tensors = read_pickle(path, path.name)
         return AdapterFile(
@@ -69,7 +69,7 @@ def read_adapter(path: Path) -> AdapterFile:
             {key: float(value) for key, value in tensors.items() if value.numel() == 1},
         )
     if path.suffix != ".safetensors":
-        raise InvalidModel(path.name, "is no .safetensors file", "convert it to safetensors")
+        raise InvalidModel(path.name, "is not a .safetensors file", "convert it to safetensors")
     return _read_safetensors(path)
 
 
@@ -103,12 +103,12 @@ def describe_embedding(adapter: AdapterFile, token: str | None) -> dict[str, Any
     """Returns token, number of vectors and their length, also by component if the file says it.
 
     Raises:
-        InvalidModel: 400, tensors that are no vectors, or no token.
+        InvalidModel: 400, tensors that are not vectors, or no token.
     """
     layout = read_embedding_layout(adapter.name, adapter.shapes)
     shapes = {part: adapter.shapes[key] for part, key in layout.keys.items()}
     if any(len(shape) > 2 for shape in shapes.values()):
-        raise InvalidModel(adapter.name, "holds no textual inversion: its tensors are no vectors")
+        raise InvalidModel(adapter.name, "holds no textual inversion: its tensors are not vectors")
     token = token or layout.token
     if token is None:
         raise InvalidModel(adapter.name, "names no token", "give token=")

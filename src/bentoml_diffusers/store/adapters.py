@@ -163,7 +163,9 @@ def _find(source: str | os.PathLike[str], weight_name: str | None, revision: str
         _check_within(path, chosen)
         return _Found(chosen, f"folder {path.resolve().name}")
     if path.is_absolute() or path.suffix or text.count("/") != 1 or text.startswith((".", "~")):
-        raise ModelNotFound(path.name, "is no file, no folder and no repository", "check the path")
+        raise ModelNotFound(
+            path.name, "is neither a file, a folder nor a repository", "check the path"
+        )
     if Path(text.partition("/")[0]).is_dir():
         raise ModelNotFound(path.name, "is not in that folder", "check the path")
     names = list(list_repository(text, revision)) or [weight_name or _PREFERRED[0]]

@@ -69,7 +69,7 @@ def _read_config(part: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as err:
         raise InvalidModel(part.name, f"has a broken {PEFT_CONFIG}") from err
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise InvalidModel(part.name, f"is no LoRA by its {PEFT_CONFIG}", "import a LoRA")
+        raise InvalidModel(part.name, f"is not a LoRA by its {PEFT_CONFIG}", "import a LoRA")
     start = config.get("init_lora_weights")
     if start not in _PLAIN_STARTS:
         raise InvalidModel(
@@ -90,7 +90,7 @@ def _read_layers(part: Path) -> dict[str, torch.Tensor]:
         raise InvalidModel(part.name, f"has no readable {PEFT_TENSORS}", "save it again") from err
     other = next((key for key in tensors if ".lora_" not in key), None)
     if other is not None or not tensors:
-        raise InvalidModel(part.name, f"holds {other!r}, which is no LoRA", "train a plain LoRA")
+        raise InvalidModel(part.name, f"holds {other!r}, which is not a LoRA", "train a plain LoRA")
     return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
 
 

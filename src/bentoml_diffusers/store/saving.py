@@ -61,7 +61,7 @@ def save_model(
 
     is_modular = isinstance(pipeline, diffusers.ModularPipeline)
     if not is_modular and not isinstance(pipeline, diffusers.DiffusionPipeline):
-        raise InvalidModel(type(pipeline).__name__, "is no diffusers.DiffusionPipeline")
+        raise InvalidModel(type(pipeline).__name__, "is not a diffusers.DiffusionPipeline")
     tag = make_tag(name)
     if find_stored(tag) is not None and tag.version:
         raise TagConflict(tag, "a model", "a pipeline from memory")

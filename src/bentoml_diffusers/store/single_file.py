@@ -70,14 +70,14 @@ def open_checkpoint(
             )
         return Checkpoint(path, _find_config(config), None)
     if path.suffix != ".safetensors":
-        raise InvalidModel(path.name, "is no .safetensors file", "give a folder or a checkpoint")
+        raise InvalidModel(path.name, "is not a .safetensors file", "give a folder or a checkpoint")
     check_safetensors(path, path.name, path.name)
     header = read_header(path)
     if not any(key.startswith(_DENOISER_KEYS) for key in header):
         is_adapter = any(part in key for key in header for part in _ADAPTER_KEYS)
         raise InvalidModel(
             path.name,
-            "is no checkpoint of a whole pipeline" + (", but a LoRA" if is_adapter else ""),
+            "is not a checkpoint of a whole pipeline" + (", but a LoRA" if is_adapter else ""),
             "use import_lora" if is_adapter else "give the folder of the pipeline",
         )
     dtypes = [value["dtype"] for value in header.values()]

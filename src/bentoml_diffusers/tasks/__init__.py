@@ -1,7 +1,7 @@
 """What a call of a pipeline takes and gives, and what belongs to the engine."""
 
 from bentoml_diffusers.tasks.blocks import read_all_blocks, read_modular_workflows
-from bentoml_diffusers.tasks.finding import (
+from bentoml_diffusers.tasks.finder import (
     find_tasks,
     has_method,
     is_modular,

@@ -59,9 +59,9 @@ def check_arguments(task: Task, arguments: Mapping[str, Any]) -> None:
     for name in _WHOLE_NUMBERS:
         value = arguments.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise InvalidRequest(name, value, "a whole number")
+            raise InvalidRequest(name, value, "an integer")
         if value is not None and value < 1:
-            raise InvalidRequest(name, value, "a whole number from 1")
+            raise InvalidRequest(name, value, "an integer from 1")
     for name in _NUMBERS:
         check_number(name, arguments.get(name))
     _check_embeddings(arguments)
@@ -85,7 +85,7 @@ def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -
     most = min((count for count in layers if count is not None), default=None)
     is_count = isinstance(clip_skip, int) and not isinstance(clip_skip, bool) and clip_skip >= 0
     if not is_count or (most is not None and clip_skip >= most):
-        expected = "a whole number from 0" if most is None else f"from 0 to {most - 1}"
+        expected = "an integer from 0" if most is None else f"from 0 to {most - 1}"
         raise InvalidRequest("clip_skip", clip_skip, expected)
 
 

@@ -27,7 +27,7 @@ _SEQUENCES = (list, tuple, collections.abc.Sequence)
 _ARRAYS = (np.ndarray, torch.Tensor)
 _WORDS = {
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     str: "text",
     torch.Tensor: "a tensor",
@@ -95,7 +95,7 @@ def _is_instance(value: Any, kind: type[Any]) -> bool:
         return isinstance(value, wanted) and not is_bool
     if kind is dict:
         return isinstance(value, collections.abc.Mapping)
-    if issubclass(kind, torch.Tensor):  # FloatTensor is no class of any tensor
+    if issubclass(kind, torch.Tensor):  # FloatTensor is not a class of any tensor
         return isinstance(value, torch.Tensor)
     return isinstance(value, kind)
 

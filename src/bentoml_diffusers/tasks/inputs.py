@@ -137,7 +137,7 @@ def _kind_of_type(hint: Any) -> Kind:
     if hint in simple:
         return simple[hint]
     if isinstance(hint, type) and hint.__module__.startswith("torch") and "Tensor" in hint.__name__:
-        return "tensor"  # such as `torch.FloatTensor`, which is no subclass of it
+        return "tensor"  # such as `torch.FloatTensor`, which is not a subclass of it
     members = get_args(hint)
     if get_origin(hint) is list and Image.Image in _flatten(members):
         return "image"

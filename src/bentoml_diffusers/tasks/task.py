@@ -59,7 +59,7 @@ class Task:
         fixed: Inputs that make it what it is, with their values; a request has no say in them.
         components: Class of each component that is loaded for it, by name; of modular workflows.
         is_modular: It runs as the blocks of a modular pipeline.
-        is_guided: ``guidance_scale`` is no input, but goes to the pipeline's guider.
+        is_guided: ``guidance_scale`` is not an input, but goes to the pipeline's guider.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Tiny pipelines of real diffusers classes, for our tests and for those of users.
 
-Their weights are random but seeded: pictures mean nothing, yet another prompt, seed or LoRA
-gives another picture.
+Their weights are random but seeded: images mean nothing, yet another prompt, seed or LoRA
+gives another image.
 """
 
 from bentoml_diffusers.testing.modular import (

@@ -98,7 +98,7 @@ def _image_encoder() -> CLIPVisionModelWithProjection:
             projection_dim=_IMAGE_WIDTH,
             num_hidden_layers=1,
             num_attention_heads=2,
-            image_size=224,  # to which SDXL's blocks bring a picture
+            image_size=224,  # to which SDXL's blocks bring an image
             patch_size=56,
         )
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @seeded
 def tiny_stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:  # noqa: ARG001 - see seeded
-    """Returns an SD3 with its three text encoders, for pictures of 32 x 32 pixels."""
+    """Returns an SD3 with its three text encoders, for images of 32 x 32 pixels."""
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         SD3Transformer2DModel,
@@ -55,7 +55,7 @@ def tiny_stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:  # noqa:
 
 @seeded
 def tiny_flux(seed: int = 0) -> FluxPipeline:  # noqa: ARG001
-    """Returns a Flux with embedded guidance, for pictures of 32 x 32 pixels."""
+    """Returns a Flux with embedded guidance, for images of 32 x 32 pixels."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     clip, t5 = tiny_tokenizer(), tiny_t5_tokenizer()
@@ -83,7 +83,7 @@ def tiny_flux(seed: int = 0) -> FluxPipeline:  # noqa: ARG001
 
 @seeded
 def tiny_pixart_sigma(seed: int = 0) -> PixArtSigmaPipeline:  # noqa: ARG001
-    """Returns a PixArt-Sigma for pictures of 32 x 32 pixels."""
+    """Returns a PixArt-Sigma for images of 32 x 32 pixels."""
     from diffusers import (
         DPMSolverMultistepScheduler,
         PixArtSigmaPipeline,

@@ -33,7 +33,7 @@ _UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 @seeded
 def tiny_stable_diffusion(seed: int = 0) -> StableDiffusionPipeline:  # noqa: ARG001 - see seeded
-    """Returns a Stable Diffusion of 0.1 M parameters for pictures of 32 x 32 pixels."""
+    """Returns a Stable Diffusion of 0.1 M parameters for images of 32 x 32 pixels."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     tokenizer = tiny_tokenizer()
@@ -53,7 +53,7 @@ def tiny_stable_diffusion(seed: int = 0) -> StableDiffusionPipeline:  # noqa: AR
 
 @seeded
 def tiny_controlnet(seed: int = 0) -> StableDiffusionControlNetPipeline:
-    """Returns a Stable Diffusion with a ControlNet, for pictures of 32 x 32 pixels."""
+    """Returns a Stable Diffusion with a ControlNet, for images of 32 x 32 pixels."""
     import torch
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
@@ -73,7 +73,7 @@ def tiny_controlnet(seed: int = 0) -> StableDiffusionControlNetPipeline:
 
 @seeded
 def tiny_stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:  # noqa: ARG001
-    """Returns an SDXL for pictures of 32 x 32 pixels; its text encoders have widths 16 and 24."""
+    """Returns an SDXL for images of 32 x 32 pixels; its text encoders have widths 16 and 24."""
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionXLPipeline,
@@ -103,7 +103,7 @@ def tiny_stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:  # noq
 
 @seeded
 def tiny_ldm(seed: int = 0) -> LDMTextToImagePipeline:  # noqa: ARG001
-    """Returns a latent diffusion of the first kind, for pictures of 32 x 32 pixels."""
+    """Returns a latent diffusion of the first kind, for images of 32 x 32 pixels."""
     from diffusers import DDIMScheduler, LDMTextToImagePipeline, UNet2DConditionModel
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
         LDMBertConfig,
@@ -135,7 +135,7 @@ def tiny_ldm(seed: int = 0) -> LDMTextToImagePipeline:  # noqa: ARG001
 
 @seeded
 def tiny_ddpm(seed: int = 0) -> DDPMPipeline:  # noqa: ARG001
-    """Returns an unconditional pipeline for pictures of 8 x 8 pixels."""
+    """Returns an unconditional pipeline for images of 8 x 8 pixels."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     unet = UNet2DModel(
@@ -173,7 +173,7 @@ def tiny_dance_diffusion(seed: int = 0) -> DanceDiffusionPipeline:  # noqa: ARG0
 
 
 def tiny_vae(*, shift: float | None = None) -> AutoencoderKL:
-    """Returns an autoencoder from (3, 32, 32) pictures to (4, 4, 4) latents."""
+    """Returns an autoencoder from (3, 32, 32) images to (4, 4, 4) latents."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(

@@ -38,7 +38,7 @@ def _modules_beside(name: str, beside: Mapping[str, Path]) -> Iterator[str]:
     try:
         tree = ast.parse(beside[name].read_bytes())
     except (SyntaxError, ValueError) as err:
-        raise InvalidModel(name, f"is no Python file: {err}") from err
+        raise InvalidModel(name, f"is not a Python file: {err}") from err
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield from _relative(name, node, beside)

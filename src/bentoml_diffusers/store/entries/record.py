@@ -30,7 +30,7 @@ _PACKAGES = ("bentoml-diffusers", "bentoml", "diffusers", "transformers", "peft"
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that make a picture what it is."""
+    """Returns the versions of the packages that make an image what it is."""
     installed = {name: _compat.find_version(name) for name in _PACKAGES}
     return {name: version for name, version in installed.items() if version}
 

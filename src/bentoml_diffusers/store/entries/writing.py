@@ -47,7 +47,7 @@ def make_tag(name: str | Tag) -> Tag:
         return Tag.from_taglike(name)
     except (ValueError, bentoml.exceptions.BentoMLException) as err:
         next_step = "the tag comes first, then the source" if "/" in str(name) else ""
-        raise InvalidModel(name, f"is no tag of the model store: {err}", next_step) from err
+        raise InvalidModel(name, f"is not a tag of the model store: {err}", next_step) from err
 
 
 def write_entry(

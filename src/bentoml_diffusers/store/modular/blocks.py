@@ -188,7 +188,7 @@ def complete_workflows(
         only: Name of the modular workflow, if the blocks are of one.
 
     Raises:
-        InvalidModel: 400, there is none, so nothing could be painted.
+        InvalidModel: 400, there is none, so nothing could be generated.
     """
     gaps = {
         name: sorted(n for n in expected_names(parts) - set(present) if not n.startswith(_MAY_LACK))

@@ -142,7 +142,7 @@ def _read_component(name: str, value: Sequence[Any], source: str) -> Component:
         raise InvalidModel(
             source,
             f"names {library}.{class_name} for {name!r} in its {MODULAR_INDEX}, "
-            "which is no class of diffusers or transformers",
+            "which is not a class of diffusers or transformers",
             "let the code of its blocks make this component",
         )
     subfolder = details.get("subfolder") or ""

@@ -105,7 +105,7 @@ def read_components(index: Mapping[str, Any], source: str) -> dict[str, tuple[st
     """Returns library and class of each component that an index names, by its name.
 
     Raises:
-        InvalidModel: 400, a name that is no plain word.
+        InvalidModel: 400, a name that is not a plain word.
     """
     components = {}
     for name, value in index.items():

@@ -108,7 +108,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise InvalidModel(
             name,
-            f"is no diffusers pipeline: it has no {path.name}",
+            f"is not a diffusers pipeline: it has no {path.name}",
             "give a folder that save_pretrained wrote",
         )
     try:
@@ -116,7 +116,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     except ValueError as err:
         raise InvalidModel(name, f"has a broken {path.name}: {err}") from err
     if not isinstance(content, dict):
-        raise InvalidModel(name, f"has a {path.name} that is no object, so names no class")
+        raise InvalidModel(name, f"has a {path.name} that is not an object, so names no class")
     return content
 
 
@@ -183,7 +183,7 @@ def check_file(source: Source, name: str) -> None:
             source.name, f"has a link that leads out of it: {name}", "put the file itself there"
         )
     if not path.is_file():
-        raise InvalidModel(source.name, f"has a link to nothing: {name}")
+        raise InvalidModel(source.name, f"has a dangling symlink: {name}")
     if name.endswith(".safetensors"):
         check_safetensors(path, name, source.name)
     if ".index." in name and name.endswith(".json"):

@@ -2,8 +2,8 @@
 
 from bentoml_diffusers.workflow.files.blobs import KIND, encode_base64, name_of
 from bentoml_diffusers.workflow.files.bounds import LOCAL, Bounds, count_marks
-from bentoml_diffusers.workflow.files.containers import PictureFormat
-from bentoml_diffusers.workflow.files.images import Embedding, embed_workflow, save_picture
+from bentoml_diffusers.workflow.files.containers import ImageFormat
+from bentoml_diffusers.workflow.files.images import Embedding, embed_workflow, save_image
 from bentoml_diffusers.workflow.files.infotext import make_infotext
 from bentoml_diffusers.workflow.files.schema import (
     FORMAT,
@@ -36,7 +36,7 @@ __all__ = [
     "LOCAL",
     "Output",
     "OutputPart",
-    "PictureFormat",
+    "ImageFormat",
     "Pipeline",
     "Scheduler",
     "StoredModel",
@@ -46,6 +46,6 @@ __all__ = [
     "encode_base64",
     "make_infotext",
     "name_of",
-    "save_picture",
+    "save_image",
     "summarize",
 ]

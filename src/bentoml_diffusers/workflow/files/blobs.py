@@ -1,4 +1,4 @@
-"""Pictures, tensors and arrays beside the text of a workflow, each named by its sha256.
+"""Images, tensors and arrays beside the text of a workflow, each named by its sha256.
 
 In the text stands ``{"$kind": "image", "blob": "<sha256>", ...}``.
 """

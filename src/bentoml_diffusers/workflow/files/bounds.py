@@ -1,4 +1,4 @@
-"""How large a workflow may be, and JSON read within that: a workflow may come from a stranger."""
+"""How large a workflow may be, and JSON read within that: a workflow may be untrusted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Bounds:
         max_json_bytes: Of the text, without blobs.
         max_depth: Of lists and objects in each other.
         max_values: Numbers, texts, lists and objects in all.
-        max_blobs: Pictures, tensors and arrays.
+        max_blobs: Images, tensors and arrays.
         max_blob_bytes: Their size in all, as stored.
-        max_side: Largest side of a picture, in pixels.
-        max_pixels: Of one picture.
+        max_side: Largest side of an image, in pixels.
+        max_pixels: Of one image.
     """
 
     max_json_bytes: int = 16 << 20
@@ -37,7 +37,7 @@ class Bounds:
 
     @classmethod
     def of(cls, limits: RequestLimits) -> Bounds:
-        """Returns the bounds for a stranger's workflow under the limits of a service."""
+        """Returns the bounds for an untrusted workflow under the limits of a service."""
         return cls(
             max_json_bytes=1 << 20,
             max_values=20_000,
@@ -85,7 +85,7 @@ def count_marks(data: bytes) -> int:
 
 
 def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

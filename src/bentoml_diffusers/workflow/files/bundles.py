@@ -105,13 +105,13 @@ def _open_repository(repo_id: str, filename: str, revision: str, token: str | No
 
 
 def read_bundle(data: bytes, bounds: Bounds) -> Bundle:
-    """Opens a workflow from memory: a picture, a zip, else JSON.
+    """Opens a workflow from memory: an image, a zip, else JSON.
 
     Raises:
         InvalidWorkflow: 400, broken, with other files in it, or beyond the bounds.
     """
-    if containers.is_picture(data):
-        return _read_picture(data, bounds)
+    if containers.is_image(data):
+        return _read_image(data, bounds)
     if not data.startswith(_ZIP):
         return Bundle(data)
     if data.count(_ZIP_ENTRY) > 2 * (bounds.max_blobs + 1):  # before they become objects
@@ -141,14 +141,14 @@ def _read_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> bytes:
     return data
 
 
-def _read_picture(data: bytes, bounds: Bounds) -> Bundle:
+def _read_image(data: bytes, bounds: Bounds) -> Bundle:
     try:
         room = min(bounds.max_file_bytes, containers.MAX_TEXT_BYTES)
         texts = containers.read_texts(data, room)
     except containers.BrokenContainer as err:
-        raise InvalidWorkflow("workflow", str(err), "a picture that holds one") from err
+        raise InvalidWorkflow("workflow", str(err), "an image that holds one") from err
     if containers.KEY not in texts:
-        raise InvalidWorkflow("workflow", "a picture without one", "a picture that holds one")
+        raise InvalidWorkflow("workflow", "an image without one", "an image that holds one")
 
     def read(name: str) -> bytes | None:
         key = f"{containers.BLOB_KEY}{name.partition('.')[0]}"

@@ -16,7 +16,7 @@ from bentoml_diffusers.workflow.files import xmp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-PictureFormat = Literal["png", "jpeg", "webp"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 
 PREFIX = "diffusers_"
 KEY = f"{PREFIX}workflow"  # the JSON
@@ -39,21 +39,21 @@ class BrokenContainer(ValueError):
 
 
 def save_arguments(
-    picture_format: PictureFormat, texts: Mapping[str, str], infotext: str | None = None
+    image_format: ImageFormat, texts: Mapping[str, str], infotext: str | None = None
 ) -> dict[str, Any]:
-    """Returns arguments for Pillow's ``save`` that put texts into a picture.
+    """Returns arguments for Pillow's ``save`` that put texts into an image.
 
     Args:
-        picture_format: Format that is saved.
+        image_format: Format that is saved.
         texts: Our texts by name; letters and ``_``.
         infotext: A1111's text, which goes where A1111 has it. A JPEG has no place for one of more
             than about 32,000 characters: it is left out.
     """
-    if picture_format == "png":
+    if image_format == "png":
         return {"pnginfo": _make_png_info(texts, infotext)}
     exif = _make_exif(infotext) if infotext is not None else b""
     packet = xmp.make_packet(texts) if texts else b""
-    if picture_format == "webp":
+    if image_format == "webp":
         return {"exif": exif, "xmp": packet}
     return {
         "exif": exif if len(exif) <= _MAX_EXIF else b"",
@@ -62,7 +62,7 @@ def save_arguments(
 
 
 def read_texts(data: bytes, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, str]:
-    """Returns our texts of a picture by name, without decoding its pixels.
+    """Returns our texts of an image by name, without decoding its pixels.
 
     Nothing inflates beyond ``max_bytes``. A file that ends too early still gives the texts that it
     has whole.
@@ -75,14 +75,14 @@ def read_texts(data: bytes, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, str]:
             return _read_png(data, max_bytes)
         if data.startswith(_JPEG):
             return xmp.read_segments(_jpeg_segments(data), max_bytes)
-        if is_picture(data):
+        if is_image(data):
             return _read_webp(data, max_bytes)
     except xmp.XmpError as err:
         raise BrokenContainer(str(err)) from err
     raise BrokenContainer("not a PNG, JPEG or WebP file")
 
 
-def is_picture(data: bytes) -> bool:
+def is_image(data: bytes) -> bool:
     """True if a file starts as PNG, JPEG and WebP do."""
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     return data.startswith((_PNG, _JPEG)) or is_webp
@@ -116,7 +116,7 @@ def _read_png(data: bytes, room: int) -> dict[str, str]:
         room -= len(text)
         count += 1
         if count > _MAX_TEXTS:
-            raise BrokenContainer(f"a picture with more than {_MAX_TEXTS} texts")
+            raise BrokenContainer(f"an image with more than {_MAX_TEXTS} texts")
         pieces.setdefault(keyword, []).append(text)
     return {keyword: "".join(texts) for keyword, texts in pieces.items()}
 
@@ -167,7 +167,7 @@ _PNG_TEXTS = {
 
 def _bounded(text: bytes, room: int) -> bytes:
     if len(text) > room:
-        raise BrokenContainer("a picture with more text than is read")
+        raise BrokenContainer("an image with more text than is read")
     return text
 
 
@@ -219,4 +219,4 @@ def _read_webp(data: bytes, max_bytes: int) -> dict[str, str]:
 
 def _at_most(what: str) -> Iterator[int]:
     yield from range(_MAX_CHUNKS)
-    raise BrokenContainer(f"a picture with more than {_MAX_CHUNKS} {what}")
+    raise BrokenContainer(f"an image with more than {_MAX_CHUNKS} {what}")

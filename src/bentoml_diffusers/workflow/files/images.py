@@ -1,4 +1,4 @@
-"""A workflow inside the picture that it made."""
+"""A workflow inside the image that it made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bentoml_diffusers.workflow.files.containers import (
     BLOB_KEY,
     KEY,
     MAX_TEXT_BYTES,
-    PictureFormat,
+    ImageFormat,
     save_arguments,
 )
 from bentoml_diffusers.workflow.files.infotext import make_infotext
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.workflow.files.schema import Workflow
 
-_SUFFIXES: dict[str, PictureFormat] = {
+_SUFFIXES: dict[str, ImageFormat] = {
     ".jpg": "jpeg",
-    **{f".{name}": name for name in get_args(PictureFormat)},
+    **{f".{name}": name for name in get_args(ImageFormat)},
 }
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How a workflow goes into a picture.
+    """How a workflow goes into an image.
 
     Attributes:
         arguments: For Pillow's ``save``.
@@ -50,30 +50,30 @@ class Embedding:
 
 def embed_workflow(
     workflow: Workflow,
-    picture: Image.Image,
-    picture_format: PictureFormat,
+    image: Image.Image,
+    image_format: ImageFormat,
     options: EmbedOptions,
     index: int = 0,
 ) -> Embedding:
-    """Returns how a workflow goes into a picture: whole or not at all.
+    """Returns how a workflow goes into an image: whole or not at all.
 
     Args:
-        workflow: What made the picture.
-        picture: A picture of its output.
-        picture_format: Format that it is saved in.
+        workflow: What made the image.
+        image: An image of its output.
+        image_format: Format that it is saved in.
         options: What is written.
-        index: Number of the picture among those that the workflow made.
+        index: Number of the image among those that the workflow made.
     """
     texts = _write_texts(workflow) if options.workflow else {}
     size = sum(len(text.encode()) for text in texts.values())
     is_whole = size <= options.max_workflow_bytes
-    infotext = make_infotext(workflow, picture.size, index) if options.infotext else None
-    arguments = save_arguments(picture_format, texts if is_whole else {}, infotext)
+    infotext = make_infotext(workflow, image.size, index) if options.infotext else None
+    arguments = save_arguments(image_format, texts if is_whole else {}, infotext)
     return Embedding(arguments, size, is_whole)
 
 
-def save_picture(
-    picture: Image.Image,
+def save_image(
+    image: Image.Image,
     path: str | os.PathLike[str],
     workflow: Workflow,
     *,
@@ -81,16 +81,16 @@ def save_picture(
     index: int = 0,
     **arguments: Any,
 ) -> Path:
-    """Saves a picture with the workflow that made it inside.
+    """Saves an image with the workflow that made it inside.
 
-    Whoever has the file can read the prompt, and the pictures that went in.
+    Whoever has the file can read the prompt, and the images that went in.
 
     Args:
-        picture: A picture of the workflow's output.
+        image: An image of the workflow's output.
         path: ``*.png``, ``*.jpg``, ``*.jpeg`` or ``*.webp``.
         workflow: What made it.
         infotext: Write the text of AUTOMATIC1111's web UI, too.
-        index: Number of the picture among those that the workflow made.
+        index: Number of the image among those that the workflow made.
         **arguments: More for Pillow's ``save``, such as ``quality``.
 
     Raises:
@@ -98,20 +98,20 @@ def save_picture(
         StorageFull: 507, no space left.
     """
     target = Path(path).expanduser()
-    picture_format = _SUFFIXES.get(target.suffix.lower())
-    if picture_format is None:
+    image_format = _SUFFIXES.get(target.suffix.lower())
+    if image_format is None:
         raise InvalidWorkflow("path", target.name, f"a name that ends in {', '.join(_SUFFIXES)}")
     options = EmbedOptions(workflow=True, infotext=infotext, max_workflow_bytes=MAX_TEXT_BYTES)
-    embedding = embed_workflow(workflow, picture, picture_format, options, index)
+    embedding = embed_workflow(workflow, image, image_format, options, index)
     if not embedding.is_whole:
         raise InvalidWorkflow(
             "workflow",
             f"{embedding.workflow_bytes} bytes",
-            f"at most {MAX_TEXT_BYTES} in a picture; save_workflow has no such limit",
+            f"at most {MAX_TEXT_BYTES} in an image; save_workflow has no such limit",
         )
-    opaque = picture.convert("RGB") if picture_format == "jpeg" else picture
+    opaque = image.convert("RGB") if image_format == "jpeg" else image
     with storage_errors(target.name):
-        opaque.save(target, picture_format, **embedding.arguments, **arguments)
+        opaque.save(target, image_format, **embedding.arguments, **arguments)
     return target
 
 

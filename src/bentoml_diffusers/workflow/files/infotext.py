@@ -1,4 +1,4 @@
-"""The text that AUTOMATIC1111's web UI writes into its pictures, and many tools read."""
+"""The text that AUTOMATIC1111's web UI writes into its images, and many tools read."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def make_infotext(workflow: Workflow, size: tuple[int, int], index: int = 0) -> str:
-    """Returns A1111's ``parameters`` of a picture.
+    """Returns A1111's ``parameters`` of an image.
 
     Of its syntax only ``<lora:name:scale>`` for the LoRAs that were used is written: what stands in
     a prompt was read as letters.
 
-    There is no place in it for pictures, masks, textual inversions or hashes that A1111 would know:
+    There is no place in it for images, masks, textual inversions or hashes that A1111 would know:
     it is for reading, the workflow is for replaying.
 
     Args:
-        workflow: What made the picture.
+        workflow: What made the image.
         size: Width and height, px.
-        index: Number of the picture among those that the workflow made.
+        index: Number of the image among those that the workflow made.
     """
     prompt = _pick(workflow, "prompt", index)
     lines = [" ".join([prompt, *_loras(workflow)]).strip()]
@@ -54,7 +54,7 @@ def _parameters(workflow: Workflow, size: tuple[int, int], index: int) -> dict[s
 
 
 def _pick(workflow: Workflow, name: str, index: int) -> str:
-    """Returns the text of a picture: a list holds one for each prompt, in the order of pictures."""
+    """Returns the text of an image: a list holds one for each prompt, in the order of images."""
     value = workflow.arguments.get(name)
     if isinstance(value, list) and value:
         per_prompt = workflow.arguments.get("num_images_per_prompt")

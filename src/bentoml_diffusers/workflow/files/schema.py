@@ -139,7 +139,7 @@ class Generator(Part):
 
 
 class Environment(Part):
-    """What else a picture depends on, to the last bit."""
+    """What else an image depends on, to the last bit."""
 
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
@@ -147,7 +147,7 @@ class Environment(Part):
 
 
 class OutputPart(Part):
-    """One picture, tensor or array of the output."""
+    """One image, tensor or array of the output."""
 
     kind: str
     shape: list[int]
@@ -162,9 +162,9 @@ class Output(Part):
 
 
 class Workflow(Part):
-    """Everything that made a picture, so that it can be made again.
+    """Everything that made an image, so that it can be made again.
 
-    Not a *modular workflow*, which is a task of a modular pipeline in diffusers. Pictures,
+    Not a *modular workflow*, which is a task of a modular pipeline in diffusers. Images,
     tensors and arrays are blobs, named by their sha256, beside the text.
 
     Attributes:
@@ -205,7 +205,7 @@ class Workflow(Part):
 
     @property
     def blobs(self) -> Mapping[str, bytes]:
-        """Returns pictures, tensors and arrays, by their sha256."""
+        """Returns images, tensors and arrays, by their sha256."""
         return self._blobs
 
     @classmethod
@@ -214,7 +214,7 @@ class Workflow(Part):
 
         Args:
             data: As :meth:`to_json` writes it.
-            limits: Those of a service, for a stranger's text; ``None`` for one's own.
+            limits: Those of a service, for an untrusted text; ``None`` for one's own.
 
         Raises:
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
@@ -224,11 +224,11 @@ class Workflow(Part):
 
     @classmethod
     def from_bytes(cls, data: bytes, limits: RequestLimits | None = None) -> Workflow:
-        """Reads a workflow from the bytes of a file: a picture, a zip, or JSON of :meth:`to_json`.
+        """Reads a workflow from the bytes of a file: an image, a zip, or JSON of :meth:`to_json`.
 
         Args:
             data: What is in the file.
-            limits: Those of a service, for a stranger's file; ``None`` for one's own.
+            limits: Those of a service, for an untrusted file; ``None`` for one's own.
 
         Raises:
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
@@ -248,7 +248,7 @@ class Workflow(Part):
         """Loads a workflow.
 
         Args:
-            source: A folder, a JSON file, a zip, a picture, or a hub repository.
+            source: A folder, a JSON file, a zip, an image, or a hub repository.
             filename: File in the folder or repository.
             revision: Branch, tag or commit of the hub repository.
             token: For a private repository; by default what the hub's login or HF_TOKEN says.
@@ -363,7 +363,7 @@ def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidWorkflow("workflow.format", values.get("format"), repr(FORMAT))
     version = values.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InvalidWorkflow("workflow.version", version, "a whole number from 1")
+        raise InvalidWorkflow("workflow.version", version, "an integer from 1")
     if version > VERSION:
         raise InvalidWorkflow(
             "workflow.version", version, f"up to {VERSION}: upgrade bentoml-diffusers to read it"

@@ -20,7 +20,7 @@ _PLUMBING = ("output_type", "return_dict", "callback_on_step_end_tensor_inputs")
 def summarize(workflow: Workflow) -> list[tuple[str, str]]:
     """Returns what a workflow says, as names and texts, without arguments that say nothing.
 
-    Control characters come escaped: the text may be a stranger's, and go to a terminal.
+    Control characters come escaped: the text may be untrusted, and go to a terminal.
     """
     pipeline, output = workflow.pipeline, workflow.output
     arguments = {

@@ -67,7 +67,7 @@ def read_segments(segments: Iterable[bytes], max_bytes: int) -> dict[str, str]:
     found = list(segments)
     packets = [segment[len(_HEADER) :] for segment in found if segment.startswith(_HEADER)]
     if len(packets) > _MAX_PACKETS:
-        raise XmpError(f"a picture with more than {_MAX_PACKETS} XMP packets")
+        raise XmpError(f"an image with more than {_MAX_PACKETS} XMP packets")
     texts: dict[str, str] = {}
     for packet in packets:
         texts |= read_packet(packet)
@@ -117,7 +117,7 @@ def read_packet(packet: bytes) -> dict[str, str]:
     try:
         _feed(parser, packet.decode().rstrip("\0"), lambda: bool(open_names and open_names[-1]))
     except (expat.ExpatError, UnicodeDecodeError) as err:
-        raise XmpError(f"XMP that is no XML: {err}") from err
+        raise XmpError(f"XMP that is not XML: {err}") from err
     return {name: "".join(parts) for name, parts in texts.items()}
 
 

@@ -77,7 +77,7 @@ def describe_guider(guider: Any, **changes: Any) -> Guider | None:
 
     Args:
         guider: That of the pipeline.
-        **changes: What a request has of its own; ``None`` is no change.
+        **changes: What a request has of its own; ``None`` is not a change.
     """
     if guider is None:
         return None

@@ -1,4 +1,4 @@
-"""What a picture depends on to its last bit, besides pipeline and arguments."""
+"""What an image depends on to its last bit, besides pipeline and arguments."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def fingerprint_weights(pipeline: Any) -> str:
     """Returns a hash over name, shape, dtype and some numbers of each weight of a pipeline.
 
     Unfused LoRAs are left out. It finds another model, another dtype, a fused LoRA, an added word;
-    it is no proof against a forger. Takes milliseconds.
+    it is not proof against a forger. Takes milliseconds.
     """
     digest = hashlib.sha256()
     samples: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}

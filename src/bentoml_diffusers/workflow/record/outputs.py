@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def hash_output(output: Any) -> Output:
-    """Returns the hash over all pictures, tensors, arrays and plain values of an output.
+    """Returns the hash over all images, tensors, arrays and plain values of an output.
 
     Args:
         output: Of a pipeline: its output object, or the tuple of it.

@@ -1,6 +1,6 @@
 """Arguments of a pipeline to JSON and blobs, and back.
 
-What JSON has no word for is an object with ``$kind``: picture, tensor, array, tuple, generator,
+What JSON has no word for is an object with ``$kind``: image, tensor, array, tuple, generator,
 dtype, device. Nothing is ever imported or called by a name in it.
 """
 
@@ -116,7 +116,7 @@ class Encoder:
         if value.mode in _RAW_MODES:
             return {KIND: "pixels", "blob": self._keep(value.tobytes()), **about}
         if value.mode not in _PNG_MODES:
-            raise UnsupportedValue(f"a picture of mode {value.mode}")
+            raise UnsupportedValue(f"an image of mode {value.mode}")
         clean = value.copy()  # without the metadata of the file that it came from
         known = value.info.get("transparency")
         clean.info = {} if known is None else {"transparency": known}
@@ -192,7 +192,7 @@ class Decoder:
         blobs: By sha256.
         generators: Those of the workflow.
         device: Of the pipeline: what was on such a device comes back on it, all else on the CPU.
-        bounds: Sizes of pictures.
+        bounds: Sizes of images.
     """
 
     def __init__(
@@ -263,14 +263,14 @@ class Decoder:
             # Pillow warns from 89 million pixels on; our own bound is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:
-                picture = Image.open(data, formats=["PNG"])
+                image = Image.open(data, formats=["PNG"])
             except (UnidentifiedImageError, Image.DecompressionBombError) as err:
                 raise ValueError(str(err)) from err
-        self._check_pixels(picture.size, field)
-        picture.load()
-        if picture.mode != value["mode"] or list(picture.size) != value["size"]:
-            raise InvalidWorkflow(field, (picture.mode, picture.size), "mode and size as recorded")
-        return picture.copy()  # of no file
+        self._check_pixels(image.size, field)
+        image.load()
+        if image.mode != value["mode"] or list(image.size) != value["size"]:
+            raise InvalidWorkflow(field, (image.mode, image.size), "mode and size as recorded")
+        return image.copy()  # of no file
 
     def _read_pixels(self, value: dict[str, Any], field: str) -> Image.Image:
         width, height = value["size"]

@@ -1,4 +1,4 @@
-"""A stranger's workflow under the limits of a service."""
+"""An untrusted workflow under the limits of a service."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 _KINDS = ("image", "tuple", "dict", "float", "generator")  # latents would ask for any size
 _MAX_NUMBER = 1024  # of any other argument: tokens, steps of a schedule, seconds
-_MAX_SIZE = 16384  # of sizes that are told to the model, not painted
+_MAX_SIZE = 16384  # of sizes that are told to the model, not generated
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size", "num_frames")
 _USUAL_SIDE = 512
-_PICTURES = ("image", "mask", "video", "audio")
+_IMAGES = ("image", "mask", "video", "audio")
 
 
 def check_limits(workflow: Workflow, limits: RequestLimits, overrides: Mapping[str, Any]) -> None:
     """Checks what a workflow asks for, as any request of a service is checked.
 
-    Sizes of its pictures are checked where they are decoded, names of adapters where they are
+    Sizes of its images are checked where they are decoded, names of adapters where they are
     looked up.
 
     Args:
-        workflow: A stranger's.
+        workflow: An untrusted one.
         limits: Those of the service.
         overrides: Plain arguments instead of those of the workflow.
 
@@ -54,8 +54,8 @@ def check_limits(workflow: Workflow, limits: RequestLimits, overrides: Mapping[s
 
 def _check_value(name: str, value: Any, limits: RequestLimits) -> None:
     if isinstance(value, str):
-        if any(word in name for word in _PICTURES):  # some pipelines would open a file of the name
-            raise InvalidWorkflow(_field(name), value, "a picture")
+        if any(word in name for word in _IMAGES):  # some pipelines would open a file of the name
+            raise InvalidWorkflow(_field(name), value, "an image")
         if len(value) > limits.max_prompt_chars:
             expected = f"at most {limits.max_prompt_chars} characters"
             raise InvalidWorkflow(_field(name), f"{len(value)} characters", expected)
@@ -74,7 +74,7 @@ def _check_value(name: str, value: Any, limits: RequestLimits) -> None:
 def _check_kind(name: str, value: Mapping[str, Any], limits: RequestLimits) -> None:
     kind = value.get(KIND)
     if kind is not None and kind not in _KINDS:
-        raise InvalidWorkflow(_field(name), f"one {kind}", "plain values and pictures only")
+        raise InvalidWorkflow(_field(name), f"one {kind}", "plain values and images only")
     if kind in (None, "tuple", "dict"):
         for key, item in value.items():
             _check_value(name if key in (KIND, "items") else f"{name}.{key}", item, limits)

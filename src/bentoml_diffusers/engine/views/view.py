@@ -12,16 +12,15 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from bentoml_diffusers._compat import fix_execution_device, is_compiled, restore_text_model
-from bentoml_diffusers.engine.jobs import SharedModule, parameter_defaults
-from bentoml_diffusers.engine.steps import count_steps
+from bentoml_diffusers.engine.forwards import SharedModule, parameter_defaults
+from bentoml_diffusers.engine.views.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bentoml_diffusers.engine.conductor import Conductor
-    from bentoml_diffusers.engine.jobs import Member
-    from bentoml_diffusers.engine.request import Request
+    from bentoml_diffusers.engine.forwards import Conductor, Member
+    from bentoml_diffusers.engine.requests import Request
     from bentoml_diffusers.options import EngineLimits
 
 # Decoders that take a generator and never use it.

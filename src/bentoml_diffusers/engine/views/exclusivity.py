@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Solitude:
+class Exclusivity:
     """Why requests run one at a time.
 
     Attributes:
@@ -23,7 +23,7 @@ class Solitude:
     calls_can_be_collected: bool = True
 
 
-def reason_to_run_alone(pipeline: DiffusionPipeline) -> Solitude | None:
+def exclusive_reason(pipeline: DiffusionPipeline) -> Exclusivity | None:
     """Returns why requests of this pipeline cannot run side by side, or ``None``.
 
     A step cache keeps one state in the module, and whoever finishes resets it. Offload hooks of a
@@ -32,14 +32,14 @@ def reason_to_run_alone(pipeline: DiffusionPipeline) -> Solitude | None:
     """
     for name, part in pipeline.components.items():
         if getattr(part, "is_cache_enabled", False):
-            return Solitude(f"{name} has a step cache")
+            return Exclusivity(f"{name} has a step cache")
     manager = getattr(pipeline, "_components_manager", None)  # of a modular pipeline
     # The first is set by diffusers' enable_model_cpu_offload.
     if getattr(pipeline, "_all_hooks", None) or getattr(manager, "_auto_offload_enabled", False):
-        return Solitude("modules are offloaded", calls_can_be_collected=False)
+        return Exclusivity("modules are offloaded", calls_can_be_collected=False)
     guider = getattr(pipeline, "guider", None)
     if guider is not None and _hooks_layers(guider):
-        return Solitude(f"{type(guider).__name__} hooks into layers of the denoiser")
+        return Exclusivity(f"{type(guider).__name__} hooks into layers of the denoiser")
     return None
 
 

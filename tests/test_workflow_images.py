@@ -22,7 +22,7 @@ from bentoml_diffusers.workflow.files import (
     containers,
     embed_workflow,
     make_infotext,
-    save_picture,
+    save_image,
     xmp,
 )
 from bentoml_diffusers.workflow.files.images import _write_texts
@@ -54,17 +54,17 @@ def make_workflow(blob=b"", **arguments):
     return Workflow.from_json(json.dumps(values))
 
 
-def encode(workflow, picture_format, infotext=None, picture=NOISE):
+def encode(workflow, image_format, infotext=None, image=NOISE):
     buffer = io.BytesIO()
-    arguments = containers.save_arguments(picture_format, _write_texts(workflow), infotext)
-    picture.save(buffer, picture_format, **arguments)
+    arguments = containers.save_arguments(image_format, _write_texts(workflow), infotext)
+    image.save(buffer, image_format, **arguments)
     return buffer.getvalue()
 
 
-def open_picture(data):
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-    return picture
+def open_image(data):
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 def assert_same(found, workflow):
@@ -77,65 +77,65 @@ class TestRoundTrip:
         prompt=st.text(st.characters(exclude_categories=["Cs"]), max_size=200),
         blob=st.binary(max_size=300),
         width=st.integers(1, 40),
-        picture_format=st.sampled_from(FORMATS),
+        image_format=st.sampled_from(FORMATS),
     )
     @hypothesis.example("]]> & <b> \0 \ufffe\uffff \r\n \x85 🦁", b"", 8, "jpeg")
     @hypothesis.settings(max_examples=60, deadline=None)
-    def test_any_text_comes_back(self, prompt, blob, width, picture_format):
+    def test_any_text_comes_back(self, prompt, blob, width, image_format):
         workflow = make_workflow(blob, prompt=prompt)
-        data = encode(workflow, picture_format, picture=Image.new("RGB", (width, 9)))
+        data = encode(workflow, image_format, image=Image.new("RGB", (width, 9)))
         assert_same(Workflow.from_bytes(data), workflow)
-        assert open_picture(data).size == (width, 9)
+        assert open_image(data).size == (width, 9)
 
-    @pytest.mark.parametrize("picture_format", FORMATS)
+    @pytest.mark.parametrize("image_format", FORMATS)
     @pytest.mark.parametrize("size", [65_000, 66_000, 200_000, 3 * MIB])
-    def test_more_than_a_segment_holds(self, picture_format, size):
+    def test_more_than_a_segment_holds(self, image_format, size):
         """Random bytes, so that nothing gets small by compression."""
         blob = hashlib.shake_128(b"blob").digest(size)
         workflow = make_workflow(blob)
-        data = encode(workflow, picture_format)
+        data = encode(workflow, image_format)
         assert_same(Workflow.from_bytes(data), workflow)
-        assert open_picture(data).format == picture_format.upper()
+        assert open_image(data).format == image_format.upper()
 
-    @pytest.mark.parametrize("picture_format", FORMATS)
-    def test_pixels_stay(self, picture_format):
-        plain, carrying = io.BytesIO(), encode(make_workflow(), picture_format, "a\nSteps: 1")
-        NOISE.save(plain, picture_format)
-        assert open_picture(carrying).tobytes() == open_picture(plain.getvalue()).tobytes()
+    @pytest.mark.parametrize("image_format", FORMATS)
+    def test_pixels_stay(self, image_format):
+        plain, carrying = io.BytesIO(), encode(make_workflow(), image_format, "a\nSteps: 1")
+        NOISE.save(plain, image_format)
+        assert open_image(carrying).tobytes() == open_image(plain.getvalue()).tobytes()
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp"])
     def test_file(self, tmp_path, suffix):
         workflow = make_workflow(b"blob")
-        path = save_picture(NOISE, tmp_path / f"picture{suffix}", workflow, infotext=True)
+        path = save_image(NOISE, tmp_path / f"image{suffix}", workflow, infotext=True)
         assert_same(Workflow.load(path), workflow)
 
     @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
     def test_modes(self, tmp_path, mode):
         for suffix in (".png", ".jpg", ".webp"):
-            path = save_picture(NOISE.convert(mode), tmp_path / f"a{suffix}", make_workflow())
+            path = save_image(NOISE.convert(mode), tmp_path / f"a{suffix}", make_workflow())
             assert Workflow.load(path) == make_workflow()
 
     def test_unknown_suffix(self, tmp_path):
         with pytest.raises(InvalidWorkflow, match=r"path: got 'a.gif', expected .*\.webp"):
-            save_picture(NOISE, tmp_path / "a.gif", make_workflow())
+            save_image(NOISE, tmp_path / "a.gif", make_workflow())
         assert list(tmp_path.iterdir()) == []
 
-    def test_too_large_for_a_picture(self, tmp_path):
-        with pytest.raises(InvalidWorkflow, match="at most 50331648 in a picture"):
-            save_picture(NOISE, tmp_path / "a.png", make_workflow(bytes(40 * MIB)))
+    def test_too_large_for_a_image(self, tmp_path):
+        with pytest.raises(InvalidWorkflow, match="at most 50331648 in an image"):
+            save_image(NOISE, tmp_path / "a.png", make_workflow(bytes(40 * MIB)))
         assert list(tmp_path.iterdir()) == []
 
 
 class TestEmbedOptions:
-    @pytest.mark.parametrize("picture_format", FORMATS)
+    @pytest.mark.parametrize("image_format", FORMATS)
     @pytest.mark.parametrize("has_workflow", [True, False])
     @pytest.mark.parametrize("has_infotext", [True, False])
-    def test_each_arrives(self, picture_format, has_workflow, has_infotext):
+    def test_each_arrives(self, image_format, has_workflow, has_infotext):
         options = EmbedOptions(workflow=has_workflow, infotext=has_infotext)
-        embedding = embed_workflow(make_workflow(), NOISE, picture_format, options)
+        embedding = embed_workflow(make_workflow(), NOISE, image_format, options)
         buffer = io.BytesIO()
-        NOISE.save(buffer, picture_format, **embedding.arguments)
-        data, info = buffer.getvalue(), open_picture(buffer.getvalue()).info
+        NOISE.save(buffer, image_format, **embedding.arguments)
+        data, info = buffer.getvalue(), open_image(buffer.getvalue()).info
         assert (read_or_none(data) is not None) == has_workflow
         assert (b"Seed: 7" in data.replace(b"\0", b"")) == has_infotext
         if not (has_workflow or has_infotext):
@@ -164,15 +164,15 @@ class TestEmbedOptions:
 class TestKeys:
     def test_png_has_our_key_compressed_and_not_those_of_comfyui(self):
         data = encode(make_workflow(b"blob"), "png", "a\nSteps: 1")
-        info = open_picture(data).info
+        info = open_image(data).info
         assert json.loads(info["diffusers_workflow"])["arguments"]["prompt"] == "a red circle"
         assert info["parameters"] == "a\nSteps: 1"
         assert not {"workflow", "prompt"} & set(info)
         assert b"iTXtdiffusers_workflow\0\1\0" in data
 
-    @pytest.mark.parametrize("picture_format", ["jpeg", "webp"])
-    def test_xmp_is_as_adobe_says(self, picture_format):
-        packet = open_picture(encode(make_workflow(), picture_format)).info["xmp"]
+    @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+    def test_xmp_is_as_adobe_says(self, image_format):
+        packet = open_image(encode(make_workflow(), image_format)).info["xmp"]
         assert packet.startswith(b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>')
         (description,) = ElementTree.fromstring(packet)[0]
         text = description.findtext("{urn:bentoml-diffusers:workflow/}diffusers_workflow")
@@ -248,25 +248,25 @@ class TestInfotext:
         workflow = make_workflow(prompt=prompt, negative_prompt=prompt, guidance_scale=1.0)
         assert read_a1111(make_infotext(workflow, SIZE))[:2] == (written, written)
 
-    def test_second_picture_of_several_prompts(self):
+    def test_second_image_of_several_prompts(self):
         workflow = make_workflow(prompt=["a", "b"], num_images_per_prompt=2)
         workflow = workflow.model_copy(update={"seeds": [1, 2, 3, 4]})
         prompt, _, values = read_a1111(make_infotext(workflow, SIZE, 2))
         assert (prompt, values["Seed"]) == ("b", "3")
 
-    @pytest.mark.parametrize("picture_format", FORMATS)
+    @pytest.mark.parametrize("image_format", FORMATS)
     @pytest.mark.parametrize("text", ["a cat\nSteps: 1, Seed: 2", "🦁 Löwe\nSteps: 1, Seed: 2"])
-    def test_where_the_web_ui_looks(self, picture_format, text):
-        picture = open_picture(encode(make_workflow(), picture_format, text))
-        if picture_format == "png":
-            assert picture.info["parameters"] == text
+    def test_where_the_web_ui_looks(self, image_format, text):
+        image = open_image(encode(make_workflow(), image_format, text))
+        if image_format == "png":
+            assert image.info["parameters"] == text
         else:
-            comment = picture.getexif().get_ifd(0x8769)[0x9286]
+            comment = image.getexif().get_ifd(0x8769)[0x9286]
             assert comment == b"UNICODE\0" + text.encode("utf-16-be")
 
     def test_too_long_for_a_jpeg_is_left_out(self):
         data = encode(make_workflow(), "jpeg", "a" * 40_000)
-        assert "exif" not in open_picture(data).info
+        assert "exif" not in open_image(data).info
         assert Workflow.from_bytes(data) == make_workflow()
 
 
@@ -328,8 +328,8 @@ def with_extension(*parts):
 
 
 BAD = {
-    "without one": (png(), "a picture without one"),
-    "jpeg without one": (jpeg(), "a picture without one"),
+    "without one": (png(), "an image without one"),
+    "jpeg without one": (jpeg(), "an image without one"),
     "iTXt bomb": (png((b"iTXt", KEY + b"\0\1\0\0\0" + BOMB)), "more text than is read"),
     "zTXt bomb": (png((b"zTXt", KEY + b"\0\0" + BOMB)), "more text than is read"),
     "many bombs": (
@@ -351,8 +351,8 @@ BAD = {
     ),
     "document type": (webp(LAUGHS), "document type"),
     "document type in a JPEG": (jpeg(XAP + LAUGHS), "document type"),
-    "no XML": (webp(b"<x"), "no XML"),
-    "no text": (webp(b"\xff\xfe<\0x\0>\0"), "no XML"),
+    "not XML": (webp(b"<x"), "not XML"),
+    "no text": (webp(b"\xff\xfe<\0x\0>\0"), "not XML"),
     "deep XML": (webp(b"<a>" * 100_000), "deeper than 32"),
     "many tags": (webp(b"<a>" + b"<b/>" * 11_000 + b"</a>"), "more than 10000 elements"),
     "many tags in a text": (
@@ -457,11 +457,11 @@ class TestBadFiles:
         assert tracemalloc.get_traced_memory()[1] < 12 * MIB
         tracemalloc.stop()
 
-    @pytest.mark.parametrize("picture_format", FORMATS)
-    def test_cut_off_anywhere(self, picture_format):
+    @pytest.mark.parametrize("image_format", FORMATS)
+    def test_cut_off_anywhere(self, image_format):
         """A file that ends too early has its workflow whole, or says that it has none."""
         workflow = make_workflow(b"blob")
-        data = encode(workflow, picture_format)
+        data = encode(workflow, image_format)
         outcomes = {read_or_none(data[:end]) for end in range(16, len(data), 7)}
         assert outcomes <= {workflow.to_json(), None}
         assert None in outcomes
@@ -469,16 +469,16 @@ class TestBadFiles:
     @hypothesis.given(
         position=st.integers(0, 2**20),
         junk=st.binary(min_size=1, max_size=8),
-        picture_format=st.sampled_from(FORMATS),
+        image_format=st.sampled_from(FORMATS),
     )
     @hypothesis.settings(max_examples=100, deadline=None)
-    def test_junk_in_the_middle(self, position, junk, picture_format):
-        data = encode(make_workflow(b"blob"), picture_format)
+    def test_junk_in_the_middle(self, position, junk, image_format):
+        data = encode(make_workflow(b"blob"), image_format)
         position %= len(data)
         read_or_none(data[:position] + junk + data[position + len(junk) :])
 
     def test_changed_blob(self):
-        blob = b"the picture that went in"
+        blob = b"the image that went in"
         name = hashlib.sha256(blob).hexdigest()
         texts = _write_texts(make_workflow(blob))
         texts[f"diffusers_blob_{name}"] = texts[f"diffusers_blob_{name}"][::-1]

@@ -1,4 +1,4 @@
-"""Preview pictures: what the latents of a running request show so far."""
+"""Preview images: what the latents of a running request show so far."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def paint_preview(
+def generate_preview(
     view: DiffusionPipeline, step_output: Any, arguments: Mapping[str, Any]
 ) -> Image.Image | None:
-    """Returns the first picture of a request as it is after a step, through its autoencoder.
+    """Returns the first image of a request as it is after a step, through its autoencoder.
 
     Args:
         view: The pipeline of the request.
@@ -40,8 +40,8 @@ def paint_preview(
         pixels = vae.decode(
             (latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False
         )[0]
-    picture: Image.Image = processor.postprocess(pixels, output_type="pil")[0]
-    return picture
+    image: Image.Image = processor.postprocess(pixels, output_type="pil")[0]
+    return image
 
 
 def _clean_sample(step_output: Any) -> torch.Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.preview import paint_preview
+from bentoml_diffusers.engine.views.preview import generate_preview
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.engine.request import Request, Ticket
+    from bentoml_diffusers.engine.requests import Request, Ticket
 
 
 def count_steps(scheduler: Any, view: DiffusionPipeline, request: Request, ticket: Ticket) -> None:
@@ -79,7 +79,7 @@ class _Counter:
         done, every = self.ticket.steps_done + 1, self._request.preview_every
         wants_preview = every and done % every == 0 and done < total
         arguments = self._request.arguments
-        preview = paint_preview(self._view, result, arguments) if wants_preview else None
+        preview = generate_preview(self._view, result, arguments) if wants_preview else None
         if preview is not None and self._request.canvas is not None:
             preview = self._request.canvas.restore_image(preview)
         self.ticket.count_step(total, preview)

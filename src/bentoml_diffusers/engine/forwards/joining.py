@@ -1,7 +1,7 @@
 """Joins the calls of several requests into one forward, and splits what comes out of it.
 
 A call is understood argument by argument. Whatever is not understood makes the call run alone:
-a wrong join would give wrong pictures without any error.
+a wrong join would give wrong images without any error.
 """
 
 from __future__ import annotations

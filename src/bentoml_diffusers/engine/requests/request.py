@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.display import (
+from bentoml_diffusers.engine.requests.display import (
     describe_output,
     find_images,
     images_as_html,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from bentoml_diffusers.adapters import AdapterSet
-    from bentoml_diffusers.engine.schedulers import SchedulerChoice
+    from bentoml_diffusers.engine.requests.schedulers import SchedulerChoice
     from bentoml_diffusers.workflow.files import Workflow
     from bentoml_diffusers.workflow.replay import Canvas, Plan, ReplayReport
 
@@ -60,11 +60,11 @@ class Request:
         arguments: Its arguments by name, without generators.
         seeds: One per image, or none where the caller brings generators or latents decide.
         scheduler: Scheduler instead of the model's.
-        guidance_scale: For the guider of a modular pipeline, where it is no argument.
+        guidance_scale: For the guider of a modular pipeline, where it is not an argument.
         adapters: LoRAs and textual inversions of this request.
         exclusive: No other request may run beside it.
         pixel_steps: Size of the work: pixels times images times steps.
-        preview_every: Steps between two preview pictures; 0 for none.
+        preview_every: Steps between two preview images; 0 for none.
         recording: What to record of it, if anything.
         canvas: Restores the size of the image that came.
         max_sequence_length: Tokens of a prompt that text encoders other than CLIP read.
@@ -121,7 +121,7 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """Returns the pictures, which are the first entry of the output."""
+        """Returns the images, which are the first entry of the output."""
         return list(self.output[0])
 
     @property
@@ -155,7 +155,7 @@ class Progress:
     Attributes:
         step: Denoising steps done.
         total: Steps in all.
-        preview: What the picture looks like so far, where that was asked for; size in pixels as
+        preview: What the image looks like so far, where that was asked for; size in pixels as
             the final one.
     """
 

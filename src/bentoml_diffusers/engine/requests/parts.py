@@ -13,7 +13,7 @@ from bentoml_diffusers.workflow.replay import join_outputs, split_by_image
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bentoml_diffusers.engine.request import Progress, Request, Result, Ticket
+    from bentoml_diffusers.engine.requests.request import Progress, Request, Result, Ticket
 
     RunPart = Callable[[Request, Ticket], Result]
 

@@ -1,8 +1,8 @@
-"""Textual inversions of requests: private words in tokenizers, their vectors in a bounded table.
+"""Textual inversions of requests: placeholder tokens, and a bounded table of their vectors.
 
 Neither the shared tokenizers nor the shared embeddings change: a request gets a tokenizer of its
-own, whose added words have ids beyond the vocabulary, and a hook on the token embedding gives those
-ids the vectors of that request.
+own, whose added tokens have ids beyond the vocabulary, and a hook on the token embedding gives
+those ids the vectors of that request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-    from bentoml_diffusers.adapters.runs import Running, Words
+    from bentoml_diffusers.adapters.runs import Running, TokenRows
 
 _KEPT_TOKENIZERS = 32
 
@@ -39,7 +39,7 @@ class HostEmbedding:
 
     Attributes:
         name: As it was asked for.
-        token: The word that its file gives, if any.
+        token: The placeholder that its file gives, if any.
         vectors: For each text encoder that it has vectors for, shape ``(vectors, width)``.
         key: Tells files apart.
     """
@@ -56,8 +56,8 @@ class HostEmbedding:
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word of a request with its embedding."""
+class PlaceholderToken:
+    """A placeholder of a request with its embedding."""
 
     token: str
     embedding: HostEmbedding
@@ -174,7 +174,7 @@ def _check_vectors(
             raise InvalidModel(name, "holds NaN or infinity")
 
 
-class WordTable:
+class TokenTable:
     """Vectors beside one text encoder; the least recently used ones make room. Not thread-safe.
 
     Args:
@@ -200,7 +200,7 @@ class WordTable:
             embedding.register_forward_hook(self._after),
         ]
 
-    def acquire(self, embeddings: Sequence[HostEmbedding]) -> tuple[Words, list[object]]:
+    def acquire(self, embeddings: Sequence[HostEmbedding]) -> tuple[TokenRows, list[object]]:
         """Holds the vectors of ``embeddings`` in the table until :meth:`release`.
 
         Returns:
@@ -260,7 +260,7 @@ class WordTable:
         """Hides the private ids from the embedding, which would refuse them."""
         run = self._running.run
         self._asked = None
-        if run is None or not any(span.words for span in run.spans):
+        if run is None or not any(span.tokens for span in run.spans):
             return None
         self._asked = args[0]
         return (args[0].masked_fill(args[0] >= self._encoder.first_id, 0), *args[1:])
@@ -277,11 +277,11 @@ class WordTable:
         table = self._table = self._table.to(output.device)
         result = output.clone()
         for span in run.spans:
-            if span.words:
+            if span.tokens:
                 rows = slice(span.start, span.stop) if run.samples else slice(None)
                 private = ids[rows] - self._encoder.first_id
-                words = torch.tensor(span.words, device=output.device)
-                vectors = table[words[private.clamp(0, len(words) - 1)]].to(output.dtype)
+                tokens = torch.tensor(span.tokens, device=output.device)
+                vectors = table[tokens[private.clamp(0, len(tokens) - 1)]].to(output.dtype)
                 result[rows] = torch.where((private >= 0)[..., None], vectors, output[rows])
         return result
 
@@ -293,29 +293,32 @@ class _Placed:
 
 
 class Tokenizers:
-    """Tokenizers that know the private words of a request. Safe from any thread."""
+    """Tokenizers that know the placeholder tokens of a request. Safe from any thread."""
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self._encoders = encoders
         self._kept: OrderedDict[object, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, words: Sequence[Word]) -> dict[str, Any]:
-        """Returns tokenizers by name of the component; for the same words the same ones.
+    def get(self, tokens: Sequence[PlaceholderToken]) -> dict[str, Any]:
+        """Returns tokenizers by name of the component; for the same tokens the same ones.
 
         Raises:
-            InvalidRequest: 400, a word that the vocabulary has already.
+            InvalidRequest: 400, a placeholder that the vocabulary has already.
         """
         shape = tuple(
-            (word.token, tuple((name, len(part)) for name, part in word.embedding.vectors.items()))
-            for word in words
+            (
+                placeholder.token,
+                tuple((name, len(part)) for name, part in placeholder.embedding.vectors.items()),
+            )
+            for placeholder in tokens
         )
         with self._lock:
             if shape not in self._kept:
                 self._kept[shape] = {
-                    encoder.tokenizer_name: _with_words(encoder, words)
+                    encoder.tokenizer_name: _with_tokens(encoder, tokens)
                     for encoder in self._encoders
-                    if any(encoder.name in word.embedding.vectors for word in words)
+                    if any(encoder.name in placeholder.embedding.vectors for placeholder in tokens)
                 }
                 if len(self._kept) > _KEPT_TOKENIZERS:
                     self._kept.popitem(last=False)
@@ -323,21 +326,24 @@ class Tokenizers:
             return self._kept[shape]
 
 
-def _with_words(encoder: Encoder, words: Sequence[Word]) -> Any:
+def _with_tokens(encoder: Encoder, tokens: Sequence[PlaceholderToken]) -> Any:
     tokenizer = copy.deepcopy(encoder.tokenizer)
-    for word in words:
-        vectors = word.embedding.vectors.get(encoder.name)
+    for placeholder in tokens:
+        vectors = placeholder.embedding.vectors.get(encoder.name)
         if vectors is None:
             continue
         # The names under which diffusers' `maybe_convert_prompt` looks for further vectors.
-        tokens = [word.token, *(f"{word.token}_{index}" for index in range(1, len(vectors)))]
+        names = [
+            placeholder.token,
+            *(f"{placeholder.token}_{index}" for index in range(1, len(vectors))),
+        ]
         known = len(tokenizer)
-        tokenizer.add_tokens(tokens)
-        expected = list(range(known, known + len(tokens)))
-        if tokenizer.convert_tokens_to_ids(tokens) != expected:
+        tokenizer.add_tokens(names)
+        expected = list(range(known, known + len(names)))
+        if tokenizer.convert_tokens_to_ids(names) != expected:
             raise InvalidRequest(
                 "textual_inversions.token",
-                word.token,
-                "a word that the vocabulary and the other embeddings do not have",
+                placeholder.token,
+                "a placeholder that the vocabulary and the other embeddings do not have",
             )
     return tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bentoml_diffusers.engine.request import Handle, Result
+    from bentoml_diffusers.engine.requests import Handle, Result
 
 
 async def submit_beside(submit: Callable[[], Handle]) -> Handle:

@@ -23,8 +23,8 @@ _REVIEW = 300  # forwards after which other sizes are tried again
 class CostProfile:
     """Seconds per row of each kind of forward, for batch sizes rounded up to powers of two.
 
-    A small model on a small picture gains by every row that shares its forward; a large one on a
-    large picture gains nothing and only waits longer. Which it is depends on model, shape and
+    A small model on a small image gains by every row that shares its forward; a large one on a
+    large image gains nothing and only waits longer. Which it is depends on model, shape and
     machine, so it is measured. Sizes are tried from the largest down, three forwards each, until
     a smaller one is slower per row. Safe from any thread.
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bentoml_diffusers.engine import joining
-from bentoml_diffusers.engine.jobs import error_of
-from bentoml_diffusers.engine.profile import CostProfile, bucket
-from bentoml_diffusers.engine.verification import compare_outputs
+from bentoml_diffusers.engine.forwards import joining
+from bentoml_diffusers.engine.forwards.calls import error_of
+from bentoml_diffusers.engine.forwards.profile import CostProfile, bucket
+from bentoml_diffusers.engine.forwards.verification import compare_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from bentoml_diffusers.adapters import AdapterBank, Lease
-    from bentoml_diffusers.engine.jobs import Job, SharedModule
+    from bentoml_diffusers.engine.forwards.calls import Job, SharedModule
 
 logger = logging.getLogger(__name__)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.faults import check_inputs
-from bentoml_diffusers.engine.image_prompts import check_ip_adapter
-from bentoml_diffusers.engine.latents import fit_latents
-from bentoml_diffusers.engine.methods import check_method
-from bentoml_diffusers.engine.prompts import find_sequence_length
-from bentoml_diffusers.engine.recording import make_recording
-from bentoml_diffusers.engine.request import Request
-from bentoml_diffusers.engine.schedulers import choose_scheduler, example_of
-from bentoml_diffusers.engine.schedules import check_steps
-from bentoml_diffusers.engine.seeds import choose_seeds
+from bentoml_diffusers.engine.recorder import make_recording
+from bentoml_diffusers.engine.requests import (
+    Request,
+    check_inputs,
+    check_ip_adapter,
+    check_method,
+    check_steps,
+    choose_scheduler,
+    choose_seeds,
+    example_of,
+    find_sequence_length,
+    fit_latents,
+)
 from bentoml_diffusers.engine.tensors import check_tensors
 from bentoml_diffusers.tasks.checks import (
     check_arguments,
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters import AdapterBank
     from bentoml_diffusers.tasks import RequestOptions
-    from bentoml_diffusers.tasks.finding import Finder
+    from bentoml_diffusers.tasks.finder import Finder
     from bentoml_diffusers.workflow.replay import Plan
 
 

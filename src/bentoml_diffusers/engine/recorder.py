@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine.host import describe_adapters
-from bentoml_diffusers.engine.request import Recording, Ticket
+from bentoml_diffusers.engine.requests import Recording, Ticket
 from bentoml_diffusers.workflow.record import Ran, capture, hash_output, record_call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bentoml_diffusers.engine.host import EngineHost
-    from bentoml_diffusers.engine.request import Request, Result
+    from bentoml_diffusers.engine.requests import Request, Result
     from bentoml_diffusers.tasks import RequestOptions
     from bentoml_diffusers.workflow.files import Workflow
     from bentoml_diffusers.workflow.record import Captured

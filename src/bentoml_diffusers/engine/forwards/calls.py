@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.adapters import Lease
     from bentoml_diffusers.adapters.runs import Pairs
-    from bentoml_diffusers.engine.joining import Call
-    from bentoml_diffusers.engine.request import Ticket
+    from bentoml_diffusers.engine.forwards.joining import Call
+    from bentoml_diffusers.engine.requests import Ticket
 
 
 @dataclass(eq=False)

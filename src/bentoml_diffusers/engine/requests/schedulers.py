@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.engine.scheduler_calls import fitting_schedulers
+from bentoml_diffusers.engine.requests.scheduler_calls import fitting_schedulers
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest, suggest_one_of
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""Textual inversions of requests: private words, bounded, and nothing of them left."""
+"""Textual inversions of requests: placeholder tokens, bounded, and nothing of them left."""
 
 import pytest
 import torch
 from adapter_models import (
     FAMILIES,
-    paint,
-    paint_alone,
+    generate,
+    generate_alone,
 )
 from safetensors.torch import save_file
 
@@ -24,7 +24,7 @@ def vectors(count, width=16, seed=1):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("words")
+    folder = tmp_path_factory.mktemp("tokens")
     save_file({"<teal>": vectors(1)[0]}, folder / "teal.safetensors")
     save_file({"<teal>": vectors(3, seed=2)}, folder / "three.safetensors")
     save_file({"emb_params": vectors(2, seed=3)}, folder / "a1111.safetensors")
@@ -51,11 +51,11 @@ def asked(name, token=None):
     return {"name": f"{name}.safetensors", **({"token": token} if token else {})}
 
 
-def paint_by_diffusers(folder, items, prompt, make=testing.tiny_stable_diffusion):
+def generate_by_diffusers(folder, items, prompt, make=testing.tiny_stable_diffusion):
     pipeline = make()
     for item in items:
         pipeline.load_textual_inversion(str(folder / item["name"]), token=item.get("token"))
-    return paint(pipeline, prompt=prompt)
+    return generate(pipeline, prompt=prompt)
 
 
 def words_of(pipeline):
@@ -79,13 +79,13 @@ def same_words(one, other):
         ([asked("teal")], PROMPT),
         ([asked("three")], PROMPT),
         ([asked("three", "<other>")], "a <other> star, <other>"),
-        ([asked("a1111", "word")], "the word star"),
+        ([asked("a1111", "placeholder")], "the placeholder star"),
         ([asked("three", "circle")], "a circle on the left"),
         ([asked("teal"), asked("a1111", "<x>")], "a <teal> star <x>"),
     ],
 )
 def test_a_word_is_what_diffusers_makes_of_it(pipeline, bank, folder, items, prompt):
-    before, plain = words_of(pipeline), paint(pipeline, prompt=prompt)
+    before, plain = words_of(pipeline), generate(pipeline, prompt=prompt)
     if "a1111" in str(items):
         # diffusers reads this layout only as a bare tensor.
         reference = testing.tiny_stable_diffusion()
@@ -94,14 +94,14 @@ def test_a_word_is_what_diffusers_makes_of_it(pipeline, bank, folder, items, pro
             reference.load_textual_inversion(
                 {item.get("token", "<teal>"): tensor}, token=item.get("token")
             )
-        theirs = paint(reference, prompt=prompt)
+        theirs = generate(reference, prompt=prompt)
     else:
-        theirs = paint_by_diffusers(folder, items, prompt)
-    ours = paint_alone(pipeline, bank, None, items, prompt=prompt)
+        theirs = generate_by_diffusers(folder, items, prompt)
+    ours = generate_alone(pipeline, bank, None, items, prompt=prompt)
     assert torch.equal(ours, theirs)
     assert (ours - plain).abs().max() > 1e-3
     assert same_words(words_of(pipeline), before)
-    assert torch.equal(paint(pipeline, prompt=prompt), plain)
+    assert torch.equal(generate(pipeline, prompt=prompt), plain)
 
 
 def torch_file(path):
@@ -148,11 +148,11 @@ def test_both_encoders_of_sdxl(folder):
             text_encoder=getattr(reference, encoder),
             tokenizer=getattr(reference, encoder.replace("text_encoder", "tokenizer")),
         )
-    plain = paint(pipeline, prompt=PROMPT)
-    ours = paint_alone(pipeline, bank, None, asked("sdxl", "<teal>"), prompt=PROMPT)
-    assert torch.equal(ours, paint(reference, prompt=PROMPT))
+    plain = generate(pipeline, prompt=PROMPT)
+    ours = generate_alone(pipeline, bank, None, asked("sdxl", "<teal>"), prompt=PROMPT)
+    assert torch.equal(ours, generate(reference, prompt=PROMPT))
     assert (ours - plain).abs().max() > 1e-3
-    assert torch.equal(paint(pipeline, prompt=PROMPT), plain)
+    assert torch.equal(generate(pipeline, prompt=PROMPT), plain)
     bank.close()
 
 
@@ -165,16 +165,16 @@ def test_the_layouts_of_trainers_for_both_encoders(folder, tmp_path):
     pipeline = testing.tiny_stable_diffusion_xl()
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(tmp_path)))
     images = [
-        paint_alone(pipeline, bank, None, asked(name, "<teal>"), prompt=PROMPT)
+        generate_alone(pipeline, bank, None, asked(name, "<teal>"), prompt=PROMPT)
         for name in ("sdxl", "pivotal")
     ]
     bank.close()
-    assert not torch.equal(images[0], paint(pipeline, prompt=PROMPT))
+    assert not torch.equal(images[0], generate(pipeline, prompt=PROMPT))
     for name in ("sdxl", "pivotal"):
         static = testing.tiny_stable_diffusion_xl()
         options = {"lora_dir": str(tmp_path), "textual_inversions": asked(name, "<teal>")}
         AdapterBank(static, ModelOptions(**options)).close()
-        images.append(paint(static, prompt=PROMPT))
+        images.append(generate(static, prompt=PROMPT))
     assert all(torch.equal(image, images[0]) for image in images[1:])
 
 
@@ -213,14 +213,14 @@ def test_vectors_for_the_encoder_that_a_file_names(tmp_path):
     save_file({"clip_g": vectors(1, 24)}, tmp_path / "x.safetensors")
     bank = AdapterBank(testing.tiny_stable_diffusion_xl(), ModelOptions(lora_dir=str(tmp_path)))
     prepared = bank.prepare(bank.find(None, asked("x", "<x>")))
-    assert list(prepared.words[0].embedding.vectors) == ["text_encoder_2"]
+    assert list(prepared.tokens[0].embedding.vectors) == ["text_encoder_2"]
     bank.close()
 
 
-@pytest.mark.parametrize("key", ["*", "word"])
+@pytest.mark.parametrize("key", ["*", "placeholder"])
 @pytest.mark.parametrize("is_stored", [False, True], ids=["file", "store"])
 def test_files_of_automatic1111_as_safetensors(pipeline, tmp_path, name, key, is_stored):
-    """`*` is no word; the other tensors are numbers beside it."""
+    """`*` is not a placeholder; the other tensors are numbers beside it."""
     tensors = {f"string_to_param.{key}": vectors(2), f"string_to_token.{key}": torch.tensor(265)}
     path = tmp_path / "x.safetensors"
     save_file({**tensors, "step": torch.tensor(7)}, path)
@@ -237,9 +237,9 @@ def test_files_of_automatic1111_as_safetensors(pipeline, tmp_path, name, key, is
         found = bank.find(None, asked("x", "<x>"))
     else:
         found = bank.find(None, name if is_stored else path.name)
-    (word,) = bank.prepare(found).words
-    assert word.token == ("<x>" if key == "*" else "word")
-    assert torch.equal(word.embedding.vectors["text_encoder"], vectors(2))
+    (placeholder,) = bank.prepare(found).tokens
+    assert placeholder.token == ("<x>" if key == "*" else "placeholder")
+    assert torch.equal(placeholder.embedding.vectors["text_encoder"], vectors(2))
     bank.close()
 
 
@@ -259,8 +259,8 @@ def test_the_table_is_bounded(pipeline, folder):
         acquire(asked("a1111", "<x>"), asked("three"))
     for items in ([asked("three")], [asked("teal")], [asked("three", "<y>")]):
         prompt = f"a {items[0].get('token', '<teal>')} star"
-        ours = paint_alone(pipeline, bank, None, items, prompt=prompt)
-        assert torch.equal(ours, paint_by_diffusers(folder, items, prompt))
+        ours = generate_alone(pipeline, bank, None, items, prompt=prompt)
+        assert torch.equal(ours, generate_by_diffusers(folder, items, prompt))
     bank.close()
 
 
@@ -269,9 +269,9 @@ def test_static_words_and_those_of_requests(folder):
     options = ModelOptions(lora_dir=str(folder), textual_inversions=asked("teal"))
     bank = AdapterBank(pipeline, options)
     prompt = "a <teal> star <x>"
-    ours = paint_alone(pipeline, bank, None, asked("three", "<x>"), prompt=prompt)
+    ours = generate_alone(pipeline, bank, None, asked("three", "<x>"), prompt=prompt)
     items = [asked("teal"), asked("three", "<x>")]
-    assert torch.equal(ours, paint_by_diffusers(folder, items, prompt))
+    assert torch.equal(ours, generate_by_diffusers(folder, items, prompt))
     with pytest.raises(errors.InvalidRequest, match="token"):
         bank.prepare(bank.find(None, asked("three")))
     bank.close()
@@ -325,10 +325,10 @@ def test_the_word_of_the_demo_model():
     bank = AdapterBank(pipeline, ModelOptions(lora_dir=str(file.parent)))
     prompt = f"a big {TOKEN} circle on a white background in the centre"
     call = {"prompt": prompt, "height": 64, "width": 64, "num_inference_steps": 8}
-    plain = paint(pipeline, **call)
-    ours = paint_alone(pipeline, bank, None, {"name": file.name, "token": TOKEN}, **call)
+    plain = generate(pipeline, **call)
+    ours = generate_alone(pipeline, bank, None, {"name": file.name, "token": TOKEN}, **call)
     reference = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None)
     reference.load_textual_inversion(str(file), token=TOKEN)
-    assert torch.equal(ours, paint(reference, **call))
+    assert torch.equal(ours, generate(reference, **call))
     assert (ours - plain).abs().mean() > 0.01
     bank.close()

@@ -31,7 +31,7 @@ def choose_seeds(
     given = seed if isinstance(seed, list) else [secrets.randbits(32) if seed is None else seed]
     for value in given:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
-            raise InvalidRequest("seed", value, f"a whole number from 0 to {MAX_SEED}")
+            raise InvalidRequest("seed", value, f"an integer from 0 to {MAX_SEED}")
     if isinstance(seed, list) and len(seed) != count:
         raise InvalidRequest("seed", seed, f"one seed, or {count}, one per image")
     if isinstance(seed, list):

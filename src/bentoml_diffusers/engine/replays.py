@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.schedulers import SchedulerChoice
+from bentoml_diffusers.engine.requests import SchedulerChoice
 from bentoml_diffusers.options import MAX_SEED
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _is_default(value: object, item: Input | None) -> bool:
 
 
 def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
-    """One seed where the others count up from it, so that overrides may ask for more pictures."""
+    """One seed where the others count up from it, so that overrides may ask for more images."""
     if not seeds:
         return None
     counted = [(seeds[0] + image) % (MAX_SEED + 1) for image in range(len(seeds))]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # A batch of another size rounds otherwise, by some 1e-6 of a row in float32, and by a few of its
-# steps in the half formats. What is below this share of a row is no sample in a wrong place.
+# steps in the half formats. What is below this share of a row is not a sample in a wrong place.
 _CERTAIN = 1e-4
 _STEPS = 4
 # More than that is compared with what a change of the inputs by one rounding step does to this

@@ -1,4 +1,4 @@
-"""``POST /replay``: a workflow, which may be a stranger's, as a request of a service.
+"""``POST /replay``: a workflow, which may be untrusted, as a request of a service.
 
 What a client may not ask for directly it may not ask for in a workflow: the arguments of a
 workflow are read by the request model of its task, and all others must have their defaults.
@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, ValidationError, WithJsonSchema
 
 from bentoml_diffusers import _names
-from bentoml_diffusers.engine.schedulers import choose_scheduler
+from bentoml_diffusers.engine.requests import choose_scheduler
 from bentoml_diffusers.errors import (
     DiffusersError,
     InvalidRequest,
     InvalidWorkflow,
     UnreadableRequest,
 )
-from bentoml_diffusers.serving.answering import HEADERS as IMAGE_HEADERS
-from bentoml_diffusers.serving.answering import answer_with, read_arguments, refuse
+from bentoml_diffusers.serving.answers import HEADERS as IMAGE_HEADERS
+from bentoml_diffusers.serving.answers import answer_with, read_arguments, refuse
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.metrics import process_metrics
-from bentoml_diffusers.serving.reading import RequestModel
+from bentoml_diffusers.serving.reader import RequestModel
 from bentoml_diffusers.serving.sizes import check_whole_size
 from bentoml_diffusers.tasks import OPTION_PLACES
 from bentoml_diffusers.workflow import Workflow
@@ -63,7 +63,7 @@ def make_replay_model(limits: RequestLimits) -> type[RequestModel]:
         flags: ClassVar[frozenset[str]] = frozenset({"strict"})
 
         workflow: Annotated[Workflow, WithJsonSchema(_WORKFLOW)] = Field(
-            description="A picture that holds a workflow, a zip, or JSON: a file, or base64; in "
+            description="An image that holds a workflow, a zip, or JSON: a file, or base64; in "
             "JSON the workflow itself.",
         )
         overrides: dict[str, Any] = Field(
@@ -98,7 +98,7 @@ def make_replay_model(limits: RequestLimits) -> type[RequestModel]:
                 raise cls._fault(err.field, str(err).removeprefix(f"{err.field}: ")) from err
 
     Replay.limits = limits
-    Replay.multipart_fields = ["workflow"]  # BentoML knows pictures and paths only
+    Replay.multipart_fields = ["workflow"]  # BentoML knows images and paths only
     return Replay
 
 
@@ -116,12 +116,12 @@ async def answer_replay(
         ctx: That of the request.
         requests: What the service takes, by task.
         fields: Of the request.
-        embed: What is written into the picture.
+        embed: What is written into the image.
     """
     if "refusal" in fields:
         return refuse(ctx, "replay", fields["refusal"])
 
-    async def paint() -> Result:
+    async def generate() -> Result:
         workflow = _with_task(engine, requests, fields["workflow"])
         overrides = await asyncio.to_thread(
             read_overrides, engine, requests, workflow, fields["overrides"]
@@ -139,7 +139,7 @@ async def answer_replay(
             named = _named_by_client(error, overrides)
             raise named from (error if named is not error else error.__cause__)
 
-    return await answer_with(paint(), ctx, "replay", fields["output_format"], embed)
+    return await answer_with(generate(), ctx, "replay", fields["output_format"], embed)
 
 
 def _named_by_client(error: DiffusersError, overrides: Mapping[str, Any]) -> DiffusersError:
@@ -164,7 +164,7 @@ def read_overrides(
     Args:
         engine: That of the service.
         requests: What the service takes, by task.
-        workflow: A stranger's.
+        workflow: An untrusted one.
         overrides: Fields of that request, as they came in.
 
     Returns:
@@ -264,7 +264,7 @@ def _find_calls(
 def _read_fields(
     engine: Engine, model: type[RequestModel], workflow: Workflow
 ) -> Iterator[tuple[str, Any]]:
-    """Yields what a client would have to send for the same picture."""
+    """Yields what a client would have to send for the same image."""
     task = engine.find_task(str(workflow.task))
     for name, value in workflow.arguments.items():
         field = f"workflow.arguments.{name}"
@@ -286,7 +286,7 @@ def _read_fields(
 
 def _read_choices(engine: Engine, workflow: Workflow) -> Iterator[tuple[str, Any]]:
     if len(workflow.seeds) > 1:
-        raise InvalidWorkflow("workflow.seeds", workflow.seeds, "one: a request is one picture")
+        raise InvalidWorkflow("workflow.seeds", workflow.seeds, "one: a request is one image")
     yield from (("seed", seed) for seed in workflow.seeds)
     yield from _read_scheduler(engine, workflow)
     loras, inversions = [], []
@@ -321,9 +321,9 @@ def _read_scheduler(engine: Engine, workflow: Workflow) -> Iterator[tuple[str, A
 
 
 def _decode(field: str, value: Any, workflow: Workflow, limits: RequestLimits) -> Any:
-    """Decodes pictures and pairs; a tensor is sent as the file that its blob is.
+    """Decodes images and pairs; a tensor is sent as the file that its blob is.
 
-    What else is no plain value the request model refuses.
+    What else is not a plain value the request model refuses.
     """
     kind = value.get(KIND) if isinstance(value, dict) else None
     if kind == "tensor":

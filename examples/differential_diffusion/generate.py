@@ -1,7 +1,7 @@
-"""Asks the service for pictures with four maps, and puts them side by side.
+"""Asks the service for images with four maps, and puts them side by side.
 
 bentoml serve service:svc
-python paint.py --output differential_diffusion.png
+python generate.py --output differential_diffusion.png
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPTS = (
 
 
 def make_maps() -> dict[str, Image.Image]:
-    """Returns maps of ``SIZE_PX``: white keeps, black paints anew, grey is in between."""
+    """Returns maps of ``SIZE_PX``: white keeps, black regenerates, grey is in between."""
     across = np.linspace(0, 1, SIZE_PX)
     values = {
         "white": np.ones(SIZE_PX),
@@ -43,7 +43,7 @@ def make_maps() -> dict[str, Image.Image]:
 
 
 def ask(url: str, path: str, **fields: Any) -> Image.Image:
-    """Posts JSON, with pictures as base64, and returns the picture of the answer."""
+    """Posts JSON, with images as base64, and returns the image of the answer."""
     body = {key: _encode(value) for key, value in fields.items()}
     request = urllib.request.Request(  # noqa: S310 - the address is the user's own
         f"{url}{path}",
@@ -62,43 +62,43 @@ def _encode(value: Any) -> Any:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def paint_table(url: str) -> list[list[tuple[str, Image.Image | None]]]:
-    """Returns rows of pictures with their captions: the maps, then what each prompt paints."""
-    picture = ask(url, "/text2image", prompt=INPUT, num_inference_steps=25, seed=0)
+def generate_table(url: str) -> list[list[tuple[str, Image.Image | None]]]:
+    """Returns rows of images with their captions: the maps, then what each prompt generates."""
+    image = ask(url, "/text2image", prompt=INPUT, num_inference_steps=25, seed=0)
     maps = make_maps()
     rows: list[list[tuple[str, Image.Image | None]]] = [
-        [("image", picture), *((f"map: {name}", one) for name, one in maps.items())]
+        [("image", image), *((f"map: {name}", one) for name, one in maps.items())]
     ]
     for prompt in PROMPTS:
-        painted = [
+        generated = [
             ask(
                 url,
                 "/differential",
                 prompt=prompt,
-                image=picture,
+                image=image,
                 diffdiff_map=one,
                 num_inference_steps=25,
                 seed=3,
             )
             for one in maps.values()
         ]
-        rows.append([(prompt, None), *(("", one) for one in painted)])
+        rows.append([(prompt, None), *(("", one) for one in generated)])
     return rows
 
 
 def draw_table(rows: list[list[tuple[str, Image.Image | None]]]) -> Image.Image:
-    """Returns all pictures on one sheet, enlarged, with their captions."""
+    """Returns all images on one sheet, enlarged, with their captions."""
     cell = SHOWN_PX + GAP_PX
     sheet = Image.new("RGB", (len(rows[0]) * cell + GAP_PX, len(rows) * (cell + GAP_PX)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, cells in enumerate(rows):
-        for column, (caption, picture) in enumerate(cells):
+        for column, (caption, image) in enumerate(cells):
             x, y = GAP_PX + column * cell, GAP_PX // 2 + row * (cell + GAP_PX)
-            if picture is None:
+            if image is None:
                 draw.multiline_text((x, y + 40), _wrap(caption), fill="black")
                 continue
             draw.text((x, y), caption, fill="black")
-            shown = picture.convert("RGB").resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
+            shown = image.convert("RGB").resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
             sheet.paste(shown, (x, y + GAP_PX))
             draw.rectangle((x, y + GAP_PX, x + SHOWN_PX, y + GAP_PX + SHOWN_PX), outline="grey")
     return sheet
@@ -114,4 +114,4 @@ if __name__ == "__main__":
     parser.add_argument("--url", default="http://localhost:3000", help="address of the service")
     parser.add_argument("--output", type=Path, default=Path("differential_diffusion.png"))
     options = parser.parse_args()
-    draw_table(paint_table(options.url)).save(options.output, optimize=True)
+    draw_table(generate_table(options.url)).save(options.output, optimize=True)

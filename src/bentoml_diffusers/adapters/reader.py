@@ -133,7 +133,7 @@ class _Reader:
             ) from err
         except Exception as err:
             raise InvalidModel(
-                self.name, f"is no LoRA for {type(self.pipeline).__name__}: {explain(err)}"
+                self.name, f"is not a LoRA for {type(self.pipeline).__name__}: {explain(err)}"
             ) from err
         return raw
 
@@ -224,7 +224,7 @@ def _checked_converter(reader: _Reader, raw: RawLora) -> Callable[..., Any]:
             if "lora" not in key and "lokr" not in key and "alpha" not in key:
                 raise InvalidModel(
                     reader.name,
-                    f"holds {key!r}, which is no LoRA",
+                    f"holds {key!r}, which is not a LoRA",
                     "a request cannot replace weights",
                 )
         for key in [key for key in state if key.partition(".")[0] in absent]:

@@ -1,4 +1,4 @@
-"""Answers of the services: a picture with what is to be said of it, or an error as JSON."""
+"""Answers of the services: an image with what is to be said of it, or an error as JSON."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def answer(
     if "refusal" in fields:
         return refuse(ctx, task, fields["refusal"])
 
-    async def paint() -> Result:
+    async def generate() -> Result:
         arguments = read_arguments(fields)
         if has_size_of_image(engine.find_task(task), fields):
             arguments["keep_size"] = True
@@ -72,7 +72,7 @@ async def answer(
         on_step = process_metrics().count_steps(task)
         return await engine.arun(task, on_step=on_step, **arguments)
 
-    return await answer_with(paint(), ctx, task, fields["output_format"], embed)
+    return await answer_with(generate(), ctx, task, fields["output_format"], embed)
 
 
 def read_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,26 +86,26 @@ def read_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def answer_with(
-    painting: Coroutine[Any, Any, Result],
+    generation: Coroutine[Any, Any, Result],
     ctx: bentoml.Context,
     task: str,
     output_format: OutputFormat,
     embed: EmbedOptions = NOTHING,
 ) -> Response:
-    """Answers with a result: a picture with its seed, or an error as JSON.
+    """Answers with a result: an image with its seed, or an error as JSON.
 
     The request is stopped within one denoising step when its client goes away or BentoML's
     ``traffic.timeout`` cancels it.
 
     Args:
-        painting: Gives the result, or raises.
+        generation: Gives the result, or raises.
         ctx: That of the request.
         task: Its name in the metrics.
-        output_format: Of the picture.
+        output_format: Of the image.
         embed: What is written into it.
     """
     try:
-        result = await _wait_while_connected(painting, ctx)
+        result = await _wait_while_connected(generation, ctx)
     except DiffusersError as error:
         return refuse(ctx, task, error)
     except asyncio.CancelledError:
@@ -113,13 +113,13 @@ async def answer_with(
         process_metrics().note_outcome(task, "expired")
         raise
     process_metrics().note_result(task, result)
-    return await asyncio.to_thread(_picture_response, result, output_format, embed)
+    return await asyncio.to_thread(_image_response, result, output_format, embed)
 
 
 async def _wait_while_connected(
-    painting: Coroutine[Any, Any, Result], ctx: bentoml.Context
+    generation: Coroutine[Any, Any, Result], ctx: bentoml.Context
 ) -> Result:
-    running = asyncio.ensure_future(painting)
+    running = asyncio.ensure_future(generation)
     leaving = asyncio.ensure_future(_wait_for_disconnect(ctx))
     try:
         await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -136,19 +136,17 @@ async def _wait_for_disconnect(ctx: bentoml.Context) -> None:
         pass  # the body, read before
 
 
-def _picture_response(
-    result: Result, output_format: OutputFormat, options: EmbedOptions
-) -> Response:
-    picture = result.images[0]
+def _image_response(result: Result, output_format: OutputFormat, options: EmbedOptions) -> Response:
+    image = result.images[0]
     embedding = Embedding()
     if result.workflow is not None:
-        embedding = embed_workflow(result.workflow, picture, output_format, options)
+        embedding = embed_workflow(result.workflow, image, output_format, options)
     headers = _say_result(result)
     if options.workflow:
         headers["x-workflow"] = "embedded" if embedding.is_whole else "too-large"
     if result.replay is not None and result.replay.matches is not None:
         headers["x-workflow-match"] = str(result.replay.matches).lower()
-    body = encode_image(picture, output_format, embedding.arguments)
+    body = encode_image(image, output_format, embedding.arguments)
     return Response(body, media_type=f"image/{output_format}", headers=headers)
 
 
@@ -215,11 +213,11 @@ def _without_hashes(error: WorkflowMismatch) -> WorkflowMismatch:
 def _public_text(error: DiffusersError) -> str:
     """What a client may read: a failure of the pipeline can quote paths of the server."""
     if error.error_code == 500:
-        return "the picture could not be painted; the server's log says why"
+        return "the image could not be generated; the server's log says why"
     return _cut(str(error), _MAX_TEXT_CHARS)
 
 
 def _cut(text: str, max_chars: int) -> str:
-    """A request may name fields with half characters, which no answer can carry, or a megabyte."""
+    """A request may name fields with lone surrogates, which no answer can carry, or a megabyte."""
     short = text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
     return short.encode(errors="backslashreplace").decode()

@@ -14,10 +14,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine.forwards import Forwards
-from bentoml_diffusers.engine.jobs import Job, Member, SharedModule, error_of
-from bentoml_diffusers.engine.processors import AttentionProcessors
-from bentoml_diffusers.engine.profile import CostProfile
+from bentoml_diffusers.engine.forwards.calls import Job, Member, SharedModule, error_of
+from bentoml_diffusers.engine.forwards.processors import AttentionProcessors
+from bentoml_diffusers.engine.forwards.profile import CostProfile
+from bentoml_diffusers.engine.forwards.runner import Forwards
 
 if TYPE_CHECKING:
     from collections import Counter

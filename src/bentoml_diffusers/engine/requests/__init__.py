@@ -1,0 +1,46 @@
+"""What a request asks for, checked and resolved, and what came of it."""
+
+from bentoml_diffusers.engine.requests.faults import check_inputs, invalid_request_from
+from bentoml_diffusers.engine.requests.image_prompts import check_ip_adapter
+from bentoml_diffusers.engine.requests.latents import fit_latents
+from bentoml_diffusers.engine.requests.methods import check_method
+from bentoml_diffusers.engine.requests.parts import run_parts, split_request
+from bentoml_diffusers.engine.requests.prompts import find_sequence_length, warn_of_prompts
+from bentoml_diffusers.engine.requests.request import (
+    Handle,
+    Progress,
+    Recording,
+    Request,
+    Result,
+    Ticket,
+)
+from bentoml_diffusers.engine.requests.schedulers import (
+    SchedulerChoice,
+    choose_scheduler,
+    example_of,
+)
+from bentoml_diffusers.engine.requests.schedules import check_steps
+from bentoml_diffusers.engine.requests.seeds import choose_seeds
+
+__all__ = [
+    "Handle",
+    "Progress",
+    "Recording",
+    "Request",
+    "Result",
+    "SchedulerChoice",
+    "Ticket",
+    "check_inputs",
+    "check_ip_adapter",
+    "check_method",
+    "check_steps",
+    "choose_scheduler",
+    "choose_seeds",
+    "example_of",
+    "find_sequence_length",
+    "fit_latents",
+    "invalid_request_from",
+    "run_parts",
+    "split_request",
+    "warn_of_prompts",
+]
