@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers.engine.report import QueueReport
 from bentoml_diffusers.errors import (
     DiffusersError,
     QueueFull,
@@ -117,6 +118,13 @@ class Admission:
             self._queue.remove(entry)
         self._finish(entry, RequestCancelled())
 
+    def look_at_queue(self) -> QueueReport:
+        """Returns how many wait, and for how long."""
+        with self._lock:
+            has_room = len(self._running) < self._limits.max_running
+            seconds = 0 if has_room else self._rate.estimate(self._waiting_work())
+            return QueueReport(waiting=len(self._queue), seconds=seconds)
+
     def close(self, *, cancel: bool) -> None:
         """Takes no more requests; returns when all are answered."""
         with self._lock:
@@ -137,11 +145,14 @@ class Admission:
         limits = self._limits
         if len(self._running) < limits.max_running:
             return
-        work = sum(waiting.request.pixel_steps for waiting in self._queue)
+        work = self._waiting_work()
         is_full = len(self._queue) >= limits.max_queue
         too_much = work + entry.request.pixel_steps > limits.max_pixel_steps
         if is_full or (too_much and self._queue):
             raise QueueFull(len(self._queue), self._rate.seconds_for(work))
+
+    def _waiting_work(self) -> int:
+        return sum(waiting.request.pixel_steps for waiting in self._queue)
 
     def _start_next(self) -> None:
         while self._queue and len(self._running) < self._limits.max_running:
@@ -215,10 +226,13 @@ class _Rate:
 
     def seconds_for(self, pixel_steps: int) -> int:
         """Returns an estimate in whole seconds, from 1 to 600."""
+        return self.estimate(pixel_steps) or 1
+
+    def estimate(self, pixel_steps: int) -> int | None:
+        """Returns the same; ``None`` if nothing was done yet."""
         span = min(self._WINDOW_S, time.monotonic() - self._start)
         done = sum(work for _, work in self._done)
-        seconds = pixel_steps * span / done if done else 1.0
-        return min(600, max(1, math.ceil(seconds)))
+        return min(600, max(1, math.ceil(pixel_steps * span / done))) if done else None
 
 
 def _reason_to_stop(ticket: Ticket) -> BaseException:

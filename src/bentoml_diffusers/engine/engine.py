@@ -16,7 +16,7 @@ from bentoml_diffusers.engine.event_loop import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.host import EngineHost
 from bentoml_diffusers.engine.recorder import Recorder
 from bentoml_diffusers.engine.replays import make_arguments
-from bentoml_diffusers.engine.report import EngineReport
+from bentoml_diffusers.engine.report import EngineReport, QueueReport
 from bentoml_diffusers.engine.requests import (
     Handle,
     Progress,
@@ -33,7 +33,7 @@ from bentoml_diffusers.tasks import RequestOptions, find_tasks, shows_options
 from bentoml_diffusers.workflow.replay import plan_replay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
     from bentoml import Tag
@@ -135,11 +135,11 @@ class Engine:
     @shows_options(RequestOptions)
     async def stream(
         self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
-    ) -> AsyncIterator[Progress | Result]:
+    ) -> AsyncGenerator[Progress | Result]:
         """Runs a request and yields each step as it is done, last the result.
 
         Leaving the loop cancels the request. For the arguments see :meth:`submit`; with
-        ``preview_every`` steps come with previews.
+        ``preview_every``, ``preview_count`` or ``preview_interval_s`` steps come with previews.
         """
         chosen = arguments.get("on_step", options and options.on_step)
         if chosen is not None:
@@ -250,6 +250,10 @@ class Engine:
             seconds_per_row=self._worker.conductor.profile.table(),
             adapters=self._bank.report(),
         )
+
+    def look_at_queue(self) -> QueueReport:
+        """Returns how long the queue is. Cheap, safe from any thread, at any time."""
+        return self._admission.look_at_queue()
 
     def close(self, *, cancel: bool = False) -> None:
         """Stops the engine.

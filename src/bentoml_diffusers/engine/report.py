@@ -12,6 +12,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueReport:
+    """What a request that comes now would wait for.
+
+    Attributes:
+        waiting: Requests in the queue.
+        seconds: Until all of them have begun, by the pace of the last half minute; ``None`` if
+            none was done in it, 0 if none waits and a request may begin at once.
+    """
+
+    waiting: int
+    seconds: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineReport:
     """What an engine has done and does.
 

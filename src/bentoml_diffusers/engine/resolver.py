@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine.recorder import make_recording
 from bentoml_diffusers.engine.requests import (
+    PreviewPlan,
     Request,
     check_inputs,
     check_ip_adapter,
@@ -102,7 +103,9 @@ class Resolver:
             guidance_scale=guidance_scale,
             exclusive=bool(options.exclusive),
             pixel_steps=count_pixel_steps(self.pipeline, task, bound),
-            preview_every=options.preview_every or 0,
+            previews=PreviewPlan(
+                options.preview_every or 0, options.preview_count, options.preview_interval_s
+            ),
             recording=recording,
             canvas=canvas,
             max_sequence_length=find_sequence_length(task, bound),

@@ -22,10 +22,14 @@ from bentoml_diffusers.adapters.scales import read_scales
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.options import MAX_SEED
 from bentoml_diffusers.serving.codecs import OutputFormat  # noqa: TC001 - pydantic reads it
+from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bentoml_diffusers.serving.reader import RequestModel
 
+ANSWER_FIELDS = ("output_format",)  # of a request: how to answer it
 _MAX_SCALE = 10.0
 _NUMBER = TypeAdapter(Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)])
 
@@ -105,6 +109,17 @@ def _as_choice(item: Any) -> Any:
 def _draw_seed(seed: int | None) -> int | None:
     """-1 draws one, as in most APIs of this field."""
     return secrets.randbits(32) if seed == -1 else seed
+
+
+def to_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a request as arguments of an engine; ``None`` is left out."""
+    arguments = {key: value for key, value in fields.items() if value is not None}
+    for name in ANSWER_FIELDS:
+        arguments.pop(name, None)
+    for name in ADAPTER_OPTIONS.values():
+        if name in arguments:
+            arguments[name] = [choice.model_dump() for choice in arguments[name]]
+    return arguments
 
 
 Loras = Annotated[list[LoraChoice] | None, BeforeValidator(_as_choices)]

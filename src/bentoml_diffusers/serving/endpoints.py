@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 _UNNAMED = "generate"
 _ADAPTER_INPUT = "ip_adapter_image"
 # Other paths and attributes of a service.
-_RESERVED = ("replay", "adapters", "engine", "close_engine", "check_model", "bento_model")
+_RESERVED = (
+    *("replay", "adapters", "capabilities", "models", "requests", "docs"),
+    *("engine", "close_engine", "check_model", "bento_model"),
+)
 
 
 @dataclass(frozen=True)

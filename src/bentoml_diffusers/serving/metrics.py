@@ -12,8 +12,8 @@ from bentoml_diffusers.errors import outcome_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bentoml_diffusers.engine import Result
     from bentoml_diffusers.errors import Outcome
+    from bentoml_diffusers.serving.calls import Answer
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _REQUESTS_PER_FORWARD = (1, 2, 4, 8, 16, 32, 64)
@@ -44,7 +44,7 @@ class Metrics:
         steps = self._steps.labels(task)
         return lambda _: steps.inc()
 
-    def note_result(self, task: str, result: Result) -> None:
+    def note_result(self, task: str, result: Answer) -> None:
         """Counts a request that was answered."""
         self._requests.labels(task, "done").inc()
         self._queue_s.labels(task).observe(result.queue_s)

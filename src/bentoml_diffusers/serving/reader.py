@@ -39,7 +39,7 @@ from bentoml_diffusers.serving.uploads import UploadBudget
 from bentoml_diffusers.workflow.files import count_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from starlette.datastructures import FormData, UploadFile
     from starlette.requests import Request
@@ -97,7 +97,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             max_bytes += len(cls.multipart_fields) * cls.limits.max_pixels * 4
         try:
             with cls.uploads.bound(request, max_bytes) as bounded:
-                return await cls._read(bounded, serde)
+                return await cls.from_values(await cls._read_body(bounded, serde))
         except ValidationError as err:
             return Refusal(UnreadableRequest(list_faults(cls, err)))
         except ClientDisconnect:
@@ -106,13 +106,21 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
             return Refusal(err)
 
     @classmethod
-    async def _read(cls, request: Request, serde: Any) -> Self:
-        values = _without_absent(cls, await cls._read_body(request, serde))
-        for name in cls.multipart_fields:
-            if name in values:
-                # Beside the event loop: large files take a while.
-                values[name] = await asyncio.to_thread(cls._decode_file, name, values[name])
-        model: Self = cls.model_validate(values)
+    async def from_values(cls, given: Mapping[str, Any]) -> Self:
+        """Checks the values of fields: files as bytes, in base64, or as images.
+
+        Raises:
+            UnreadableRequest: 400, says which are wrong.
+        """
+        values = _without_absent(cls, given)
+        try:
+            for name in cls.multipart_fields:
+                if name in values:
+                    # Beside the event loop: large files take a while.
+                    values[name] = await asyncio.to_thread(cls._decode_file, name, values[name])
+            model: Self = cls.model_validate(values)
+        except ValidationError as err:
+            raise UnreadableRequest(list_faults(cls, err)) from err
         return model
 
     @classmethod
@@ -215,7 +223,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         return ValidationError.from_exception_data(cls.__name__, details)
 
 
-def _without_absent(model: type[RequestModel], values: dict[str, Any]) -> dict[str, Any]:
+def _without_absent(model: type[RequestModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves out what is null: it says what a field that is left out says.
 
     Of unknown fields there are no more than an error lists: a body may have a million.

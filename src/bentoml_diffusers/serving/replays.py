@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, WithJsonSchema
@@ -22,8 +23,8 @@ from bentoml_diffusers.errors import (
     InvalidWorkflow,
     UnreadableRequest,
 )
-from bentoml_diffusers.serving.answers import HEADERS as IMAGE_HEADERS
-from bentoml_diffusers.serving.answers import answer_with, read_arguments, refuse
+from bentoml_diffusers.serving.calls import Caller
+from bentoml_diffusers.serving.choices import to_arguments
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.metrics import process_metrics
@@ -37,18 +38,10 @@ from bentoml_diffusers.workflow.record import Decoder, Encoder, UnsupportedValue
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    import bentoml
-    from starlette.responses import Response
-
     from bentoml_diffusers.engine import Engine, Result
-    from bentoml_diffusers.options import EmbedOptions, RequestLimits
+    from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.tasks import Input
 
-HEADERS = {
-    **IMAGE_HEADERS,
-    "x-workflow-match": "true or false: the pixels are those that the workflow recorded; where no "
-    "override makes another image.",
-}
 _WORKFLOW = {
     "type": "file",
     "format": "binary",
@@ -102,44 +95,55 @@ def make_replay_model(limits: RequestLimits) -> type[RequestModel]:
     return Replay
 
 
-async def answer_replay(
+@dataclass(frozen=True, kw_only=True)
+class ReplayCall:
+    """A workflow to repeat.
+
+    Attributes:
+        workflow: It, which may be untrusted.
+        overrides: Fields of the request that it is of, as they came in.
+        strict: Refuse what was made with something else than is here.
+        request_id: By which its caller may cancel it.
+        caller: Who asks.
+    """
+
+    workflow: Workflow
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = True
+    request_id: str = ""
+    caller: Caller = field(default_factory=Caller)
+
+
+async def run_replay(
     engine: Engine,
-    ctx: bentoml.Context,
     requests: Mapping[str, type[RequestModel]],
-    fields: Mapping[str, Any],
-    embed: EmbedOptions,
-) -> Response:
-    """Repeats a workflow and answers; the header ``x-workflow-match`` says if it is the same.
+    call: ReplayCall,
+    *,
+    records: bool,
+) -> Result:
+    """Repeats a workflow.
 
     Args:
         engine: That of the service.
-        ctx: That of the request.
         requests: What the service takes, by task.
-        fields: Of the request.
-        embed: What is written into the image.
+        call: What to repeat.
+        records: The result has a workflow of its own.
     """
-    if "refusal" in fields:
-        return refuse(ctx, "replay", fields["refusal"])
-
-    async def generate() -> Result:
-        workflow = _with_task(engine, requests, fields["workflow"])
-        overrides = await asyncio.to_thread(
-            read_overrides, engine, requests, workflow, fields["overrides"]
+    workflow = _with_task(engine, requests, call.workflow)
+    overrides = await asyncio.to_thread(read_overrides, engine, requests, workflow, call.overrides)
+    try:
+        result: Result = await engine.areplay(
+            workflow,
+            strict=call.strict,
+            limits=requests[str(workflow.task)].limits,
+            return_workflow=records,
+            on_step=process_metrics().count_steps("replay"),
+            **to_arguments(overrides),
         )
-        try:
-            return await engine.areplay(
-                workflow,
-                strict=fields["strict"],
-                limits=requests[str(workflow.task)].limits,
-                return_workflow=embed.workflow or embed.infotext,
-                on_step=process_metrics().count_steps("replay"),
-                **read_arguments(overrides),
-            )
-        except DiffusersError as error:
-            named = _named_by_client(error, overrides)
-            raise named from (error if named is not error else error.__cause__)
-
-    return await answer_with(generate(), ctx, "replay", fields["output_format"], embed)
+    except DiffusersError as error:
+        named = _named_by_client(error, overrides)
+        raise named from (error if named is not error else error.__cause__)
+    return result
 
 
 def _named_by_client(error: DiffusersError, overrides: Mapping[str, Any]) -> DiffusersError:

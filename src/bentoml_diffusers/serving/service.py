@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml import Tag
 from bentoml.models import BentoModel
-from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
 
 from bentoml_diffusers import _compat
-from bentoml_diffusers._compat import api_with_headers, service_timeout_s
+from bentoml_diffusers._compat import service_timeout_s
 from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers.adapters.static import find_static_adapters
 from bentoml_diffusers.engine import Engine
 from bentoml_diffusers.errors import DiffusersError, InvalidModel, InvalidRequest
 from bentoml_diffusers.loading.pipeline import stored_options
-from bentoml_diffusers.options import EmbedOptions, EngineLimits, ModelOptions, RequestLimits
-from bentoml_diffusers.serving.answers import HEADERS, NOTHING, answer, refuse
-from bentoml_diffusers.serving.endpoints import Endpoint, find_endpoints
+from bentoml_diffusers.options import EngineLimits, ModelOptions, RequestLimits
+from bentoml_diffusers.serving.dialects import (
+    DEFAULT_DIALECTS,
+    DialectContext,
+    check_dialects,
+    make_apis,
+    make_app,
+)
+from bentoml_diffusers.serving.dispatcher import NOTHING, Dispatcher
+from bentoml_diffusers.serving.endpoints import find_endpoints
 from bentoml_diffusers.serving.gate import Gate
 from bentoml_diffusers.serving.pins import pin_adapters
-from bentoml_diffusers.serving.reader import RequestModel
-from bentoml_diffusers.serving.replays import HEADERS as REPLAY_HEADERS
-from bentoml_diffusers.serving.replays import answer_replay, make_replay_model
+from bentoml_diffusers.serving.request_ids import RequestIds
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
 from bentoml_diffusers.serving.startup import say_loading
 from bentoml_diffusers.serving.uploads import UploadBudget
@@ -35,7 +38,9 @@ from bentoml_diffusers.store import get, read_record
 from bentoml_diffusers.tasks import shows_options
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from bentoml_diffusers.options import EmbedOptions
 
 
 @shows_options(ModelOptions)
@@ -47,6 +52,7 @@ def service(
     engine_limits: EngineLimits | None = None,
     embed: EmbedOptions = NOTHING,
     allowed_hosts: Collection[str] | None = None,
+    dialects: Sequence[str] = DEFAULT_DIALECTS,
     service_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> bentoml.Service[Any]:
@@ -67,6 +73,7 @@ def service(
             ``localhost`` and loopback addresses; all others get 403. ``None`` takes any name,
             except where ``bentoml serve`` listens on a loopback address only: there a web page
             of a stranger could reach the service by a name that points at it.
+        dialects: The APIs that it speaks, by name.
         service_options: Arguments for ``bentoml.service``, such as
             ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
         **options: See :class:`bentoml_diffusers.ModelOptions`.
@@ -81,12 +88,18 @@ def service(
     bounds = limits or RequestLimits()
     with quiet_loading():  # the classes of the pipeline are imported
         endpoints = find_endpoints(model, given, bounds)
-    requests = {endpoint.task: endpoint.request for endpoint in endpoints}
-    apis = {endpoint.name: _make_api(endpoint, embed) for endpoint in endpoints}
-    replay_request, adapters_request = make_replay_model(bounds), _make_empty_request()
     uploads = UploadBudget(bounds.max_open_upload_bytes)
-    for request in (*requests.values(), replay_request, adapters_request):
-        request.uploads = uploads
+    for endpoint in endpoints:
+        endpoint.request.uploads = uploads
+    context = DialectContext(
+        name=name,
+        model=model,
+        endpoints=endpoints,
+        limits=bounds,
+        uploads=uploads,
+        dialects=check_dialects(dialects),
+    )
+    requests, apis = context.requests, make_apis(context)
     _compat.quiet_refusals()
 
     needed = {f"adapter_{n}": BentoModel(tag) for n, tag in enumerate(_static_tags(model, given))}
@@ -107,6 +120,7 @@ def service(
                 )
                 _find_tasks(self.engine, requests)
             check_default_sizes(self.engine, requests)
+            context.load(Dispatcher(self.engine, requests, embed))
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:
@@ -115,29 +129,8 @@ def service(
             _check_is_pipeline(found)
             check_stored_size(found, requests)
 
-        @api_with_headers(REPLAY_HEADERS, input_spec=replay_request)
-        async def replay(self, ctx: bentoml.Context, **fields: Any) -> Image:
-            """Generates again what a workflow says, or an image that holds one.
-
-            Only what any request may ask for; it runs alone. The header `x-workflow-match` says
-            if the image is the same.
-            """
-            response: Any = await answer_replay(self.engine, ctx, requests, fields, embed)
-            return response  # type: ignore[no-any-return]
-
-        @bentoml.api(input_spec=adapters_request)  # type: ignore[untyped-decorator]
-        async def adapters(self, ctx: bentoml.Context, **fields: Any) -> dict[str, Any]:
-            """LoRAs and textual inversions: which can be named, are in memory, are in slots.
-
-            Of the worker that answers: each has slots of its own.
-            """
-            if "refusal" in fields:
-                response: Any = refuse(ctx, "adapters", fields["refusal"])
-                return response  # type: ignore[no-any-return]
-            return asdict((await asyncio.to_thread(self.engine.report)).adapters)
-
         def __repr__(self) -> str:
-            return f"<Service {name!r}: {', '.join([*apis, 'replay'])}; {self.engine!r}>"
+            return f"<Service {name!r}: {', '.join(apis)}; {self.engine!r}>"
 
         def __is_ready__(self) -> bool:
             """BentoML asks it for ``/readyz``."""
@@ -147,25 +140,10 @@ def service(
         def close_engine(self) -> None:
             self.engine.close(cancel=True)
 
+    DiffusersService.mount_asgi_app(make_app(context), path="/", name="dialects")
+    DiffusersService.add_asgi_middleware(RequestIds)
     DiffusersService.add_asgi_middleware(Gate, service_name=name, allowed_hosts=allowed_hosts)
     return DiffusersService
-
-
-def _make_empty_request() -> type[RequestModel]:
-    class Nothing(RequestModel):
-        """A request without fields."""
-
-    return Nothing
-
-
-def _make_api(endpoint: Endpoint, embed: EmbedOptions) -> Any:
-    async def generate(self: Any, ctx: bentoml.Context, **fields: Any) -> Image:
-        response: Any = await answer(self.engine, ctx, endpoint, fields, embed)
-        return response  # type: ignore[no-any-return]
-
-    generate.__name__ = endpoint.name
-    generate.__doc__ = endpoint.description
-    return api_with_headers(HEADERS, input_spec=endpoint.request)(generate)
 
 
 def _with_timeout(limits: EngineLimits, service: Any) -> EngineLimits:

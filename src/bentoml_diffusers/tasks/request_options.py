@@ -39,6 +39,9 @@ class RequestOptions:
             cropped; else the pipeline chooses.
         preview_every: Steps between two previews of ``Engine.stream``, each decoded by the
             autoencoder; 0 for none.
+        preview_count: Previews of ``Engine.stream``, spread evenly over the steps; 0 for none.
+        preview_interval_s: Seconds between two previews, at least; alone, without
+            ``preview_every`` and ``preview_count``, it asks for as many as that allows.
         on_step: Called with a ``Progress`` after each denoising step, in the thread of the request.
     """
 
@@ -53,6 +56,8 @@ class RequestOptions:
     return_workflow: bool = False
     keep_size: bool = field(default=False, metadata={"place": "keep_size"})
     preview_every: int = 0
+    preview_count: int = 0
+    preview_interval_s: float = 0.0
     on_step: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from bentoml_diffusers.engine.requests.parts import run_parts, split_request
 from bentoml_diffusers.engine.requests.prompts import find_sequence_length, warn_of_prompts
 from bentoml_diffusers.engine.requests.request import (
     Handle,
+    PreviewPlan,
     Progress,
     Recording,
     Request,
@@ -24,6 +25,7 @@ from bentoml_diffusers.engine.requests.seeds import choose_seeds
 
 __all__ = [
     "Handle",
+    "PreviewPlan",
     "Progress",
     "Recording",
     "Request",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.engine.requests.request import PreviewPlan
 from bentoml_diffusers.tasks.checks import count_images
 from bentoml_diffusers.workflow.replay import join_outputs, split_by_image
 
@@ -35,7 +36,7 @@ def split_request(request: Request) -> list[Request]:
             request,
             arguments={**arguments, **({"generator": own[image]} if own else {})},
             seeds=request.seeds[image : image + 1],
-            preview_every=0 if image else request.preview_every,
+            previews=PreviewPlan() if image else request.previews,
         )
         for image, arguments in enumerate(calls)
     ]

@@ -29,6 +29,37 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.replay import Canvas, Plan, ReplayReport
 
 
+@dataclass(frozen=True)
+class PreviewPlan:
+    """After which steps a request makes previews; by default after none.
+
+    Attributes:
+        every: Steps between two of them.
+        count: How many, spread evenly over the steps.
+        interval_s: Seconds between two of them, at least; alone: as many as that allows.
+    """
+
+    every: int = 0
+    count: int = 0
+    interval_s: float = 0.0
+
+    def is_due(self, done: int, total: int, since_s: float) -> bool:
+        """True if there is to be one after a step; never after the last.
+
+        Args:
+            done: Steps that are done.
+            total: Steps in all.
+            since_s: Seconds since the last preview.
+        """
+        if done >= total or since_s < self.interval_s:
+            return False
+        parts = self.count + 1
+        is_next = done * parts // total > (done - 1) * parts // total
+        if self.every or self.count:
+            return bool((self.every and done % self.every == 0) or (self.count and is_next))
+        return self.interval_s > 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     """What to record of a request.
@@ -64,7 +95,7 @@ class Request:
         adapters: LoRAs and textual inversions of this request.
         exclusive: No other request may run beside it.
         pixel_steps: Size of the work: pixels times images times steps.
-        preview_every: Steps between two preview images; 0 for none.
+        previews: After which steps it makes previews.
         recording: What to record of it, if anything.
         canvas: Restores the size of the image that came.
         max_sequence_length: Tokens of a prompt that text encoders other than CLIP read.
@@ -79,7 +110,7 @@ class Request:
     guidance_scale: float | None = None
     exclusive: bool = False
     pixel_steps: int = 0
-    preview_every: int = 0
+    previews: PreviewPlan = PreviewPlan()
     recording: Recording | None = None
     canvas: Canvas | None = None
     max_sequence_length: int | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine.views.preview import generate_preview
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from PIL import Image
 
     from bentoml_diffusers.engine.requests import Request, Ticket
 
@@ -64,6 +67,7 @@ class _Counter:
         self._request = request
         self._timesteps: Any = None
         self._done_before = 0
+        self._last_preview = -math.inf
 
     def __deepcopy__(self, memo: object) -> _Counter:
         return self
@@ -76,10 +80,15 @@ class _Counter:
             self._timesteps = scheduler.timesteps
             self._done_before = self.ticket.steps_done
         total = self._done_before + len(scheduler.timesteps)
-        done, every = self.ticket.steps_done + 1, self._request.preview_every
-        wants_preview = every and done % every == 0 and done < total
-        arguments = self._request.arguments
-        preview = generate_preview(self._view, result, arguments) if wants_preview else None
-        if preview is not None and self._request.canvas is not None:
-            preview = self._request.canvas.restore_image(preview)
+        preview = self._make_preview(result, self.ticket.steps_done + 1, total)
         self.ticket.count_step(total, preview)
+
+    def _make_preview(self, result: Any, done: int, total: int) -> Image.Image | None:
+        request, now = self._request, time.monotonic()
+        if not request.previews.is_due(done, total, now - self._last_preview):
+            return None
+        preview = generate_preview(self._view, result, request.arguments)
+        self._last_preview = time.monotonic()
+        if preview is not None and request.canvas is not None:
+            preview = request.canvas.restore_image(preview)
+        return preview
