@@ -21,12 +21,10 @@ from bentoml_diffusers.store import (
     PIPELINE_FOLDER,
     complete_workflows,
     expected_names,
-    modular_index_from,
     read_blocks,
     read_index,
     read_json,
     read_modular_components,
-    read_modular_index,
     read_record,
 )
 
@@ -123,9 +121,10 @@ def load_modular(
 
 
 def _read_index(model: bentoml.Model, folder: Path) -> dict[str, Any]:
-    if (folder / MODULAR_INDEX).is_file():
-        return read_modular_index(folder, str(model.tag))
-    classic = modular_index_from(read_index(folder, str(model.tag)), str(model.tag))
+    index = read_index(folder, str(model.tag))
+    classic = index.as_modular()
+    if index.is_modular:
+        return classic
     known = expected_names(read_blocks(folder, classic, str(model.tag)))
     parts = read_modular_components(classic, str(model.tag))
     return {key: value for key, value in classic.items() if key in known or key not in parts}

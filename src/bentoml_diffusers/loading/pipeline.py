@@ -38,7 +38,6 @@ from bentoml_diffusers.store import (
     PIPELINE_INDEX,
     Record,
     check_stamps,
-    class_name,
     find_left_out,
     read_index,
     read_record,
@@ -233,11 +232,11 @@ def _find_class(
     if record is not None and record.code is not None:
         return run_stored_code(model, record.code, trust=trust).pipeline_class()
     index = read_index(folder, str(model.tag))
-    own = _names.BUNDLED_CLASSES.get(class_name(index))
+    own = _names.BUNDLED_CLASSES.get(index.class_name)
     if own is not None:
         options = replace(options, custom_pipeline=own)
-    elif isinstance(index["_class_name"], list):  # stored by BentoML's own module
-        return run_code(index["_class_name"][0], folder, trust=trust).pipeline_class()
+    elif isinstance(index.values["_class_name"], list):  # stored by BentoML's own module
+        return run_code(index.values["_class_name"][0], folder, trust=trust).pipeline_class()
     return bundled_pipeline_class(options) or _names.resolve_pipeline_class(None)
 
 
@@ -252,7 +251,7 @@ def find_pipeline_class(model: bentoml.Model, options: ModelOptions) -> type[Dif
     found = _find_class(model, folder, read_record(Path(model.path)), options)
     if "__call__" in vars(found) or any("__call__" in vars(base) for base in found.__mro__[:-1]):
         return found
-    named = _names.exported_class(class_name(read_index(folder, str(model.tag))))
+    named = _names.exported_class(read_index(folder, str(model.tag)).class_name)
     return named or found
 
 

@@ -10,7 +10,13 @@ from bentoml_diffusers.store.adapter_files import describe_lora, read_adapter
 from bentoml_diffusers.store.adapters import import_lora, import_textual_inversion
 from bentoml_diffusers.store.checking import Check, describe, hash_of_model, verify
 from bentoml_diffusers.store.code import code_of_class, find_code, hash_code, is_trusted
-from bentoml_diffusers.store.contents import has_ip_adapter, read_component_classes, read_config
+from bentoml_diffusers.store.contents import (
+    Index,
+    has_ip_adapter,
+    read_component_classes,
+    read_config,
+    read_index,
+)
 from bentoml_diffusers.store.embedding_files import read_embedding_layout
 from bentoml_diffusers.store.entries import (
     API_VERSION,
@@ -41,24 +47,21 @@ from bentoml_diffusers.store.importing import import_model
 from bentoml_diffusers.store.modular import (
     complete_workflows,
     expected_names,
-    modular_index_from,
     read_blocks,
     read_modular_components,
-    read_modular_index,
 )
 from bentoml_diffusers.store.omissions import find_left_out
 from bentoml_diffusers.store.peft_folder import PEFT_CONFIG, PEFT_TENSORS
 from bentoml_diffusers.store.saving import save_model
 from bentoml_diffusers.store.sources import (
-    class_name,
     download_file,
     find_places,
-    read_index,
     read_json,
     upload_files,
 )
 
 __all__ = [
+    "Index",
     "API_VERSION",
     "CODE_FOLDER",
     "Check",
@@ -74,7 +77,6 @@ __all__ = [
     "SCALES_FILE",
     "StoredAdapter",
     "check_stamps",
-    "class_name",
     "code_of_class",
     "complete_record",
     "complete_workflows",
@@ -100,7 +102,6 @@ __all__ = [
     "list_entries",
     "list_names",
     "list_records",
-    "modular_index_from",
     "read_adapter",
     "read_blocks",
     "read_component_classes",
@@ -109,7 +110,6 @@ __all__ = [
     "read_index",
     "read_json",
     "read_modular_components",
-    "read_modular_index",
     "read_record",
     "save_model",
     "storage_errors",

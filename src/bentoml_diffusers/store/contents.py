@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,61 @@ from bentoml_diffusers.store.modular import (
     read_modular_components,
     read_modular_index,
 )
-from bentoml_diffusers.store.sources import read_index
+from bentoml_diffusers.store.sources import class_name, read_classic_index, read_components
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import bentoml
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index of a pipeline says, of a classic or a modular one.
+
+    Attributes:
+        values: Its content.
+        components: Library and class of each component, by its name.
+        is_modular: It is ``modular_model_index.json``.
+        name: What messages call the pipeline.
+    """
+
+    values: Mapping[str, Any]
+    components: Mapping[str, tuple[str, str]]
+    is_modular: bool
+    name: str
+
+    @property
+    def class_name(self) -> str:
+        """Name of the pipeline's class."""
+        return class_name(self.values)
+
+    def as_modular(self) -> dict[str, Any]:
+        """Returns its content as that of a modular pipeline.
+
+        Raises:
+            InvalidModel: 400, diffusers has no modular pipeline for this class.
+        """
+        return dict(self.values) if self.is_modular else modular_index_from(self.values, self.name)
+
+
+def read_index(folder: Path, name: str) -> Index:
+    """Reads the index of a stored pipeline.
+
+    Args:
+        folder: The pipeline's.
+        name: What messages call it.
+
+    Raises:
+        InvalidModel: 400, there is none, or it is broken.
+    """
+    if (folder / MODULAR_INDEX).is_file():
+        values = read_modular_index(folder, name)
+        found = read_modular_components(values, name)
+        kinds = {key: (one.library, one.class_name) for key, one in found.items()}
+        return Index(values, kinds, True, name)
+    values = read_classic_index(folder, name)
+    return Index(values, read_components(values, name), False, name)
 
 
 def read_component_classes(model: bentoml.Model) -> dict[str, str]:
@@ -24,13 +76,8 @@ def read_component_classes(model: bentoml.Model) -> dict[str, str]:
     Raises:
         InvalidModel: 400, an index that cannot be read.
     """
-    folder, name = Path(model.path_of(PIPELINE_FOLDER)), str(model.tag)
-    if (folder / MODULAR_INDEX).is_file():
-        index = read_modular_index(folder, name)
-    else:
-        index = modular_index_from(read_index(folder, name), name)
-    found = read_modular_components(index, name)
-    return {key: component.class_name for key, component in found.items()}
+    index = read_index(Path(model.path_of(PIPELINE_FOLDER)), str(model.tag))
+    return {name: kind for name, (_, kind) in index.components.items()}
 
 
 def has_ip_adapter(model: bentoml.Model) -> bool:

@@ -6,8 +6,8 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers.store.contents import read_index
 from bentoml_diffusers.store.entries import (
-    MODULAR_INDEX,
     PIPELINE_FOLDER,
     SMALL_BYTES,
     hash_file,
@@ -15,8 +15,6 @@ from bentoml_diffusers.store.entries import (
 )
 from bentoml_diffusers.store.modular import (
     has_ip_adapter,
-    read_modular_components,
-    read_modular_index,
     refuse_ip_adapters,
     without_ip_adapters,
     write_ip_adapters,
@@ -28,8 +26,6 @@ from bentoml_diffusers.store.sources import (
     convert_shard_index,
     converted_name,
     is_pickle_shard_index,
-    read_components,
-    read_index,
 )
 
 if TYPE_CHECKING:
@@ -106,19 +102,12 @@ def finish_record(
     record = replace(
         record,
         repairs=repairs,
-        components=_name_components(root, entry.name),
+        components={
+            key: ".".join(kind) for key, kind in read_index(root, entry.name).components.items()
+        },
         code=code.store(entry) if code is not None else None,
     )
     return with_hashes(record, root, known or {}, linked or set())
-
-
-def _name_components(root: Path, name: str) -> dict[str, str]:
-    """Returns ``"library.Class"`` of each component of a written pipeline, by its name."""
-    if (root / MODULAR_INDEX).is_file():
-        modular = read_modular_components(read_modular_index(root, name), name)
-        return {key: f"{one.library}.{one.class_name}" for key, one in modular.items()}
-    classic = read_components(read_index(root, name), name)
-    return {key: ".".join(value) for key, value in classic.items()}
 
 
 def _convert(source: Path, target: Path, name: str) -> None:

@@ -39,6 +39,8 @@ from bentoml_diffusers.store.sources import (
     Download,
     Place,
     Source,
+    Wanted,
+    WeightChoice,
     class_name,
     download_pipeline,
     find_index,
@@ -147,13 +149,12 @@ def import_model(
         return _import_file(goal, open_checkpoint(path, config, allow_pickle=allow_pickle))
     if config is not None:
         raise InvalidOption("config", str(config), "nothing: it is for single files")
-    wanted = _Wanted(
-        str(model_name_or_path),
-        revision,
-        variant,
-        proxies,
-        allow_pickle,
-        custom_pipeline,
+    wanted = Wanted(
+        source=str(model_name_or_path),
+        weights=WeightChoice(variant, allow_pickle),
+        revision=revision,
+        proxies=proxies,
+        custom_pipeline=custom_pipeline,
         modular=_names.is_modular_class(pipeline_class) or brings_blocks(custom_pipeline),
     )
     if path.is_dir():
@@ -191,31 +192,18 @@ class _Goal:
     arguments: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What of a source is wanted."""
-
-    source: str
-    revision: str
-    variant: str | None
-    proxies: Mapping[str, str] | None
-    allow_pickle: bool
-    custom_pipeline: str | None
-    modular: bool
-
-
-def _import_local(goal: _Goal, folder: Path, wanted: _Wanted, link: LinkMode) -> bentoml.Model:
+def _import_local(goal: _Goal, folder: Path, wanted: Wanted, link: LinkMode) -> bentoml.Model:
     name = folder.resolve().name  # entries travel: no path of this machine
     source = _open(folder, name, wanted)
-    record = Record(kind="pipeline", origin=f"folder {name}", variant=wanted.variant)
+    record = Record(kind="pipeline", origin=f"folder {name}", variant=wanted.weights.variant)
     return _import_source(goal, record, source, wanted, link)
 
 
-def _import_hub(goal: _Goal, wanted: _Wanted, link: LinkMode, *, sync: bool) -> bentoml.Model:
+def _import_hub(goal: _Goal, wanted: Wanted, link: LinkMode, *, sync: bool) -> bentoml.Model:
     _refuse_missing_path(wanted.source, goal.tag)
     found = _download(wanted)
     if sync:
-        version = "-".join(filter(None, (found.commit, wanted.variant)))
+        version = "-".join(filter(None, (found.commit, wanted.weights.variant)))
         goal = replace(goal, tag=Tag(goal.tag.name, version))
     parts = found.parts if isinstance(found, ModularDownload) else {}
     places = found.places if isinstance(found, ModularDownload) else {}
@@ -225,66 +213,39 @@ def _import_hub(goal: _Goal, wanted: _Wanted, link: LinkMode, *, sync: bool) -> 
         origin=wanted.source,
         revision=wanted.revision,
         commit=found.commit,
-        variant=wanted.variant,
+        variant=wanted.weights.variant,
         details={"parts": dict(parts)} if parts else {},
     )
     return _import_source(goal, record, source, wanted, link)
 
 
-def _download(wanted: _Wanted) -> Download:
-    index = find_index(
-        wanted.source,
-        revision=wanted.revision,
-        proxies=wanted.proxies,
-        prefers_modular=wanted.modular,
-    )
-    if index.name == MODULAR_INDEX:
-        return download_modular(
-            wanted.source,
-            index=index,
-            variant=wanted.variant,
-            proxies=wanted.proxies,
-            allow_pickle=wanted.allow_pickle,
-        )
-    return download_pipeline(
-        wanted.source,
-        index=index,
-        variant=wanted.variant,
-        proxies=wanted.proxies,
-        allow_pickle=wanted.allow_pickle,
-        code_file=f"{wanted.custom_pipeline}.py",
-    )
+def _download(wanted: Wanted) -> Download:
+    index = find_index(wanted)
+    download = download_modular if index.name == MODULAR_INDEX else download_pipeline
+    return download(wanted, index)
 
 
 def _open(
-    folder: Path, name: str, wanted: _Wanted, elsewhere: Mapping[str, Place] | None = None
+    folder: Path, name: str, wanted: Wanted, elsewhere: Mapping[str, Place] | None = None
 ) -> Source:
     """Opens a folder as what it is, or a classic pipeline as the modular one that is wanted."""
     is_classic = (folder / PIPELINE_INDEX).is_file()
     if (folder / MODULAR_INDEX).is_file() and (wanted.modular or not is_classic):
-        return open_modular(
-            folder,
-            name=name,
-            variant=wanted.variant,
-            allow_pickle=wanted.allow_pickle,
-            elsewhere=elsewhere,
-        )
+        return open_modular(folder, name=name, weights=wanted.weights, elsewhere=elsewhere)
     if not is_classic and (folder / BLOCKS_CONFIG).is_file():
         raise InvalidModel(
             name,
             f"holds blocks, but no pipeline: it has no {MODULAR_INDEX}",
             "import the pipeline that they are for, with custom_pipeline=this folder",
         )
-    source = open_folder(
-        folder, name=name, variant=wanted.variant, allow_pickle=wanted.allow_pickle
-    )
+    source = open_folder(folder, name=name, weights=wanted.weights)
     if not wanted.modular:
         return source
     return open_as_modular(source, has_own_blocks=wanted.custom_pipeline is not None)
 
 
 def _import_source(
-    goal: _Goal, record: Record, source: Source, wanted: _Wanted, link: LinkMode
+    goal: _Goal, record: Record, source: Source, wanted: Wanted, link: LinkMode
 ) -> bentoml.Model:
     code = find_code(wanted.custom_pipeline, source, trust_remote_code=goal.trust)
     given = goal.options.pipeline_class

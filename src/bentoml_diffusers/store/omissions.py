@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.entries import PIPELINE_FOLDER
-from bentoml_diffusers.store.sources import read_components, read_index
+from bentoml_diffusers.store.sources import read_classic_index, read_components
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def write_left_out(pipeline: DiffusionPipeline, root: Path) -> None:
 
 def find_left_out(root: Path) -> dict[str, tuple[str, str]]:
     """Returns library and class of those components in a stored pipeline, by their names."""
-    index = read_index(root, PIPELINE_FOLDER)
+    index = read_classic_index(root, PIPELINE_FOLDER)
     return {
         name: component
         for name, component in read_components(index, PIPELINE_FOLDER).items()

@@ -19,7 +19,7 @@ from bentoml_diffusers.store.sources import (
     PICKLE_SUFFIXES,
     check_safetensors,
     class_name,
-    read_index,
+    read_classic_index,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _load(checkpoint: Checkpoint, pipeline_class: Any) -> DiffusionPipeline:
     name = pipeline_class
     arguments: dict[str, Any] = {"torch_dtype": _names.resolve_dtype(checkpoint.dtype)}
     if checkpoint.config is not None:
-        name = name or class_name(read_index(checkpoint.config, checkpoint.config.name))
+        name = name or class_name(read_classic_index(checkpoint.config, checkpoint.config.name))
         arguments.update(config=str(checkpoint.config), local_files_only=True)
     cls = _names.resolve_pipeline_class(name or diffusers.StableDiffusionPipeline)
     if not hasattr(cls, "from_single_file"):
@@ -147,6 +147,6 @@ def _find_config(config: str | os.PathLike[str] | None) -> Path | None:
         return None
     folder = Path(config).expanduser()
     if folder.is_dir():
-        read_index(folder, folder.name)
+        read_classic_index(folder, folder.name)
         return folder
     return Path(get(str(config)).path_of(PIPELINE_FOLDER))

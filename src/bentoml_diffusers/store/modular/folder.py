@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
@@ -24,6 +25,7 @@ from bentoml_diffusers.store.sources import (
     Place,
     Selection,
     Source,
+    WeightChoice,
     check_file,
     list_names,
     select_component,
@@ -40,8 +42,7 @@ def open_modular(
     folder: Path,
     *,
     name: str,
-    variant: str | None = None,
-    allow_pickle: bool = False,
+    weights: WeightChoice,
     elsewhere: Mapping[str, Place] | None = None,
 ) -> Source:
     """Looks at a folder with a modular pipeline before anything is taken from it.
@@ -49,8 +50,7 @@ def open_modular(
     Args:
         folder: Has ``modular_model_index.json``.
         name: What messages call it.
-        variant: Take the weights of this variant where a component has it.
-        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
+        weights: Which weights to take.
         elsewhere: Components that lie in other folders.
 
     Raises:
@@ -65,15 +65,7 @@ def open_modular(
         for key, component in found.items()
         if (place := (elsewhere or {}).get(key) or find_place(folder, key, component, names, name))
     }
-    return make_source(
-        folder,
-        index,
-        places,
-        name=name,
-        variant=variant,
-        allow_pickle=allow_pickle,
-        more=select_beside(names),
-    )
+    return make_source(folder, index, places, name=name, weights=weights, more=select_beside(names))
 
 
 def open_as_modular(classic: Source, *, has_own_blocks: bool = False) -> Source:
@@ -113,8 +105,7 @@ def make_source(
     places: Mapping[str, Place],
     *,
     name: str,
-    variant: str | None,
-    allow_pickle: bool,
+    weights: WeightChoice,
     more: Iterable[str] = (),
 ) -> Source:
     """Selects the files of the components, and rewrites the index to name nothing outside.
@@ -130,19 +121,18 @@ def make_source(
         if key not in places:
             localized.pop(key)  # named, but without files: stays None
             continue
-        wanted = variant or component.variant
-        files = select_part(
-            name, key, component, list_place(places[key], key), wanted, allow_pickle
-        )
-        has_variant = wanted is not None and any(f".{wanted}" in file for file in files)
+        variant = weights.variant or component.variant
+        files = select_part(name, key, component, list_place(places[key], key), weights)
+        has_variant = variant is not None and any(f".{variant}" in file for file in files)
         kept = Component(
-            component.library, component.class_name, variant=wanted if has_variant else None
+            component.library, component.class_name, variant=variant if has_variant else None
         )
         localized[key] = kept.localized(key)
         chosen += files
         with_variant |= has_variant
-    if variant and not with_variant:
-        raise InvalidModel(name, f"has no variant {variant!r}", "check it, or leave variant out")
+    if weights.variant and not with_variant:
+        problem = f"has no variant {weights.variant!r}"
+        raise InvalidModel(name, problem, "check it, or leave variant out")
     taken = tuple(sorted(chosen))
     pickles = tuple(file for file in taken if file.endswith(PICKLE_SUFFIXES))
     source = Source(
@@ -163,10 +153,11 @@ def select_part(
     key: str,
     component: Component,
     names: Sequence[str],
-    variant: str | None,
-    allow_pickle: bool,
+    weights: WeightChoice,
 ) -> list[str]:
     """Chooses the files of one component, whose names begin with its name.
+
+    Where no variant is asked for it is the one that the index names.
 
     Raises:
         InvalidModel: 400, it has no weights, or code of its own.
@@ -181,7 +172,8 @@ def select_part(
         )
     if not names:
         raise InvalidModel(source, f"has no files for {key!r}, which its {MODULAR_INDEX} names")
-    return select_component(source, component.class_name, names, variant, allow_pickle)
+    wanted = replace(weights, variant=weights.variant or component.variant)
+    return select_component(source, component.class_name, names, wanted)
 
 
 def find_place(

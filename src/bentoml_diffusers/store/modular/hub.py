@@ -18,7 +18,7 @@ from bentoml_diffusers.store.modular.index import (
     read_modular_components,
     read_modular_index,
 )
-from bentoml_diffusers.store.sources import Download, Place, download_snapshot
+from bentoml_diffusers.store.sources import Download, Place, Wanted, WeightChoice, download_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,38 +43,26 @@ class _Choice:
     """Which files to take of a component."""
 
     source: str
-    variant: str | None
-    allow_pickle: bool
+    weights: WeightChoice
 
     def files(
         self, key: str, component: Component, names: Sequence[str], subfolder: str
     ) -> list[str]:
         """Returns the files of a component by their names in its repository."""
         own = names_in(names, subfolder, key)
-        variant = self.variant or component.variant
-        chosen = select_part(self.source, key, component, own, variant, self.allow_pickle)
+        chosen = select_part(self.source, key, component, own, self.weights)
         start = f"{subfolder}/" if subfolder else ""
         return [start + name.removeprefix(f"{key}/") for name in chosen]
 
 
-def download_modular(
-    repo_id: str,
-    *,
-    index: Path,
-    variant: str | None = None,
-    proxies: Mapping[str, str] | None = None,
-    allow_pickle: bool = False,
-) -> ModularDownload:
+def download_modular(wanted: Wanted, index: Path) -> ModularDownload:
     """Downloads what a modular pipeline needs, also out of other repositories.
 
     Offline, or without network, takes what the hub's cache holds.
 
     Args:
-        repo_id: ``owner/name``.
+        wanted: The repository.
         index: Its index, in the folder of a snapshot.
-        variant: Which weights to take, such as ``"fp16"``.
-        proxies: Proxies by protocol; for the time of the download they are those of the process.
-        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
 
     Raises:
         ModelNotFound: 404, a repository that the index names is not there.
@@ -83,21 +71,22 @@ def download_modular(
         HubUnavailable: 503, the hub did not answer as it should.
         StorageFull: 507, no space left for the files.
     """
+    repo_id, proxies = wanted.source, wanted.proxies
     components = read_modular_components(read_modular_index(index.parent, repo_id), repo_id)
-    choice = _Choice(source=repo_id, variant=variant, allow_pickle=allow_pickle)
+    choice = _Choice(source=repo_id, weights=wanted.weights)
     others: dict[str, Component] = {}
 
     def choose(names: Sequence[str]) -> list[str]:
-        wanted = [MODULAR_INDEX, *select_beside(names), *(n for n in names if n == BLOCKS_CONFIG)]
+        taken = [MODULAR_INDEX, *select_beside(names), *(n for n in names if n == BLOCKS_CONFIG)]
         for key, component in components.items():
             subfolder = local_subfolder(key, component, names)
             if subfolder is not None:
-                wanted += choice.files(key, component, names, subfolder)
+                taken += choice.files(key, component, names, subfolder)
             elif _is_repository(component, repo_id):
                 others[key] = component
             else:
                 find_place(index.parent, key, component, names, repo_id)  # says what is wrong
-        return wanted
+        return taken
 
     own = download_snapshot(repo_id, choose, revision=index.parent.name, proxies=proxies)
     found = {key: _download_part(key, one, choice, proxies) for key, one in others.items()}

@@ -19,6 +19,7 @@ from bentoml_diffusers.store.sources.pickles import (
 from bentoml_diffusers.store.sources.selection import (
     PICKLE_SUFFIXES,
     Selection,
+    WeightChoice,
     check_name,
     find_places,
     read_components,
@@ -28,12 +29,13 @@ from bentoml_diffusers.store.sources.selection import (
 from bentoml_diffusers.store.sources.source import (
     Place,
     Source,
+    Wanted,
     check_file,
     check_safetensors,
     class_name,
     list_names,
     open_folder,
-    read_index,
+    read_classic_index,
     read_json,
 )
 
@@ -43,6 +45,8 @@ __all__ = [
     "Place",
     "Selection",
     "Source",
+    "Wanted",
+    "WeightChoice",
     "check_file",
     "check_name",
     "check_safetensors",
@@ -60,7 +64,7 @@ __all__ = [
     "list_repository",
     "open_folder",
     "read_components",
-    "read_index",
+    "read_classic_index",
     "read_json",
     "read_pickle",
     "select_component",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers.errors import DiffusersError, HubUnavailable, InvalidModel, ModelNotFound
 from bentoml_diffusers.store.entries import MODULAR_INDEX, PIPELINE_INDEX, storage_errors
 from bentoml_diffusers.store.sources.selection import check_name, select_files
-from bentoml_diffusers.store.sources.source import list_names, read_index
+from bentoml_diffusers.store.sources.source import Wanted, list_names, read_classic_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,13 +32,7 @@ class Download:
     commit: str
 
 
-def find_index(
-    repo_id: str,
-    *,
-    revision: str,
-    proxies: Mapping[str, str] | None = None,
-    prefers_modular: bool = False,
-) -> Path:
+def find_index(wanted: Wanted) -> Path:
     """Downloads the index of a pipeline: the classic one if there are both, or the modular one.
 
     Offline, or without network, finds what the hub's cache holds.
@@ -52,12 +46,12 @@ def find_index(
     from huggingface_hub.errors import EntryNotFoundError
 
     names = [PIPELINE_INDEX, MODULAR_INDEX]
-    first, second = reversed(names) if prefers_modular else names
-    with _hub_errors(repo_id, revision), _use_proxies(proxies):
+    first, second = reversed(names) if wanted.modular else names
+    with _hub_errors(wanted.source, wanted.revision), _use_proxies(wanted.proxies):
         is_cut_off = _is_cut_off()
         # By the revision's name, so that the cache knows next time offline what it stands for.
         download = functools.partial(
-            hf_hub_download, repo_id, revision=revision, local_files_only=is_cut_off
+            hf_hub_download, wanted.source, revision=wanted.revision, local_files_only=is_cut_off
         )
         try:
             return Path(download(first))
@@ -102,26 +96,14 @@ def download_snapshot(
     return Download(folder, folder.name)  # a snapshot lies in `snapshots/<commit>/`
 
 
-def download_pipeline(
-    repo_id: str,
-    *,
-    index: Path,
-    variant: str | None = None,
-    proxies: Mapping[str, str] | None = None,
-    allow_pickle: bool = False,
-    code_file: str | None = None,
-) -> Download:
+def download_pipeline(wanted: Wanted, index: Path) -> Download:
     """Downloads the files that a classic pipeline's index names.
 
     Offline, or without network, takes what the hub's cache holds.
 
     Args:
-        repo_id: ``owner/name``.
+        wanted: The repository. A file with its ``custom_pipeline`` is taken, too, if it is there.
         index: Its index, see :func:`find_index`.
-        variant: Which weights to take, such as ``"fp16"``.
-        proxies: Proxies by protocol; for the time of the download they are those of the process.
-        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
-        code_file: File with pipeline code to take too, if the repository has it.
 
     Raises:
         ModelNotFound: 404, there is no such repository or revision, or it needs a token.
@@ -133,20 +115,16 @@ def download_pipeline(
     from huggingface_hub import snapshot_download
 
     commit = index.parent.name  # a snapshot lies in `snapshots/<commit>/`
-    with _hub_errors(repo_id, commit), _use_proxies(proxies):
+    repo_id, code_file = wanted.source, f"{wanted.custom_pipeline}.py"
+    with _hub_errors(repo_id, commit), _use_proxies(wanted.proxies):
         names = _list_files(repo_id, commit)
         if names is None:
             return Download(folder=index.parent, commit=commit)
-        selection = select_files(
-            read_index(index.parent, repo_id),
-            names,
-            source=repo_id,
-            variant=variant,
-            allow_pickle=allow_pickle,
-        )
-        wanted = [*selection.files, *(name for name in names if name == code_file)]
+        found = read_classic_index(index.parent, repo_id)
+        selection = select_files(found, names, source=repo_id, weights=wanted.weights)
+        taken = [*selection.files, *(name for name in names if name == code_file)]
         folder = snapshot_download(
-            repo_id, revision=commit, allow_patterns=[_as_pattern(name) for name in wanted]
+            repo_id, revision=commit, allow_patterns=[_as_pattern(name) for name in taken]
         )
     return Download(folder=Path(folder), commit=commit)
 

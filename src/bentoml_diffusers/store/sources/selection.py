@@ -30,6 +30,22 @@ _WITHOUT_WEIGHTS = ("Tokenizer", "Processor", "Scheduler", "FeatureExtractor")
 
 
 @dataclass(frozen=True)
+class WeightChoice:
+    """Which weights are taken.
+
+    Attributes:
+        variant: Those of this variant where a component has it, such as ``"fp16"``.
+        allow_pickle: Those in ``.bin`` files, of components that have no safetensors.
+    """
+
+    variant: str | None = None
+    allow_pickle: bool = False
+
+
+BY_DEFAULT = WeightChoice()
+
+
+@dataclass(frozen=True)
 class _Weights:
     """A file with weights: ``unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors``."""
 
@@ -57,8 +73,7 @@ def select_files(
     names: Iterable[str],
     *,
     source: str,
-    variant: str | None = None,
-    allow_pickle: bool = False,
+    weights: WeightChoice = BY_DEFAULT,
 ) -> Selection:
     """Chooses the files of a pipeline.
 
@@ -66,8 +81,7 @@ def select_files(
         index: Content of ``model_index.json``.
         names: All files that there are, as relative paths.
         source: Name of the repository or folder, for messages.
-        variant: Take the weights of this variant where a component has it, such as ``"fp16"``.
-        allow_pickle: Take ``.bin`` weights of components that have no safetensors.
+        weights: Which weights to take.
 
     Raises:
         InvalidModel: 400, a component that the index names is not there, or has no weights.
@@ -90,13 +104,13 @@ def select_files(
                 f"it, write [null, null] for it into {PIPELINE_INDEX}",
             )
         for inside in places:
-            files = _select_place(source, class_name, inside, variant, allow_pickle)
-            with_variant |= any(_read_weights(name).variant == variant for name in files if variant)
+            files = _select_place(source, class_name, inside, weights)
+            with_variant |= any(_read_weights(name).variant == weights.variant for name in files)
             chosen.update(files)
     if f"{IP_ADAPTER_FOLDER}/{SCALES_FILE}" in known:  # of a pipeline that this package saved
         chosen.update(_files_in(IP_ADAPTER_FOLDER, known))
-    if variant and not with_variant:
-        raise _no_variant(source, variant, known)
+    if weights.variant and not with_variant:
+        raise _no_variant(source, weights.variant, known)
     taken = tuple(sorted(chosen))
     return Selection(taken, tuple(name for name in taken if name.endswith(PICKLE_SUFFIXES)))
 
@@ -166,14 +180,14 @@ def _files_at_root(class_name: str, names: Sequence[str]) -> list[str]:
 
 
 def _select_place(
-    source: str, class_name: str, names: Sequence[str], variant: str | None, allow_pickle: bool
+    source: str, class_name: str, names: Sequence[str], weights: WeightChoice
 ) -> list[str]:
     if "/" in names[0]:
-        return select_component(source, class_name, names, variant, allow_pickle)
+        return select_component(source, class_name, names, weights)
     if "Scheduler" in class_name:
         return ["scheduler_config.json"]
     below = [f"{_ROOT}/{name}" for name in names]
-    files = select_component(source, class_name, below, variant, allow_pickle)
+    files = select_component(source, class_name, below, weights)
     return [name.removeprefix(f"{_ROOT}/") for name in files]
 
 
@@ -211,7 +225,7 @@ def _refuse_own_code(source: str, component: str, file: str, names: Sequence[str
 
 
 def select_component(
-    source: str, class_name: str, names: Sequence[str], variant: str | None, allow_pickle: bool
+    source: str, class_name: str, names: Sequence[str], weights: WeightChoice
 ) -> list[str]:
     """Chooses the files of one component.
 
@@ -219,21 +233,21 @@ def select_component(
         source: Name of the repository or folder, for messages.
         class_name: Class of the component.
         names: All its files, each below its name.
-        variant: Take the weights of this variant if it has them.
-        allow_pickle: Take ``.bin`` weights if there are no safetensors.
+        weights: Which weights to take.
 
     Raises:
         InvalidModel: 400, it has no weights, or only in other variants.
         UntrustedSource: 400, weights as pickle, and they are not allowed.
     """
     component = names[0].split("/")[0]
-    weights = [_read_weights(name) for name in names if _is_weights(name)]
+    there = [_read_weights(name) for name in names if _is_weights(name)]
     others = [name for name in names if not _is_weights(name)]
     if class_name == "OnnxRuntimeModel":
-        return [*others, *(item.name for item in weights if ".onnx" in item.name)]
+        return [*others, *(item.name for item in there if ".onnx" in item.name)]
     for suffix in ("safetensors", "bin"):
-        found = _pick(source, component, [i for i in weights if i.suffix == suffix], variant)
-        if found and suffix == "bin" and not allow_pickle:
+        fitting = [item for item in there if item.suffix == suffix]
+        found = _pick(source, component, fitting, weights.variant)
+        if found and suffix == "bin" and not weights.allow_pickle:
             raise UntrustedSource(
                 f"weights of {component!r} in {source!r}",
                 found[0].rpartition("/")[2],

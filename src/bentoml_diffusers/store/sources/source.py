@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.entries import PIPELINE_INDEX
-from bentoml_diffusers.store.sources.selection import Selection, check_name, select_files
+from bentoml_diffusers.store.sources.selection import (
+    BY_DEFAULT,
+    Selection,
+    WeightChoice,
+    check_name,
+    select_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,9 +73,29 @@ class Source:
         return path.name if is_hash else None
 
 
-def open_folder(
-    folder: Path, *, name: str, variant: str | None = None, allow_pickle: bool = False
-) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an import asks for.
+
+    Attributes:
+        source: A folder, or ``owner/name`` of a repository of the hub.
+        weights: Which weights to take of it.
+        revision: Branch, tag or commit of the repository.
+        proxies: Proxies for the hub, by protocol; for the time of a download they are those of
+            the process.
+        custom_pipeline: Pipeline code to store with it.
+        modular: A modular pipeline is wanted, where the source could be both.
+    """
+
+    source: str
+    weights: WeightChoice = BY_DEFAULT
+    revision: str = "main"
+    proxies: Mapping[str, str] | None = None
+    custom_pipeline: str | None = None
+    modular: bool = False
+
+
+def open_folder(folder: Path, *, name: str, weights: WeightChoice) -> Source:
     """Looks at a folder before anything is taken from it.
 
     Raises:
@@ -77,17 +103,15 @@ def open_folder(
             out, a truncated file.
         UntrustedSource: 400, weights as pickle, and they are not allowed.
     """
-    index = read_index(folder, name)
-    selection = select_files(
-        index, list_names(folder), source=name, variant=variant, allow_pickle=allow_pickle
-    )
+    index = read_classic_index(folder, name)
+    selection = select_files(index, list_names(folder), source=name, weights=weights)
     source = Source(name, folder, index, selection)
     for file in selection.files:
         check_file(source, file)
     return source
 
 
-def read_index(folder: Path, name: str) -> dict[str, Any]:
+def read_classic_index(folder: Path, name: str) -> dict[str, Any]:
     """Reads ``model_index.json``.
 
     Raises:
@@ -120,7 +144,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def class_name(index: dict[str, Any]) -> str:
+def class_name(index: Mapping[str, Any]) -> str:
     """Returns the name of the pipeline's class."""
     value = index["_class_name"]
     return str(value[-1] if isinstance(value, list) else value)
