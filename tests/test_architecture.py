@@ -287,3 +287,108 @@ def test_text_becomes_code_in_one_file_only(path):
 def test_no_value_has_one_lock_for_all_instances_of_its_class(path):
     """Up to Python 3.11 `cached_property` has, and one instance waits for the other."""
     assert "cached_property" not in path.read_text().replace("``functools.cached_property``", "")
+
+
+# What counts as a private corner of another package, which only `_compat` may look into:
+# - an attribute whose name begins with one underscore, unless this package has one of that name;
+# - such a name as a text for `getattr` and its like, or any that `_compat` knows;
+# - a module or a name that begins with an underscore, imported from another package;
+# - a version, a stack frame by its name, the dicts of hooks.
+OF_NAMED_TUPLES = {"_asdict", "_fields", "_replace"}
+# Keys of diffusers' files, which are no attributes.
+OF_FILES = {"_blocks_class_name", "_class_name", "_diffusers_version", "_name_or_path"}
+BY_VERSION = {"__version__", "check_inputs", "_hooks"}
+BY_TEXT = {"getattr", "hasattr", "setattr", "delattr", "attrgetter"}
+
+
+def is_private(name):
+    return name.isidentifier() and name.startswith("_") and not name.startswith("__")
+
+
+def nodes_of(paths):
+    return [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+
+
+def defined_names(paths):
+    """Names of functions, classes, variables and of what `self` is given."""
+    for node in nodes_of(paths):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            is_own = isinstance(node, ast.Name) or ast.unparse(node.value) in ("self", "cls")
+            yield (node.id if isinstance(node, ast.Name) else node.attr) if is_own else ""
+
+
+def names_in(paths):
+    """Private names that files write: as attributes, texts and imports."""
+    for node in nodes_of(paths):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+COMPAT = [path for path in MODULES if layer(module_name(path)) == "_compat"]
+OTHERS = [path for path in MODULES if path not in COMPAT]
+OWN = {*defined_names(OTHERS), *OF_NAMED_TUPLES}
+CORNERS = {name for name in names_in(COMPAT) if is_private(name)} - OWN - OF_FILES | BY_VERSION
+
+
+def is_face(node):
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+
+
+def private_touches(code):
+    """Yields each touch of a private corner of another package in a piece of code."""
+    nodes = list(ast.walk(ast.parse(code)))
+    pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    pieces |= {id(part) for node in nodes if is_face(node) for part in ast.walk(node.value)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            found = (is_private(node.attr) and node.attr not in OWN) or node.attr in BY_VERSION
+        elif isinstance(node, ast.Constant):
+            found = node.value in CORNERS and id(node) not in pieces
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in BY_TEXT:
+            texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            found = any(is_private(str(one)) and one not in OWN for one in texts)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            parts = [part for name in names for part in name.split(".")]
+            is_ours = parts[0] == PACKAGE or (module == "" and parts[1] == PACKAGE)
+            found = not is_ours and any(map(is_private, parts))
+        else:
+            found = False
+        if found:
+            yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=module_name)
+def test_private_corners_of_other_packages_are_in_compat(path):
+    assert list(private_touches(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "pipeline._execution_device",
+        "self._all_hooks",
+        "getattr(pipeline, '_auto_offload_enabled', False)",
+        "operator.attrgetter('_something')",
+        "vars(module)['_orig_mod']",
+        "from torch.utils._pytree import tree_map",
+        "from diffusers.pipelines.auto_pipeline import _get_model",
+        "import bentoml._internal.context",
+        "if torch.__version__ > '2': pass",
+        "frame.f_code.co_name == 'check_inputs'",
+        "name.endswith('_hooks')",
+    ],
+)
+def test_the_check_for_private_corners_works(code):
+    assert list(private_touches(code))
+
+
+def test_compat_loads_nothing_heavy():
+    assert loaded_by("import bentoml_diffusers._compat") == []

@@ -12,10 +12,11 @@ import pkgutil
 import re
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers import _compat
 from bentoml_diffusers.errors import InvalidOption, InvalidRequest, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     import torch
     from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
@@ -32,13 +33,7 @@ BUNDLED_CLASSES = {
 
 _LONGEST_NAME = 64  # characters of an unknown name that are compared with the known ones
 
-_TASK_MAPPINGS = {
-    "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
-    "text2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",  # as the mega pipeline calls it
-    "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
-    "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
-}
-TASKS = tuple(_TASK_MAPPINGS)
+TASKS = _compat.AUTO_TASKS
 
 # Names of samplers in AUTOMATIC1111's web UI, as in the table of diffusers' documentation
 # (docs/source/en/api/schedulers/overview.md): a class, and what differs in its config.
@@ -162,7 +157,9 @@ _DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
     """Returns the classes, by name, that run on the config of a model's scheduler."""
-    compatible = [cls for cls in getattr(base, "compatibles", ()) if not _packages_of(cls)]
+    compatible = [
+        cls for cls in getattr(base, "compatibles", ()) if not _compat.missing_backends(cls)
+    ]
     fitting = {cls.__name__: cls for cls in (*compatible, type(base))}
     if "EulerDiscreteScheduler" in fitting:
         fitting |= {name: resolve_scheduler_class(name) for name in _DISTILLED}
@@ -172,12 +169,7 @@ def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
 def missing_packages(name: object) -> str:
     """Returns what a class that diffusers exports needs and is not installed, if anything."""
     found = exported_class(name) if isinstance(name, str) else name
-    return " and ".join(_packages_of(found))
-
-
-def _packages_of(cls: object) -> Sequence[str]:
-    """Diffusers exports a stand-in for a class whose packages are missing."""
-    return getattr(cls, "_backends", ())
+    return " and ".join(_compat.missing_backends(found))
 
 
 def find_sampler(name: str) -> tuple[str, dict[str, Any]] | None:
@@ -268,13 +260,8 @@ def task_class(cls: type[DiffusionPipeline], task: str) -> type[DiffusionPipelin
     Raises:
         InvalidRequest: 400, diffusers knows no such task for this family of models.
     """
-    from diffusers.pipelines import auto_pipeline
-
-    mapping = getattr(auto_pipeline, _TASK_MAPPINGS[task])
     for base in cls.__mro__:
-        found: type[DiffusionPipeline] | None = auto_pipeline._get_task_class(
-            mapping, base.__name__, throw_error_if_not_exist=False
-        )
+        found = _compat.find_task_class(task, base.__name__)
         if found is not None:
             return found
     if task == "inpaint" and "mask_image" in inspect.signature(cls.__call__).parameters:
@@ -294,11 +281,8 @@ def is_modular_class(value: str | type[Any] | None) -> bool:
 
 def modular_class_of(index: Mapping[str, Any]) -> type[ModularPipeline] | None:
     """Returns the modular class for a classic pipeline by its index; ``None`` if there is none."""
-    from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
-    from diffusers.pipelines.auto_pipeline import _get_model
-
-    choose = MODULAR_PIPELINE_MAPPING.get(_get_model(index["_class_name"]))
-    return None if choose is None else exported_class(choose(index))
+    name = _compat.find_modular_class(index)
+    return None if name is None else exported_class(name)
 
 
 def resolve_blocks_class(
@@ -341,7 +325,7 @@ def is_never_loaded(index: Mapping[str, Any], component: str) -> bool:
     found = exported_class(name) if isinstance(name, str) else None
     parameter = inspect.signature(found.__init__).parameters.get(component) if found else None
     has_default = parameter is not None and parameter.default is not inspect.Parameter.empty
-    return has_default and component not in getattr(found, "_optional_components", ())
+    return has_default and component not in _compat.optional_components(found)
 
 
 def find_moved_library(library: str, class_name: str) -> str | None:

@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import lora_components
 from bentoml_diffusers.adapters.cache import HostCache
 from bentoml_diffusers.adapters.files import file_key, local_file, read_tensors
 from bentoml_diffusers.adapters.layers import LayerMap
@@ -122,7 +123,7 @@ class AdapterBank:
         self._encoders = find_encoders(pipeline)
         self._tokenizers = Tokenizers(self._encoders)
         self._tables: dict[str, TokenTable] = {}
-        for name in getattr(pipeline, "_lora_loadable_modules", ()):
+        for name in lora_components(pipeline):
             if self._layers.is_compiled(name):
                 self._pool.attach(name)
 

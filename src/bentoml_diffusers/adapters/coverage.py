@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
+
+from bentoml_diffusers._compat import tree_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

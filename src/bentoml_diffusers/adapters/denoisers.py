@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import lora_components
 from bentoml_diffusers.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def check_components(pipeline: DiffusionPipeline, field: str, names: Sequence[st
     Raises:
         InvalidRequest: 400, the pipeline has no such choice.
     """
-    loadable = getattr(pipeline, "_lora_loadable_modules", ())
+    loadable = lora_components(pipeline)
     known = [
         name
         for name in (_FIRST, _SECOND)

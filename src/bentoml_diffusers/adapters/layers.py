@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers._compat import is_compiled
+from bentoml_diffusers._compat import execution_device, is_compiled
 from bentoml_diffusers.adapters.files import extend_key, is_finite
 from bentoml_diffusers.adapters.scales import scale_of
 from bentoml_diffusers.adapters.storage import base_of, is_computed_in
@@ -166,7 +166,7 @@ class LayerMap:
     def device(self) -> torch.device:
         """Returns where layers run; their weights may be elsewhere while offloaded."""
         if self._device is None:
-            self._device = self._pipeline._execution_device
+            self._device = execution_device(self._pipeline)
         return self._device
 
     def _checked(self, name: str, component: str, path: str, lora: LayerLora) -> Target | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _compat
+from bentoml_diffusers._compat import tuner_layer
 from bentoml_diffusers.adapters.denoisers import (
     check_components,
     loader_arguments,
@@ -213,11 +214,10 @@ def _set_scales(pipeline: DiffusionPipeline, name: str, scales: LayerScales) -> 
 
 
 def _wrappers(pipeline: DiffusionPipeline) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     for component in pipeline.get_list_adapters():
         for path, layer in getattr(pipeline, component).named_modules():
-            if isinstance(layer, BaseTunerLayer):
+            if isinstance(layer, tuner_layer()):
                 yield f"{component}.{path}", layer
 
 
@@ -275,11 +275,9 @@ def _unwrap_empty_layers(module: torch.nn.Module) -> None:
 
     ``delete_adapters`` leaves the wrappers, so the names in the state dict would stay changed.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, BaseTunerLayer) and not _adapters_of(child):
+            if isinstance(child, tuner_layer()) and not _adapters_of(child):
                 # Its own base, which may be the wrapper of a static adapter of another kind.
                 setattr(parent, name, child.base_layer)
 

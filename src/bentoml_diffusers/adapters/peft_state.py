@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import tuner_layer
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -43,11 +45,9 @@ class LayerState:
 
 def peft_layers(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
     """Yields PEFT's wrappers in ``modules``."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     for module in modules:
         for part in module.modules():
-            if isinstance(part, BaseTunerLayer):
+            if isinstance(part, tuner_layer()):
                 yield part
 
 

@@ -7,12 +7,15 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers._compat import copy_tensors
 from bentoml_diffusers.adapters.files import list_outdated
 from bentoml_diffusers.adapters.slots import SlotLayer
 from bentoml_diffusers.errors import AdaptersBusy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    import torch
 
     from bentoml_diffusers.adapters.layers import HostLora, LayerKey, LayerMap
     from bentoml_diffusers.adapters.runs import Running
@@ -135,8 +138,6 @@ class SlotPool:
         return resident
 
     def _fill(self, slot: int, lora: HostLora) -> None:
-        import torch
-
         sources: list[torch.Tensor] = []
         places: list[torch.Tensor] = []
         for key, (down, up, factor) in lora.layers.items():
@@ -146,7 +147,7 @@ class SlotPool:
             )
             sources += [down, up]
             places += layer.place(slot, rank, factor)
-        torch._foreach_copy_(places, sources)
+        copy_tensors(places, sources)
 
     def _clear(self, slot: int, lora: HostLora) -> None:
         for key in lora.layers:

@@ -93,7 +93,7 @@ def _config_of(pipeline: DiffusionPipeline, file: TensorFile) -> Mapping[str, An
     has_own = any(key.endswith(".alpha") for key in file.tensors)
     if alpha is None or has_own or not _compat.reads_alpha_of_file(pipeline):
         return None
-    return {f"{name}.lora_alpha": alpha for name in pipeline._lora_loadable_modules}
+    return {f"{name}.lora_alpha": alpha for name in _compat.lora_components(pipeline)}
 
 
 def _alpha_of(text: str) -> float | None:
@@ -214,7 +214,7 @@ def _stand_in(reader: _Reader, raw: RawLora) -> Any:
 
 def _checked_converter(reader: _Reader, raw: RawLora) -> Callable[..., Any]:
     """Wraps ``lora_state_dict``: what would write to the base model is refused before it can."""
-    loadable = type(reader.pipeline)._lora_loadable_modules
+    loadable = _compat.lora_components(reader.pipeline)
     absent = [name for name in loadable if getattr(reader.pipeline, name, None) is None]
 
     def lora_state_dict(*args: Any, **kwargs: Any) -> Any:

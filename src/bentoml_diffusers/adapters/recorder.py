@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import lora_config
 from bentoml_diffusers.adapters.patterns import Patterns
 from bentoml_diffusers.adapters.raw import LayerLora
 
@@ -44,7 +45,6 @@ class Recorder:
     ) -> None:
         """Stands for ``PeftAdapterMixin.load_lora_adapter`` of diffusers."""
         from diffusers.utils import convert_unet_state_dict_to_peft
-        from diffusers.utils.peft_utils import get_peft_kwargs
 
         own = _below(state, prefix)
         if not own or self._is_settled(own):
@@ -61,7 +61,7 @@ class Recorder:
                 if key.startswith(f"{prefix}.")
             }
             ranks = {f"^{key}": value.shape[1] for key, value in own.items() if "lora_B" in key}
-            config = get_peft_kwargs(ranks, alphas, own)
+            config = lora_config(ranks, alphas, own)
         self._record(own, config)
 
     def load_adapter(self, *, adapter_state_dict: Tensors, peft_config: Any, **_given: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bentoml_diffusers._compat import lora_components, unwrap_compiled
 from bentoml_diffusers.errors import InvalidRequest, suggest
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def expand_scales(
     """
     components = {
         name: module
-        for name in getattr(pipeline, "_lora_loadable_modules", ())
+        for name in lora_components(pipeline)
         if (module := getattr(pipeline, name, None)) is not None
     }
     _check_keys(field, scale, list(components))
@@ -108,7 +109,7 @@ def scale_of(scales: LayerScales, component: str, path: str) -> float:
 def _expand(
     field: str, module: torch.nn.Module, value: Any, list_paths: Callable[[], Iterable[str]]
 ) -> float | dict[str, float]:
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    module = unwrap_compiled(module)
     if not isinstance(value, dict):
         if isinstance(value, list):
             raise InvalidRequest(field, value, "a number, or one for each block")

@@ -78,7 +78,7 @@ def _read_versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        **{name: _compat.installed_version(name) for name in _PACKAGES},
+        **{name: _compat.find_version(name) for name in _PACKAGES},
         "unmet": _compat.unmet_requirements(),
     }
 

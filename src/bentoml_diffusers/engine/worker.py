@@ -194,7 +194,8 @@ class _Releases:
 
 def _to_tuple(output: Any) -> tuple[Any, ...]:
     import torch
-    from torch.utils._pytree import tree_map_only
+
+    from bentoml_diffusers._compat import tree_map_only
 
     values = output.to_tuple() if hasattr(output, "to_tuple") else output
     values = values if isinstance(values, tuple) else (values,)

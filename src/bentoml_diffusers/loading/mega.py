@@ -12,6 +12,8 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from bentoml_diffusers._compat import progress_bar_options
+
 
 class StableDiffusionMegaPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     """Stable Diffusion with the methods of diffusers' community pipeline of this name.
@@ -37,5 +39,5 @@ class StableDiffusionMegaPipeline(StableDiffusionPipeline):  # type: ignore[misc
 
     def _as(self, cls: type[DiffusionPipeline]) -> DiffusionPipeline:
         pipeline = cls(**self.components, requires_safety_checker=False)
-        pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        pipeline.set_progress_bar_config(**progress_bar_options(self))
         return pipeline

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
+from bentoml_diffusers._compat import quantization_of
 from bentoml_diffusers.errors import (
     DiffusersError,
     InvalidModel,
@@ -250,7 +251,7 @@ def _module_arguments(spec: ComponentSpec, options: ModelOptions) -> dict[str, A
     quantization = _names.resolve_quantization(options.quantization_config)
     if quantization is not None:
         is_diffusers = kind is None or issubclass(kind, ModelMixin)
-        config = quantization._resolve_quant_config(is_diffusers, spec.name)
+        config = quantization_of(quantization, is_diffusers=is_diffusers, component=spec.name)
         arguments.update({} if config is None else {"quantization_config": config})
     return arguments
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import components_manager
 from bentoml_diffusers.errors import InvalidOption
 from bentoml_diffusers.loading.tuning import is_made_of_blocks
 
@@ -34,7 +35,7 @@ def place(
 
     kind = options.offload_kind
     if kind == "model" and is_made_of_blocks(pipeline):
-        enable = pipeline._components_manager.enable_auto_cpu_offload
+        enable = components_manager(pipeline).enable_auto_cpu_offload
         _offload("offload", enable, _device_argument(device))
     elif kind in _METHODS:
         _offload(_METHODS[kind], getattr(pipeline, _METHODS[kind]), _device_argument(device))

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
+from bentoml_diffusers._compat import has_repeated_blocks, takes_attention_backend
 from bentoml_diffusers.errors import InvalidOption, UnsupportedByPipeline
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def compile_denoiser(pipeline: DiffusionPipeline, options: ModelOptions) -> None
         if options.enable_torch_compile != "blocks":
             # In place: a wrapper module would hide the denoiser from adapters and from saving.
             denoiser.compile()
-        elif getattr(denoiser, "_repeated_blocks", None):
+        elif has_repeated_blocks(denoiser):
             denoiser.compile_repeated_blocks()
         else:
             raise UnsupportedByPipeline(type(denoiser).__name__, "enable_torch_compile='blocks'")
@@ -180,7 +181,7 @@ def _denoisers(pipeline: DiffusionPipeline, option: str) -> list[Any]:
 def _set_backend(denoiser: Any, backend: str) -> None:
     _call(denoiser, "set_attention_backend", "attention_backend", backend)
     processors = [getattr(module, "processor", None) for module in denoiser.modules()]
-    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+    if not any(takes_attention_backend(processor) for processor in processors):
         # diffusers says nothing then, as for the attention of UNets in 0.42.1
         raise UnsupportedByPipeline(type(denoiser).__name__, "attention_backend")
 

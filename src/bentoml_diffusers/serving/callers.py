@@ -10,6 +10,7 @@ import json
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import read_payload
 from bentoml_diffusers.errors import UnreadableRequest
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def is_loopback(host: str) -> bool:
 
 def read_neighbour(body: bytes, headers: Mapping[str, str], serde: Any) -> dict[str, Any]:
     """Returns the arguments of a neighbour's call. Unpickles: see :func:`is_neighbour`."""
-    from _bentoml_impl.serde import Payload
-
-    values = serde.deserialize_value(Payload((body,), metadata=headers))
+    values = read_payload(body, headers, serde)
     if not isinstance(values, dict):
         raise UnreadableRequest([(("body",), "expected arguments by name")])
     return values

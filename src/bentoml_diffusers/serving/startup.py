@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from bentoml_diffusers import _logs
+from bentoml_diffusers import _compat, _logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 @contextlib.contextmanager
 def say_loading(tag: Tag) -> Iterator[None]:
     """Says that a model is being loaded, and when it is, in place of the libraries' own bars."""
-    _logs.log_as_bentoml("bentoml_diffusers")
+    _compat.log_as_bentoml("bentoml_diffusers")
     began = time.perf_counter()
     logger.info("%s: loading", tag)
     with _logs.quiet_loading():

@@ -1,7 +1,7 @@
 """The tasks of a modular pipeline: its modular workflows, as its blocks declare them.
 
 diffusers calls a task of its blocks, such as ``text2image``, a *workflow*; here it is always a
-*modular workflow*. It is named in the blocks' ``_workflow_map``, with the inputs that trigger it.
+*modular workflow*. The blocks name it, with the inputs that trigger it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import workflow_map
 from bentoml_diffusers.tasks.inputs import Input, read_kind
 from bentoml_diffusers.tasks.task import Output, Task
 
@@ -28,7 +29,7 @@ def read_modular_workflows(blocks: ModularPipelineBlocks) -> dict[str, Task]:
     known = {item.name for item in blocks.inputs if item.name}
     return {
         name: _read_workflow(name, blocks.get_workflow(name), _list_triggers(triggers), known)
-        for name, triggers in (getattr(blocks, "_workflow_map", None) or {}).items()
+        for name, triggers in workflow_map(blocks).items()
     }
 
 
@@ -37,7 +38,7 @@ def read_all_blocks(blocks: ModularPipelineBlocks) -> Task:
 
     Where the blocks choose by what is given, nothing but the blocks can say what is required.
     """
-    has_choice = bool(getattr(blocks, "_workflow_map", None))
+    has_choice = bool(workflow_map(blocks))
     inputs = {
         item.name: _read_input(item, _untyped_prompt(item), may_be_required=not has_choice)
         for item in blocks.inputs

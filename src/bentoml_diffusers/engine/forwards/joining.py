@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from bentoml_diffusers._compat import count_writes, tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-    from torch.utils._pytree import TreeSpec
+    from bentoml_diffusers._compat import TreeSpec
 
 Role = Literal["sample", "timestep", "shared", "constant"]
 
@@ -210,7 +211,7 @@ def _is_list_of_numbers(value: Any) -> bool:
 
 def _digest(tensor: torch.Tensor) -> bytes:
     """Hash of a tensor's bytes, kept as long as the tensor lives and is not written to."""
-    version = None if tensor.is_inference() else tensor._version
+    version = None if tensor.is_inference() else count_writes(tensor)
     known = _digests.get(tensor)  # type: ignore[no-untyped-call]
     if known is not None and version is not None and known[0] == version:
         return known[1]  # type: ignore[no-any-return]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
+
+from bentoml_diffusers._compat import tree_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

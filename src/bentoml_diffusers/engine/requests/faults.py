@@ -7,6 +7,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import CHECKS
 from bentoml_diffusers.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
-_CHECKS = "check_inputs"
 # Where diffusers looks at arguments. Its models and loaders raise for other reasons.
 _PLACES = ("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.schedulers.")
 _MODULES = ("diffusers.image_processor", "diffusers.video_processor", "diffusers.utils.torch_utils")
@@ -37,7 +37,7 @@ def check_inputs(
     Raises:
         InvalidRequest: 400, they refuse an argument.
     """
-    check = getattr(cls, _CHECKS, None)
+    check = getattr(cls, CHECKS, None)
     if check is None:
         return
     names = list(inspect.signature(check).parameters)[1:]
@@ -69,7 +69,7 @@ def invalid_request_from(error: BaseException, *, has_denoised: bool) -> Invalid
         has_denoised: The denoiser ran.
     """
     names = {frame.f_code.co_name for frame, _ in _walk(error.__traceback__)}
-    is_checked = _CHECKS in names
+    is_checked = CHECKS in names
     is_early = not has_denoised and isinstance(error, (ValueError, TypeError))
     is_invalid = is_checked or (is_early and _is_raised_on_purpose(error))
     return invalid_request(error) if is_invalid else None

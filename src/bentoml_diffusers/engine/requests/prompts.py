@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import blocks_of
 from bentoml_diffusers.errors import shorten
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def find_sequence_length(task: Task, arguments: Mapping[str, Any]) -> int | None
 
 def _reads_plainly(pipeline: Any) -> bool:
     """False for code from elsewhere, which may have a syntax and a length of its own."""
-    blocks = getattr(pipeline, "_blocks", None)
+    blocks = blocks_of(pipeline)
     parts = getattr(blocks, "sub_blocks", {})
     reader = parts.get("text_encoder", blocks) if blocks is not None else pipeline
     return type(reader).__module__.startswith(_OUR_PIPELINES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers._compat import is_offloaded
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from diffusers.guiders.guider_utils import BaseGuidance
@@ -33,9 +35,7 @@ def exclusive_reason(pipeline: DiffusionPipeline) -> Exclusivity | None:
     for name, part in pipeline.components.items():
         if getattr(part, "is_cache_enabled", False):
             return Exclusivity(f"{name} has a step cache")
-    manager = getattr(pipeline, "_components_manager", None)  # of a modular pipeline
-    # The first is set by diffusers' enable_model_cpu_offload.
-    if getattr(pipeline, "_all_hooks", None) or getattr(manager, "_auto_offload_enabled", False):
+    if is_offloaded(pipeline):
         return Exclusivity("modules are offloaded", calls_can_be_collected=False)
     guider = getattr(pipeline, "guider", None)
     if guider is not None and _hooks_layers(guider):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bentoml_diffusers._compat import latent_unpacker
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,8 +33,9 @@ def generate_preview(
     latents = _clean_sample(step_output)[:1]
     if processor is None or vae is None or not hasattr(vae.config, "scaling_factor"):
         return None
-    if latents.ndim == 3 and hasattr(view, "_unpack_latents"):
-        latents = _unpack(view, latents, arguments)
+    unpack = latent_unpacker(view)
+    if latents.ndim == 3 and unpack is not None:
+        latents = unpack(latents, *_size_of(view, arguments), view.vae_scale_factor)
     if latents.ndim != 4:
         return None
     shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -54,10 +57,6 @@ def _clean_sample(step_output: Any) -> torch.Tensor:
     return noisy if clean is None else clean
 
 
-def _unpack(
-    view: DiffusionPipeline, latents: torch.Tensor, arguments: Mapping[str, Any]
-) -> torch.Tensor:
+def _size_of(view: DiffusionPipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
     default = view.default_sample_size * view.vae_scale_factor
-    height, width = arguments.get("height") or default, arguments.get("width") or default
-    unpacked: torch.Tensor = view._unpack_latents(latents, height, width, view.vae_scale_factor)
-    return unpacked
+    return arguments.get("height") or default, arguments.get("width") or default

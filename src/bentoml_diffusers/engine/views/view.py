@@ -5,13 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from bentoml_diffusers._compat import fix_execution_device, is_compiled, restore_text_model
+from bentoml_diffusers._compat import (
+    DECODER_INPUTS,
+    DETERMINISTIC_DECODERS,
+    copy_blocks,
+    drop_hooks,
+    fix_execution_device,
+    is_compiled,
+    restore_text_model,
+)
 from bentoml_diffusers.engine.forwards import SharedModule, parameter_defaults
 from bentoml_diffusers.engine.views.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
@@ -22,9 +29,6 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine.forwards import Conductor, Member
     from bentoml_diffusers.engine.requests import Request
     from bentoml_diffusers.options import EngineLimits
-
-# Decoders that take a generator and never use it.
-_DETERMINISTIC_DECODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 
 Components = dict[str, Any]
 
@@ -128,8 +132,7 @@ def _silence(pipeline: Any) -> None:
     pipeline.set_progress_bar_config(disable=True)
     if not hasattr(pipeline, "blocks"):
         return
-    pipeline._blocks = pipeline.blocks  # `blocks` is a copy
-    blocks = [pipeline._blocks]
+    blocks = [copy_blocks(pipeline)]
     while blocks:  # a modular pipeline tells only the first level of its blocks
         block = blocks.pop()
         if hasattr(block, "set_progress_bar_config"):
@@ -168,14 +171,14 @@ def _list_shared_modules(
 
 def _is_decoder(module: Any) -> bool:
     first = next(iter(parameter_defaults(module.decode)), None)
-    return first in ("z", "x", "latents", "latent", "h")
+    return first in DECODER_INPUTS
 
 
 def _describe(
     name: str, method: str, module: Any, limits: EngineLimits, *, denoises: bool
 ) -> SharedModule:
     is_decode = method == "decode"
-    unused = is_decode and type(module).__name__ in _DETERMINISTIC_DECODERS
+    unused = is_decode and type(module).__name__ in DETERMINISTIC_DECODERS
     parameter = next(module.parameters(), None)
     return SharedModule(
         name=f"{name}.{method}" if is_decode else name,
@@ -200,9 +203,7 @@ def _shadow(
     Hooks belong to the module itself, which the conductor calls: here they would run twice.
     """
     shadow = copy.copy(module)
-    for name in vars(shadow):
-        if name.endswith("_hooks") and isinstance(vars(shadow)[name], OrderedDict):
-            vars(shadow)[name] = OrderedDict()
+    drop_hooks(shadow)
     for method, function in functions.items():
         vars(shadow)[method] = _collect(conductor, member, function)
     restore_text_model(shadow, module)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
+from bentoml_diffusers._compat import find_version
 from bentoml_diffusers.errors import InvalidModel, InvalidOption, UntrustedSource
 from bentoml_diffusers.store.code.imports import with_imports
 from bentoml_diffusers.store.entries import (
@@ -212,9 +213,7 @@ def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
             return blocks
         file = download_file(name, ENTRY_FILE)
         return FoundCode(name, {ENTRY_FILE: file}, ENTRY_FILE)
-    import diffusers
-
-    for folder in (f"v{diffusers.__version__}", "main"):
+    for folder in (f"v{find_version('diffusers')}", "main"):
         try:
             file = download_file(_COMMUNITY, f"{folder}/{name}.py", repo_type="dataset")
         except InvalidModel:

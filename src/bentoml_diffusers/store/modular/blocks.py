@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
+from bentoml_diffusers._compat import BLOCK_STATE
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.code import FoundCode, with_imports
 from bentoml_diffusers.store.entries import BLOCKS_FILE
@@ -29,9 +30,6 @@ _MAY_LACK = (
     *("text_encoder", "tokenizer", "prompt_enhancer", "safety_checker", "watermark"),
     *("sound_tokenizer", "duration_head", "transformer_2"),
 )
-
-# Set by diffusers on every block, or said by the sub-blocks themselves.
-_NO_STATE = ("sub_blocks", "block_classes", "block_names", "_internal_dict", "_progress_bar_config")
 
 
 def describe_blocks(blocks: ModularPipelineBlocks) -> dict[str, Any]:
@@ -262,7 +260,7 @@ def _changed_state(one: Any, other: Any) -> list[str]:
 
 
 def _state(block: Any) -> Mapping[str, Any]:
-    return {name: value for name, value in vars(block).items() if name not in _NO_STATE}
+    return {name: value for name, value in vars(block).items() if name not in BLOCK_STATE}
 
 
 def _is_equal(one: Any, other: Any) -> bool:

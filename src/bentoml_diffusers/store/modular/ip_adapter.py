@@ -9,6 +9,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers._compat import make_image_projection
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.entries import IP_ADAPTER_FOLDER, SCALES_FILE
 
@@ -105,7 +106,7 @@ def _projection_of(unet: Any, layer: torch.nn.Module) -> dict[str, torch.Tensor]
         _rename(key, _PROJECTIONS.get(type(layer).__name__, {})): state[key] for key in state
     }
     try:
-        again = unet._convert_ip_adapter_image_proj_to_diffusers(renamed, low_cpu_mem_usage=False)
+        again = make_image_projection(unet, renamed)
     except (KeyError, ValueError, RuntimeError, TypeError) as err:
         raise _unknown(layer) from err
     if type(again) is not type(layer) or not _are_equal(again.state_dict(), state):

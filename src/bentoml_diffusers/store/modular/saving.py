@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers import _names
+from bentoml_diffusers._compat import describe_class, unwrap_compiled
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.entries import BLOCKS_FILE, MODULAR_INDEX
 from bentoml_diffusers.store.modular.blocks import (
@@ -118,7 +119,7 @@ def write_modular(prepared: Prepared, pipeline: ModularPipeline, folder: Path) -
     index["_class_name"] = type(pipeline).__name__
     for name, component in prepared.components.items():
         _write_component(component, folder / name, folder)
-        index[name] = Component(*_class_of(component)).localized(name)
+        index[name] = Component(*describe_class(component)).localized(name)
     (folder / MODULAR_INDEX).write_text(write_index(index))
     _write_configs(pipeline, prepared, folder)
     if "sub_blocks" in prepared.blocks or (prepared.code and not prepared.code.class_name):
@@ -128,12 +129,12 @@ def write_modular(prepared: Prepared, pipeline: ModularPipeline, folder: Path) -
 def _stands_in_index(component: Any) -> bool:
     """True for what diffusers loads by its class; an image processor is only made from a config."""
     return hasattr(component, "save_pretrained") and _names.is_component_class(
-        *_class_of(component)
+        *describe_class(component)
     )
 
 
 def _check_component(pipeline: str, name: str, component: Any) -> None:
-    library, class_name = _class_of(component)
+    library, class_name = describe_class(component)
     if not _names.is_component_class(library, class_name):
         raise InvalidModel(
             pipeline,
@@ -148,7 +149,7 @@ def _check_component(pipeline: str, name: str, component: Any) -> None:
 def _write_component(component: Any, target: Path, root: Path) -> None:
     import torch
 
-    component = getattr(component, "_orig_mod", component)  # compiled
+    component = unwrap_compiled(component)
     arguments = {"safe_serialization": True} if isinstance(component, torch.nn.Module) else {}
     if not has_ip_adapter(component):
         component.save_pretrained(target, **arguments)
@@ -171,11 +172,3 @@ def _write_configs(pipeline: ModularPipeline, prepared: Prepared, folder: Path) 
             )
         if dict(component.config) != dict(spec.create().config):
             component.save_config(folder / name)
-
-
-def _class_of(component: Any) -> tuple[str, str]:
-    """Library and class as diffusers writes them into an index."""
-    from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
-
-    library, class_name = _fetch_class_library_tuple(component)
-    return str(library), str(class_name)

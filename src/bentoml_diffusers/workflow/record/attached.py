@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bentoml_diffusers._compat import tuner_layer
 from bentoml_diffusers.workflow.files import Attached
 
 if TYPE_CHECKING:
@@ -68,12 +69,11 @@ def _find_loras(component: str, module: torch.nn.Module) -> Iterator[Attached]:
 
 
 def _tuner_layers(module: torch.nn.Module) -> dict[str, Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {
         key: part
         for key, part in module.named_modules()
-        if isinstance(part, BaseTunerLayer) and hasattr(part, "scaling")
+        if isinstance(part, tuner_layer()) and hasattr(part, "scaling")
     }
 
 

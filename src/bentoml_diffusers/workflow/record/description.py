@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bentoml_diffusers._compat import origin_of
 from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store import code_of_class, hash_tree
 from bentoml_diffusers.tasks import is_modular
@@ -93,8 +94,7 @@ def plain_config(part: Any) -> dict[str, JsonValue]:
 
 def _describe_origin(pipeline: Any) -> StoredModel | None:
     """The hub repository that a pipeline says it is from; a folder's path says nothing."""
-    name = getattr(pipeline, "_pretrained_model_name_or_path", None)
-    name = name or pipeline.config.get("_name_or_path")
+    name = origin_of(pipeline)
     is_repository = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)
     return (
         StoredModel(origin=str(name), tree_sha256=None)

@@ -43,8 +43,7 @@ def read_environment(device: str) -> Environment:
 
 def device_of(pipeline: Any) -> str:
     """Returns the type of the device that a pipeline computes on, such as ``"cuda"``."""
-    device = getattr(pipeline, "_execution_device", None) or getattr(pipeline, "device", None)
-    return torch.device(device or "cpu").type
+    return _compat.execution_device(pipeline).type
 
 
 @functools.cache
