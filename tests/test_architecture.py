@@ -26,6 +26,7 @@ PACKAGE = "bentoml_diffusers"
 LAYERS = (
     "errors",
     "options",
+    "media",
     "store",
     "tasks",
     "loading",

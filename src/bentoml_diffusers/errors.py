@@ -19,6 +19,7 @@ now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
         ├── AdapterNotFound   (LookupError) 404   no such LoRA or textual inversion
         ├── TagConflict       (ValueError)  409   the tag holds something else
         ├── WorkflowMismatch  (ValueError)  409   a workflow was made with something else
+        ├── CodecMissing      (ImportError) 501   PyAV is not installed
         ├── QueueFull                       429   too many requests wait
         ├── HubUnavailable                  503   the hub did not answer as it should
         ├── StorageFull       (OSError)     507   no space left where the model goes
@@ -236,6 +237,15 @@ class WorkflowMismatch(DiffusersError, ValueError):
             f"the workflow cannot be repeated here: {'; '.join(differences)}; "
             "use the original components, or strict=False to run it with the installed ones"
         )
+
+
+class CodecMissing(DiffusersError, ImportError):
+    """Files of video or audio need PyAV, which is not installed (501)."""
+
+    error_code = HTTPStatus.NOT_IMPLEMENTED
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"files of {what} need PyAV: pip install 'bentoml-diffusers[video]'")
 
 
 class QueueFull(DiffusersError):

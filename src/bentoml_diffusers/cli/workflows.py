@@ -78,8 +78,10 @@ def _check_output(
     _context: click.Context, _option: click.Parameter, name: str | None
 ) -> str | None:
     """Before anything is loaded or generated."""
-    if name is not None and Path(name).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise click.BadParameter(f"{name!r} ends in neither .png, .jpg nor .webp")
+    from bentoml_diffusers.workflow.files import RESULT_SUFFIXES
+
+    if name is not None and Path(name).suffix.lower() not in RESULT_SUFFIXES:
+        raise click.BadParameter(f"{name!r} ends in none of {', '.join(RESULT_SUFFIXES)}")
     if name is not None and not Path(name).expanduser().parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(Path(name).parent)!r}")
     return name
@@ -99,7 +101,7 @@ def _check_output(
     "-o",
     "--output",
     callback=_check_output,
-    help="Where the image goes: *.png, *.jpg or *.webp.",
+    help="Where the result goes: *.png, *.jpg, *.webp, *.gif, *.mp4, *.webm, *.wav ...",
 )
 @click.option("--model", "tag", help="Model in the store, instead of the one in the workflow.")
 @click.option("--lora-dir", help="Folder with the LoRA files that the workflow names.")
@@ -114,8 +116,8 @@ def replay(
 ) -> None:  # fmt: skip
     """Generate again what the workflow in FILE says.
 
-    FILE is an image, JSON, a zip, or a folder or hub repository. The exit status is 1 if the
-    image is not the same. The new image holds its workflow.
+    FILE is an image, video or sound, JSON, a zip, or a folder or hub repository. The exit status
+    is 1 if the result is not the same. The new file holds its workflow.
     """
     from bentoml_diffusers.engine import Engine
     from bentoml_diffusers.workflow import Workflow
@@ -200,15 +202,7 @@ def _find_static(adapter: Adapter, lora_dir: str | None) -> str | None:
 
 
 def _save(result: Result, output: str, *, infotext: bool) -> None:
-    from bentoml_diffusers.errors import InvalidRequest
-    from bentoml_diffusers.workflow.files import save_image
-
-    images, path = result.images, Path(output)
-    if result.workflow is None or not all(hasattr(one, "save") for one in images):
-        raise InvalidRequest("output", path.name, "none: this workflow generates no images")
-    for index, image in enumerate(images):
-        target = path if len(images) == 1 else path.with_stem(f"{path.stem}-{index}")
-        save_image(image, target, result.workflow, infotext=infotext, index=index)
+    for target in result.save(output, infotext=infotext):
         click.echo(f"written: {target}")
 
 

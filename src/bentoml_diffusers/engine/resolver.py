@@ -94,6 +94,7 @@ class Resolver:
             bound, canvas = fit_to_image(self.pipeline, task, bound)
         bound = fit_latents(self.pipeline, bound)
         return Request(
+            task=task,
             pipeline_class=task.pipeline_class,
             method=task.method,
             arguments=with_rgb_images(complete_size(self.pipeline, bound)),

@@ -28,6 +28,7 @@ from bentoml_diffusers.errors import (
     PipelineFailed,
 )
 from bentoml_diffusers.loading import running_pipeline
+from bentoml_diffusers.tasks import read_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,8 +129,11 @@ class Worker:
         ticket, flags = member.ticket, read_flags(view, returned)
         if request.canvas is not None:
             returned = request.canvas.restore(returned)
+        task = request.task
+        arguments = task.with_defaults(request.arguments)
         return Result(
             output=_to_tuple(returned),
+            layout=read_layout(view, task.output, returned, arguments),
             seeds=tuple(request.seeds),
             scheduler=type(view.scheduler).__name__ if hasattr(view, "scheduler") else "",
             steps=ticket.steps_done,

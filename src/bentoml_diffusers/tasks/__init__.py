@@ -9,6 +9,7 @@ from bentoml_diffusers.tasks.finder import (
     read_method,
 )
 from bentoml_diffusers.tasks.inputs import Input, Kind
+from bentoml_diffusers.tasks.outputs import Output, OutputLayout, read_layout
 from bentoml_diffusers.tasks.request_options import (
     ADAPTER_OPTIONS,
     OPTION_NAMES,
@@ -17,7 +18,7 @@ from bentoml_diffusers.tasks.request_options import (
     shows_options,
 )
 from bentoml_diffusers.tasks.signatures import read_task
-from bentoml_diffusers.tasks.task import Output, Task
+from bentoml_diffusers.tasks.task import Task
 
 __all__ = [
     "ADAPTER_OPTIONS",
@@ -26,6 +27,7 @@ __all__ = [
     "Input",
     "Kind",
     "Output",
+    "OutputLayout",
     "RequestOptions",
     "Task",
     "find_tasks",
@@ -33,6 +35,7 @@ __all__ = [
     "is_modular",
     "list_classic_tasks",
     "read_all_blocks",
+    "read_layout",
     "read_method",
     "read_modular_workflows",
     "read_task",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers._compat import workflow_map
 from bentoml_diffusers.tasks.inputs import Input, read_kind
-from bentoml_diffusers.tasks.task import Output, Task
+from bentoml_diffusers.tasks.outputs import Output
+from bentoml_diffusers.tasks.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.tasks.hints import read_hints
 from bentoml_diffusers.tasks.inputs import Input, read_kind
-from bentoml_diffusers.tasks.task import Output, Task
+from bentoml_diffusers.tasks.outputs import USUAL_FPS, Output
+from bentoml_diffusers.tasks.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Set
@@ -107,10 +108,17 @@ def _first_sentence(text: str) -> str:
 
 def _find_output(function: Callable[..., Any]) -> Output:
     """By the class of the output that the code returns, or that the docstring names."""
+    fps = _find_fps(function)
     for cls in _list_output_classes(function):
         first, *others = (item.name for item in dataclasses.fields(cls))
-        return Output(first, tuple(others))
-    return Output("output")
+        return Output(first, tuple(others), fps)
+    return Output("output", fps=fps)
+
+
+def _find_fps(function: Callable[..., Any]) -> float:
+    """By the example in the docstring; nothing else says for which speed a model was trained."""
+    found = re.search(r"\bfps=(\d+)", inspect.getdoc(function) or "")
+    return float(found.group(1)) if found else USUAL_FPS
 
 
 def _list_output_classes(function: Callable[..., Any]) -> Iterator[type[Any]]:

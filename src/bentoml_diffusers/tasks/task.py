@@ -6,7 +6,7 @@ All that must know this asks here: the engine, the recorder, the endpoints, the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers._names import suggest_field
 from bentoml_diffusers.errors import InvalidRequest
@@ -15,32 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bentoml_diffusers.tasks.inputs import Input
-
-OutputKind = Literal["image", "video", "audio", "latents", "other"]
-_OUTPUT_KINDS: Mapping[str, OutputKind] = {
-    **dict.fromkeys(("images", "image"), "image"),
-    **dict.fromkeys(("frames", "videos", "video"), "video"),
-    **dict.fromkeys(("audios", "audio"), "audio"),
-    "latents": "latents",
-}
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a task gives.
-
-    Attributes:
-        name: Its first value, as the class or the blocks call it, such as ``"images"``.
-        others: Names of further values, such as ``"nsfw_content_detected"``.
-    """
-
-    name: str
-    others: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> OutputKind:
-        """What the first value is."""
-        return _OUTPUT_KINDS.get(self.name, "other")
+    from bentoml_diffusers.tasks.outputs import Output
 
 
 @dataclass(frozen=True, kw_only=True)

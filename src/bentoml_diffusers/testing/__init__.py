@@ -4,6 +4,7 @@ Their weights are random but seeded: images mean nothing, yet another prompt, se
 gives another image.
 """
 
+from bentoml_diffusers.testing.media import tiny_ltx, tiny_ltx2, tiny_stable_audio
 from bentoml_diffusers.testing.modular import (
     save_tiny_ip_adapter,
     tiny_modular_stable_diffusion_xl,
@@ -32,8 +33,11 @@ __all__ = [
     "tiny_ddpm",
     "tiny_flux",
     "tiny_ldm",
+    "tiny_ltx",
+    "tiny_ltx2",
     "tiny_modular_stable_diffusion_xl",
     "tiny_pixart_sigma",
+    "tiny_stable_audio",
     "tiny_stable_diffusion",
     "tiny_stable_diffusion_3",
     "tiny_stable_diffusion_xl",

@@ -14,17 +14,23 @@ from bentoml_diffusers.engine.requests.display import (
     name_all,
     plural,
 )
+from bentoml_diffusers.engine.requests.files import save_output
 from bentoml_diffusers.errors import DeadlineExceeded, RequestCancelled
+from bentoml_diffusers.tasks import OutputLayout
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
 
     from diffusers import DiffusionPipeline
     from PIL import Image
 
     from bentoml_diffusers.adapters import AdapterSet
     from bentoml_diffusers.engine.requests.schedulers import SchedulerChoice
+    from bentoml_diffusers.media import Audio, Video
+    from bentoml_diffusers.tasks import Task
     from bentoml_diffusers.workflow.files import Workflow
     from bentoml_diffusers.workflow.replay import Canvas, Plan, ReplayReport
 
@@ -86,6 +92,7 @@ class Request:
     """What was asked, checked and resolved.
 
     Attributes:
+        task: What was asked for.
         pipeline_class: Class whose method runs.
         method: Name of the method.
         arguments: Its arguments by name, without generators.
@@ -101,6 +108,7 @@ class Request:
         max_sequence_length: Tokens of a prompt that text encoders other than CLIP read.
     """
 
+    task: Task
     pipeline_class: type[DiffusionPipeline]
     method: str
     arguments: Mapping[str, Any]
@@ -122,6 +130,7 @@ class Result:
 
     Attributes:
         output: The pipeline's output as a tuple, tensors on the CPU.
+        layout: What each value of it is.
         seeds: The seeds really used, one per image.
         scheduler: Name of the scheduler's class, empty for a pipeline without one.
         steps: Denoising steps done.
@@ -138,6 +147,7 @@ class Result:
     """
 
     output: tuple[Any, ...]
+    layout: OutputLayout = field(default_factory=OutputLayout)
     seeds: tuple[int, ...] = ()
     scheduler: str = ""
     steps: int = 0
@@ -152,8 +162,58 @@ class Result:
 
     @property
     def images(self) -> list[Image.Image]:
-        """Returns the images, which are the first entry of the output."""
-        return list(self.output[0])
+        """Returns the images: PIL images, or what ``output_type`` says; none of video and audio.
+
+        Where nothing names the output, they are its first value.
+        """
+        return self.layout.images(self.output)
+
+    @property
+    def videos(self) -> list[Video]:
+        """Returns the videos, with their frames per second, and their sound where there is any."""
+        return self.layout.videos(self.output)
+
+    @property
+    def audios(self) -> list[Audio]:
+        """Returns the sound, also that of the videos, with its sampling rate."""
+        return self.layout.audios(self.output)
+
+    @property
+    def latents(self) -> Any:
+        """Returns the latents, with ``output_type="latent"``; else ``None``."""
+        return next(iter(self.layout.find("latents", self.output)), None)
+
+    @property
+    def named_output(self) -> Mapping[str, Any]:
+        """Returns all values of the output by the names that the pipeline's class gives them."""
+        return self.layout.name_all(self.output)
+
+    def save(
+        self, path: str | os.PathLike[str], *, infotext: bool = False, codec: str = "h264"
+    ) -> list[Path]:
+        """Writes images, videos or sound into files, with the workflow if the result has one.
+
+        The suffix says what: ``.png``, ``.jpg``, ``.jpeg``, ``.webp`` for images; ``.mp4`` and
+        ``.webm`` for videos with their sound, ``.webp`` and ``.gif`` for animations; ``.wav``,
+        ``.flac``, ``.mp3``, ``.opus`` for sound alone. Of several results each file has its number
+        before the suffix. A workflow that the file has no place for is a ``.json`` beside it.
+
+        Args:
+            path: Of the file.
+            infotext: Write the text of AUTOMATIC1111's web UI into images, too.
+            codec: ``"h264"`` or ``"av1"``, of an MP4.
+
+        Returns:
+            The files.
+
+        Raises:
+            InvalidRequest: 400, a suffix for something that the result does not have.
+            CodecMissing: 501, PyAV is not installed (``pip install 'bentoml-diffusers[video]'``).
+            StorageFull: 507, no space left.
+        """
+        return save_output(
+            self.output, self.layout, self.workflow, path, infotext=infotext, codec=codec
+        )
 
     @property
     def was_batched(self) -> bool:
@@ -163,7 +223,7 @@ class Result:
     def __repr__(self) -> str:
         """One line without tensors and prompts, which logs and tracebacks would keep."""
         facts = (
-            describe_output(self.output[0]) if self.output else "nothing",
+            self._describe(),
             name_all("seed", self.seeds),
             plural(self.steps, "step") if self.steps else "",
             name_all("adapter", self.adapters),
@@ -173,6 +233,10 @@ class Result:
             plural(len(self.warnings), "warning") if self.warnings else "",
         )
         return f"<Result: {', '.join(filter(None, facts))}>"
+
+    def _describe(self) -> str:
+        media = [repr(one).strip("<>") for one in self.videos or self.audios]
+        return ", ".join(media) or (describe_output(self.output[0]) if self.output else "nothing")
 
     def _repr_html_(self) -> str:
         """Returns what a notebook shows."""

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidModel, InvalidWorkflow, ModelNotFound
+from bentoml_diffusers.media import UnreadableMedia, find_container, read_text
 from bentoml_diffusers.store import download_file, storage_errors, upload_files
 from bentoml_diffusers.workflow.files import containers
 from bentoml_diffusers.workflow.files.blobs import FOLDER, decode_base64
 from bentoml_diffusers.workflow.files.bounds import LOCAL
+from bentoml_diffusers.workflow.files.suffixes import RESULT_SUFFIXES
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.files.bounds import Bounds
 
 FILENAME = "diffusion_workflow.json"
-_SUFFIXES = (".json", ".zip", ".png", ".jpg", ".jpeg", ".webp")
+_SUFFIXES = (".json", ".zip", *RESULT_SUFFIXES)
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others all inflates at once
 _ZIP = b"PK\x03\x04"
 _ZIP_ENTRY = b"PK\x01\x02"
@@ -105,13 +107,15 @@ def _open_repository(repo_id: str, filename: str, revision: str, token: str | No
 
 
 def read_bundle(data: bytes, bounds: Bounds) -> Bundle:
-    """Opens a workflow from memory: an image, a zip, else JSON.
+    """Opens a workflow from memory: an image, video or audio file, a zip, else JSON.
 
     Raises:
         InvalidWorkflow: 400, broken, with other files in it, or beyond the bounds.
     """
     if containers.is_image(data):
         return _read_image(data, bounds)
+    if find_container(data) is not None:
+        return _read_media(data, bounds)
     if not data.startswith(_ZIP):
         return Bundle(data)
     if data.count(_ZIP_ENTRY) > 2 * (bounds.max_blobs + 1):  # before they become objects
@@ -155,6 +159,18 @@ def _read_image(data: bytes, bounds: Bounds) -> Bundle:
         return decode_base64(f"workflow.{key}", texts[key]) if key in texts else None
 
     return Bundle(texts[containers.KEY].encode(), read)
+
+
+def _read_media(data: bytes, bounds: Bounds) -> Bundle:
+    try:
+        text = read_text(data)
+    except UnreadableMedia as err:
+        raise InvalidWorkflow("workflow", str(err), "a file that holds one") from err
+    if text is None:
+        raise InvalidWorkflow("workflow", "a file without one", "a file that holds one")
+    if len(text) > bounds.max_file_bytes:
+        raise InvalidWorkflow("workflow", f"{len(text)} bytes", f"{bounds.max_file_bytes} at most")
+    return Bundle(text.encode())
 
 
 def _broken_zip(error: Exception) -> InvalidWorkflow:

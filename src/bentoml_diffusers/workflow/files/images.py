@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import InvalidWorkflow
 from bentoml_diffusers.options import EmbedOptions
@@ -18,6 +18,7 @@ from bentoml_diffusers.workflow.files.containers import (
     save_arguments,
 )
 from bentoml_diffusers.workflow.files.infotext import make_infotext
+from bentoml_diffusers.workflow.files.suffixes import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import os
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.workflow.files.schema import Workflow
 
-_SUFFIXES: dict[str, ImageFormat] = {
-    ".jpg": "jpeg",
-    **{f".{name}": name for name in get_args(ImageFormat)},
-}
+# Of files; Pillow's own is lower.
+_QUALITY: Mapping[str, Mapping[str, Any]] = {"jpeg": {"quality": 95}, "webp": {"quality": 90}}
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,11 @@ def save_image(
         StorageFull: 507, no space left.
     """
     target = Path(path).expanduser()
-    image_format = _SUFFIXES.get(target.suffix.lower())
+    image_format = IMAGE_SUFFIXES.get(target.suffix.lower())
     if image_format is None:
-        raise InvalidWorkflow("path", target.name, f"a name that ends in {', '.join(_SUFFIXES)}")
+        raise InvalidWorkflow(
+            "path", target.name, f"a name that ends in {', '.join(IMAGE_SUFFIXES)}"
+        )
     options = EmbedOptions(workflow=True, infotext=infotext, max_workflow_bytes=MAX_TEXT_BYTES)
     embedding = embed_workflow(workflow, image, image_format, options, index)
     if not embedding.is_whole:
@@ -109,10 +110,22 @@ def save_image(
             f"{embedding.workflow_bytes} bytes",
             f"at most {MAX_TEXT_BYTES} in an image; save_workflow has no such limit",
         )
-    opaque = image.convert("RGB") if image_format == "jpeg" else image
     with storage_errors(target.name):
-        opaque.save(target, image_format, **embedding.arguments, **arguments)
+        write_image(image, target, **embedding.arguments, **arguments)
     return target
+
+
+def write_image(image: Image.Image, path: Path, **arguments: Any) -> None:
+    """Writes an image in the format of a suffix that is known.
+
+    Args:
+        image: The image.
+        path: With one of ``IMAGE_SUFFIXES``.
+        **arguments: For Pillow's ``save``.
+    """
+    image_format = IMAGE_SUFFIXES[path.suffix.lower()]
+    opaque = image.convert("RGB") if image_format == "jpeg" else image
+    opaque.save(path, image_format, **{**_QUALITY.get(image_format, {}), **arguments})
 
 
 def _write_texts(workflow: Workflow) -> dict[str, str]:
