@@ -55,6 +55,7 @@ PUBLIC = {
     "Handle",
     "MODULE_NAME",
     "ModelOptions",
+    "OpenAIOptions",
     "Progress",
     "ReplayReport",
     "RequestLimits",

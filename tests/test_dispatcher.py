@@ -69,11 +69,11 @@ def test_events_in_order(dispatcher):
     assert first == Queued(0, 0)
     assert [(type(event).__name__, event.step, event.of) for event in middle] == [
         ("Step", 1, 3),
+        ("Preview", 1, 3),
         ("Step", 2, 3),
-        ("Preview", 2, 3),
         ("Step", 3, 3),
     ]
-    assert middle[1].seconds_left > 0 == middle[-1].seconds_left
+    assert middle[2].seconds_left > 0 == middle[-1].seconds_left
     preview = next(event for event in middle if isinstance(event, Preview))
     assert preview.image.size == done.result.images[0].size
     assert isinstance(done, Done)

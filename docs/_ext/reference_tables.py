@@ -16,11 +16,11 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from bentoml_diffusers import errors, options
+import bentoml_diffusers
+from bentoml_diffusers import errors
 from bentoml_diffusers.cli import diffusers_command
 from bentoml_diffusers.serving.endpoints import classic_endpoints
 from bentoml_diffusers.serving.replays import make_replay_model
-from bentoml_diffusers.tasks import RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 
-_LIMITS = options.RequestLimits()
+_LIMITS = bentoml_diffusers.RequestLimits()
 _REQUESTS = {
     **{endpoint.name: endpoint.request for endpoint in classic_endpoints(_LIMITS)},
     "replay": make_replay_model(_LIMITS),
@@ -57,7 +57,7 @@ class OptionsTable(_Generated):
 
     def lines(self) -> Iterable[str]:
         name = self.arguments[0]
-        cls = RequestOptions if name == "RequestOptions" else getattr(options, name)
+        cls = getattr(bentoml_diffusers, name)
         texts = read_attributes(cls)
         rows = [
             (f"`{item.name}`", _code(_type_text(item.type)), _default_text(item), texts[item.name])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RequestLimits,
     )
     from bentoml_diffusers.serving.legacy import get_runnable, load_model
+    from bentoml_diffusers.serving.options import OpenAIOptions
     from bentoml_diffusers.serving.service import service
     from bentoml_diffusers.store import (
         API_VERSION,
@@ -51,6 +52,7 @@ _HOMES = {
     "Handle": "engine",
     "MODULE_NAME": "store",
     "ModelOptions": "options",
+    "OpenAIOptions": "serving.options",
     "Progress": "engine",
     "ReplayReport": "workflow.replay",
     "RequestLimits": "options",
@@ -81,6 +83,7 @@ __all__ = [
     "Handle",
     "MODULE_NAME",
     "ModelOptions",
+    "OpenAIOptions",
     "Progress",
     "ReplayReport",
     "RequestLimits",

@@ -61,11 +61,11 @@ async def answer(
     except DiffusersError as error:
         return error_response(error)
     encoded = await dispatcher.encode(done.results[0], output_format)
-    headers = {**_describe(done), **_describe_workflow(done, encoded)}
+    headers = {**describe_answer(done), **_describe_workflow(done, encoded)}
     return Response(encoded.data, media_type=encoded.media_type, headers=headers)
 
 
-def _describe(answer: Answer) -> dict[str, str]:
+def describe_answer(answer: Answer) -> dict[str, str]:
     """Returns the headers that any service answers with."""
     headers = {"x-seed": str(answer.seeds[0])} if answer.seeds else {}
     if answer.flags:
@@ -97,14 +97,14 @@ def error_response(error: DiffusersError) -> Response:
     """Returns an error as JSON, with its status and the name of the field."""
     if isinstance(error, WorkflowMismatch):
         error = _without_hashes(error)
-    detail = [{"loc": place, "msg": text} for place, text in _list_faults(error)]
+    detail = [{"loc": place, "msg": text} for place, text in list_faults_of(error)]
     waits = isinstance(error, (QueueFull, UploadsFull))
     headers = {"retry-after": str(error.retry_after_s)} if waits else None
-    body = {"error": _public_text(error), "detail": detail}
+    body = {"error": public_text(error), "detail": detail}
     return JSONResponse(body, status_code=int(error.error_code), headers=headers)
 
 
-def _list_faults(error: DiffusersError) -> list[tuple[list[str | int], str]]:
+def list_faults_of(error: DiffusersError) -> list[tuple[list[str | int], str]]:
     """Returns the path of each wrong field, and what is wrong."""
     field = getattr(error, "field", None)
     faults: Faults = [([field], str(error))] if field else []
@@ -125,7 +125,7 @@ def _without_hashes(error: WorkflowMismatch) -> WorkflowMismatch:
     return WorkflowMismatch(error.field, differences)
 
 
-def _public_text(error: DiffusersError) -> str:
+def public_text(error: DiffusersError) -> str:
     """What a client may read: a failure of the pipeline can quote paths of the server."""
     if error.error_code == 500:
         return "the image could not be generated; the server's log says why"

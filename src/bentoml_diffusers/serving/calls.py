@@ -43,7 +43,7 @@ class Previews:
     """Which previews a caller wants of each image; the engine decodes no others.
 
     Attributes:
-        count: How many, spread evenly over the steps; 0 for as many as ``interval_s`` allows.
+        count: How many, spread over the steps; 0 for as many as ``interval_s`` allows.
         interval_s: Seconds from one to the next, at least.
     """
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from bentoml_diffusers.workflow.files import ImageFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -37,6 +37,31 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
     Raises:
         ValueError: Not an image, broken, or beyond the limits; the text says which.
     """
+    return _decode(data, limits, prepare_image)
+
+
+def decode_transparency(data: bytes, limits: RequestLimits) -> Image.Image:
+    """Decodes an uploaded image into a mask, RGB: white where it is transparent, else black.
+
+    Raises:
+        ValueError: As :func:`decode_image`, or an image without transparency.
+    """
+
+    def prepare(image: Image.Image, limits: RequestLimits) -> Image.Image:
+        check_size(image.size, limits)
+        if not image.has_transparency_data:
+            raise ValueError("nothing in it is transparent, as what to generate should be")
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        return ImageOps.invert(upright.getchannel("A")).convert("RGB")
+
+    return _decode(data, limits, prepare)
+
+
+def _decode(
+    data: bytes,
+    limits: RequestLimits,
+    prepare: Callable[[Image.Image, RequestLimits], Image.Image],
+) -> Image.Image:
     if len(data) > limits.max_upload_bytes:
         raise ValueError(f"{len(data)} bytes, expected at most {limits.max_upload_bytes}")
     try:
@@ -44,7 +69,7 @@ def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:
             # Pillow warns from 89 million pixels on; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_READABLE)
-        return prepare_image(image, limits)
+        return prepare(image, limits)
     except UnidentifiedImageError as err:
         raise ValueError(f"not an image in a known format ({', '.join(_READABLE)})") from err
     except Image.DecompressionBombError as err:  # its text tells Pillow's own limit
@@ -61,6 +86,16 @@ def prepare_image(image: Image.Image, limits: RequestLimits) -> Image.Image:
     """
     check_size(image.size, limits)
     return ImageOps.exif_transpose(_with_bytes(image)).convert("RGB")
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], limits: RequestLimits) -> Image.Image:
+    """Returns an image in another size, px: what of it does not fit the shape is cropped.
+
+    Raises:
+        ValueError: Too small, or beyond the limits; the text says which.
+    """
+    check_size(size, limits)
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
 def _say_most(limits: RequestLimits) -> str:
@@ -128,6 +163,7 @@ def encode_image(
     image: Image.Image,
     output_format: OutputFormat,
     metadata: Mapping[str, Any] = MappingProxyType({}),
+    quality: int | None = None,
 ) -> bytes:
     """Encodes an image: PNG and its pixels exactly, JPEG and WebP at high quality.
 
@@ -135,10 +171,14 @@ def encode_image(
         image: What to encode.
         output_format: Into what.
         metadata: Arguments for Pillow's ``save`` that put texts into it.
+        quality: Of JPEG and WebP, 0 to 100; ``None`` for the usual one.
     """
     buffer = io.BytesIO()
     opaque = image.convert("RGB") if output_format == "jpeg" else image
-    opaque.save(buffer, output_format.upper(), **_QUALITY[output_format], **metadata)
+    chosen = dict(_QUALITY[output_format])
+    if chosen and quality is not None:
+        chosen["quality"] = quality
+    opaque.save(buffer, output_format.upper(), **chosen, **metadata)
     return buffer.getvalue()
 
 

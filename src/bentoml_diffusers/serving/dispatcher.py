@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from bentoml_diffusers.engine import Engine, Progress
+    from bentoml_diffusers.errors import Outcome
     from bentoml_diffusers.serving.calls import Caller, Event
     from bentoml_diffusers.serving.codecs import OutputFormat
     from bentoml_diffusers.serving.encoding import Encoded
@@ -123,7 +124,7 @@ class Dispatcher:
             DiffusersError: As :meth:`run`.
         """
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        with self._counted(call.task, call, receive) as run:
+        with self._counted(call.task, call, receive, cancelled="cancelled") as run:
             parts = self._prepare(call)
             queue = self.engine.look_at_queue()
             yield Queued(queue.waiting, queue.seconds)
@@ -164,9 +165,17 @@ class Dispatcher:
         process_metrics().note_result("replay", answer)
         return answer
 
-    async def encode(self, result: Result, output_format: OutputFormat) -> Encoded:
-        """Encodes the image of a result beside the event loop, with what is to be in it."""
-        return await asyncio.to_thread(encode_result, result, output_format, self.embed)
+    async def encode(
+        self, result: Result, output_format: OutputFormat, quality: int | None = None
+    ) -> Encoded:
+        """Encodes the image of a result beside the event loop, with what is to be in it.
+
+        Args:
+            result: With the image.
+            output_format: Of the file.
+            quality: Of JPEG and WebP, 0 to 100; ``None`` for the usual one.
+        """
+        return await asyncio.to_thread(encode_result, result, output_format, self.embed, quality)
 
     def cancel(self, request_id: str, caller: Caller, reason: str = "cancelled") -> bool:
         """Cancels what a caller runs under an id, within one step; ``False`` if there is nothing.
@@ -177,9 +186,17 @@ class Dispatcher:
 
     @contextlib.contextmanager
     def _counted(
-        self, label: str, call: Call | ReplayCall, receive: Receive | None
+        self,
+        label: str,
+        call: Call | ReplayCall,
+        receive: Receive | None,
+        cancelled: Outcome = "expired",
     ) -> Iterator[Run]:
-        """Gives the run of a call, which can be cancelled, and counts what becomes of it."""
+        """Gives the run of a call, which can be cancelled, and counts what becomes of it.
+
+        A task that awaits an answer is cancelled by BentoML's timeout, where one forward takes
+        longer than the engine's is shorter; one that writes a stream when its client goes away.
+        """
         metrics = process_metrics()
         try:
             with self._running.add(call.request_id, call.caller) as run, watching(receive, run):
@@ -188,8 +205,7 @@ class Dispatcher:
             metrics.note_error(label, error)
             raise
         except asyncio.CancelledError:
-            # By BentoML's timeout, where one forward takes longer than the engine's is shorter.
-            metrics.note_outcome(label, "expired")
+            metrics.note_outcome(label, cancelled)
             raise
         except GeneratorExit:
             metrics.note_outcome(label, "cancelled")

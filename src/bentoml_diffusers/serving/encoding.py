@@ -29,12 +29,17 @@ class Encoded:
     workflow: str | None = None
 
 
-def encode_result(result: Result, output_format: OutputFormat, options: EmbedOptions) -> Encoded:
-    """Encodes the first image of a result."""
+def encode_result(
+    result: Result,
+    output_format: OutputFormat,
+    options: EmbedOptions,
+    quality: int | None = None,
+) -> Encoded:
+    """Encodes the first image of a result; for ``quality`` see :func:`encode_image`."""
     image = result.images[0]
     embedding = Embedding()
     if result.workflow is not None:
         embedding = embed_workflow(result.workflow, image, output_format, options)
-    data = encode_image(image, output_format, embedding.arguments)
+    data = encode_image(image, output_format, embedding.arguments, quality)
     said = "embedded" if embedding.is_whole else "too-large"
     return Encoded(data, f"image/{output_format}", said if options.workflow else None)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bentoml_diffusers.errors import Faults
 
 MAX_FAULTS = 32  # that an answer lists; each unknown field is one
+UNKNOWN_FIELD = "an unknown field"  # with which a fault begins
+MISSING_FIELD = "Field required"  # pydantic's
 
 
 def list_faults(model: type[BaseModel], error: ValidationError) -> Faults:
@@ -31,7 +33,7 @@ def _describe(model: type[BaseModel], fault: Any) -> str:
     if fault["type"] != "extra_forbidden":
         return str(fault["msg"])
     place = fault["loc"]
-    return f"an unknown field{suggest_field(str(place[-1]), _known_at(model, place))}"
+    return f"{UNKNOWN_FIELD}{suggest_field(str(place[-1]), _known_at(model, place))}"
 
 
 def _known_at(model: type[BaseModel], place: Sequence[str | int]) -> Collection[str]:

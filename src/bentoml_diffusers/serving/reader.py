@@ -143,7 +143,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
         try:
             async with request.form() as form:
-                decode = decode_field if is_bentoml_client(request.headers) else _read_structure
+                decode = decode_field if is_bentoml_client(request.headers) else read_structure
                 return await cls._read_fields(form, decode)
         except HTTPException as err:
             raise cls._fault("body", f"a broken form: {err.detail}") from err
@@ -239,7 +239,7 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _read_structure(text: str) -> Any:
+def read_structure(text: str) -> Any:
     """Forms carry lists and objects as JSON; all else stays text for pydantic to read."""
     if text[:1] in ("[", "{") and count_marks(text.encode()) <= _MAX_FORM_MARKS:
         try:

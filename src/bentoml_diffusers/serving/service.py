@@ -29,6 +29,7 @@ from bentoml_diffusers.serving.dialects import (
 from bentoml_diffusers.serving.dispatcher import NOTHING, Dispatcher
 from bentoml_diffusers.serving.endpoints import find_endpoints
 from bentoml_diffusers.serving.gate import Gate
+from bentoml_diffusers.serving.options import OpenAIOptions
 from bentoml_diffusers.serving.pins import pin_adapters
 from bentoml_diffusers.serving.request_ids import RequestIds
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
@@ -53,6 +54,7 @@ def service(
     embed: EmbedOptions = NOTHING,
     allowed_hosts: Collection[str] | None = None,
     dialects: Sequence[str] = DEFAULT_DIALECTS,
+    openai: OpenAIOptions | None = None,
     service_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> bentoml.Service[Any]:
@@ -74,6 +76,7 @@ def service(
             except where ``bentoml serve`` listens on a loopback address only: there a web page
             of a stranger could reach the service by a name that points at it.
         dialects: The APIs that it speaks, by name.
+        openai: How it speaks OpenAI's.
         service_options: Arguments for ``bentoml.service``, such as
             ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
         **options: See :class:`bentoml_diffusers.ModelOptions`.
@@ -98,6 +101,7 @@ def service(
         limits=bounds,
         uploads=uploads,
         dialects=check_dialects(dialects),
+        openai=openai or OpenAIOptions(),
     )
     requests, apis = context.requests, make_apis(context)
     _compat.quiet_refusals()
@@ -120,7 +124,7 @@ def service(
                 )
                 _find_tasks(self.engine, requests)
             check_default_sizes(self.engine, requests)
-            context.load(Dispatcher(self.engine, requests, embed))
+            context.load(Dispatcher(self.engine, requests, embed), found)
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:

@@ -39,7 +39,8 @@ class RequestOptions:
             cropped; else the pipeline chooses.
         preview_every: Steps between two previews of ``Engine.stream``, each decoded by the
             autoencoder; 0 for none.
-        preview_count: Previews of ``Engine.stream``, spread evenly over the steps; 0 for none.
+        preview_count: Previews of ``Engine.stream``, spread over the steps, the first one after
+            an eighth of them; 0 for none.
         preview_interval_s: Seconds between two previews, at least; alone, without
             ``preview_every`` and ``preview_count``, it asks for as many as that allows.
         on_step: Called with a ``Progress`` after each denoising step, in the thread of the request.

@@ -35,13 +35,17 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.replay import Canvas, Plan, ReplayReport
 
 
+_FIRST = 1 / 8  # of the steps, before the first of several previews
+
+
 @dataclass(frozen=True)
 class PreviewPlan:
     """After which steps a request makes previews; by default after none.
 
     Attributes:
         every: Steps between two of them.
-        count: How many, spread evenly over the steps.
+        count: How many, spread over the steps: the first one after an eighth of them, since the
+            predicted clean image is recognisable by then.
         interval_s: Seconds between two of them, at least; alone: as many as that allows.
     """
 
@@ -59,11 +63,13 @@ class PreviewPlan:
         """
         if done >= total or since_s < self.interval_s:
             return False
-        parts = self.count + 1
-        is_next = done * parts // total > (done - 1) * parts // total
         if self.every or self.count:
-            return bool((self.every and done % self.every == 0) or (self.count and is_next))
+            return done in self._points(total) or bool(self.every and done % self.every == 0)
         return self.interval_s > 0
+
+    def _points(self, total: int) -> set[int]:
+        shares = (_FIRST + (1 - _FIRST) * index / self.count for index in range(self.count))
+        return {max(1, round(share * total)) for share in shares}
 
 
 @dataclass(frozen=True, kw_only=True)

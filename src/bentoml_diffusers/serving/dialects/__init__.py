@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from bentoml_diffusers.errors import InvalidOption
-from bentoml_diffusers.serving.dialects import native
+from bentoml_diffusers.serving.dialects import huggingface, native, openai
 from bentoml_diffusers.serving.dialects.context import DialectContext
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_DIALECTS", "DialectContext", "check_dialects", "make_apis", 
 
 # Each module has `make_routes(context)`, Starlette's routes; their bodies are read with
 # `context.uploads.bound`.
-_MODULES: Mapping[str, Any] = {"native": native}
+_MODULES: Mapping[str, Any] = {"native": native, "openai": openai, "huggingface": huggingface}
 DEFAULT_DIALECTS = tuple(_MODULES)
 
 

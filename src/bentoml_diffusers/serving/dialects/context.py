@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bentoml import Tag
+
+from bentoml_diffusers.serving.dialects.names import ServedModel
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import bentoml
 
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.serving.dispatcher import Dispatcher
     from bentoml_diffusers.serving.endpoints import Endpoint
+    from bentoml_diffusers.serving.options import OpenAIOptions
     from bentoml_diffusers.serving.reader import RequestModel
     from bentoml_diffusers.serving.uploads import UploadBudget
 
@@ -26,6 +33,7 @@ class DialectContext:
         limits: What a request may ask for.
         uploads: Bounds the bodies that are read at once.
         dialects: Names of all that the service speaks.
+        openai: How it speaks OpenAI's.
     """
 
     name: str
@@ -34,7 +42,8 @@ class DialectContext:
     limits: RequestLimits
     uploads: UploadBudget
     dialects: tuple[str, ...]
-    _loaded: list[Dispatcher] = field(default_factory=list)
+    openai: OpenAIOptions
+    _loaded: list[tuple[Dispatcher, ServedModel]] = field(default_factory=list)
 
     @property
     def requests(self) -> Mapping[str, type[RequestModel]]:
@@ -44,8 +53,16 @@ class DialectContext:
     @property
     def dispatcher(self) -> Dispatcher:
         """What runs calls. BentoML lets in no request before the model is loaded."""
-        return self._loaded[-1]
+        return self._loaded[-1][0]
 
-    def load(self, dispatcher: Dispatcher) -> None:
-        """Notes what runs the calls of this worker."""
-        self._loaded[:] = [dispatcher]
+    @property
+    def served(self) -> ServedModel:
+        """What clients call the model."""
+        return self._loaded[-1][1]
+
+    def load(self, dispatcher: Dispatcher, model: bentoml.Model) -> None:
+        """Notes what runs the calls of this worker, and on which model."""
+        name = Tag.from_taglike(self.model).name
+        created = int(model.info.creation_time.timestamp())
+        served = ServedModel(name, model.tag.version, created, self.openai.model_aliases)
+        self._loaded[:] = [(dispatcher, served)]

@@ -1,0 +1,116 @@
+"""Hugging Face's inference API: text or an image in, the bytes of an image out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import Route
+
+from bentoml_diffusers.errors import DiffusersError, InvalidRequest
+from bentoml_diffusers.serving.answers import answer, error_response
+from bentoml_diffusers.serving.calls import Call, Caller
+from bentoml_diffusers.serving.codecs import decode_base64, decode_image, fit_image
+from bentoml_diffusers.serving.dialects.bodies import read_object
+from bentoml_diffusers.serving.dialects.names import EDIT, GENERATION, add_loras, find_task
+from bentoml_diffusers.serving.metrics import process_metrics
+from bentoml_diffusers.serving.request_ids import find_request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from PIL.Image import Image
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute
+
+    from bentoml_diffusers.options import RequestLimits
+    from bentoml_diffusers.serving.codecs import OutputFormat
+    from bentoml_diffusers.serving.dialects.context import DialectContext
+
+# What a request may say and nothing here depends on, with the reason.
+IGNORED = {
+    "model": "the path has it",
+    "options": "nothing is cached, and the model is loaded",
+}
+_FORMATS: Mapping[str, OutputFormat] = {"image/jpeg": "jpeg", "image/webp": "webp"}
+
+
+def make_routes(context: DialectContext) -> Sequence[BaseRoute]:
+    """Returns the routes of the inference API, with and without the name of the model."""
+
+    async def generate(request: Request) -> Response:
+        try:
+            body = await read_object(context, request, images=1)
+            loras = context.served.read(request.path_params.get("model", ""))
+            task, values = await asyncio.to_thread(translate, context.requests, body)
+            values |= add_loras(loras, values)
+            arguments = await context.dispatcher.read(task, values)
+        except DiffusersError as error:
+            process_metrics().note_error("huggingface", error)
+            return error_response(error)
+        call = Call(
+            task=task,
+            arguments=arguments,
+            request_id=find_request_id(request.scope),
+            caller=Caller.of(request.scope),
+        )
+        work = context.dispatcher.run(call, request.receive)
+        return await answer(context.dispatcher, work, choose_format(request.headers.get("accept")))
+
+    paths = ("/", "/models/{model:path}")
+    return [Route(path, generate, methods=["POST"]) for path in paths]
+
+
+def translate(requests: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the task of a request, and values by the names of its native fields.
+
+    An image comes with its prompt among the parameters, or with none; text has none there.
+
+    Args:
+        requests: What the service takes, by task.
+        body: ``{"inputs": ..., "parameters": {...}}``.
+
+    Raises:
+        InvalidRequest: 400, a field that cannot be, or a broken image.
+        UnsupportedOperation: 400, the model does not do it.
+    """
+    for name in body:
+        if name not in ("inputs", "parameters", *IGNORED):
+            raise InvalidRequest(name, body[name], "inputs and parameters only")
+    inputs, parameters = body.get("inputs"), body.get("parameters") or {}
+    if not isinstance(inputs, str):
+        raise InvalidRequest("inputs", inputs, "a prompt, or an image in base64")
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("parameters", parameters, "an object")
+    if "prompt" not in parameters:
+        return find_task(requests, GENERATION), {**parameters, "prompt": inputs}
+    task = find_task(requests, EDIT)
+    own = {name: value for name, value in parameters.items() if name != "target_size"}
+    image = _read_image(inputs, parameters.get("target_size"), requests[task].limits)
+    return task, {**own, "image": image}
+
+
+def choose_format(accept: str | None) -> OutputFormat:
+    """Returns the format for a header ``Accept``; PNG where it takes any."""
+    names = [part.split(";")[0].strip().lower() for part in (accept or "").split(",")]
+    return next((_FORMATS[name] for name in names if name in _FORMATS), "png")
+
+
+def _read_image(text: str, size: Any, limits: RequestLimits) -> Image:
+    field = "inputs"
+    try:
+        image = decode_image(decode_base64(text), limits)
+        if size is None:
+            return image
+        field = "parameters.target_size"
+        return fit_image(image, _read_size(size), limits)
+    except ValueError as err:
+        raise InvalidRequest(field, "an image" if field == "inputs" else size, str(err)) from err
+
+
+def _read_size(size: Any) -> tuple[int, int]:
+    width, height = (size.get("width"), size.get("height")) if isinstance(size, dict) else (0, 0)
+    if type(width) is not int or type(height) is not int:
+        raise ValueError("an object with width and height in pixels")
+    return width, height
