@@ -4,15 +4,18 @@
 #   PYTHON=NAME   Python 3.10 to 3.13 to make it with (python3)
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                 index to take torch from: this one has builds for the CPU, a tenth of the size
+#   QUICK=1       of test-clients: two of the clients, and no npm
 #   ARGS="..."    passed on, such as ARGS="--port 3001" or ARGS="-k lora"
 
 VENV ?= .venv
 PYTHON ?= python3
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 TORCH_INDEX ?=
+QUICK ?=
 ARGS ?=
 
 BIN = $(VENV)/bin
+CLIENTS = $(VENV)-clients
 LOWEST = build/lowest
 NEWEST = build/newest
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -31,6 +34,7 @@ endef
 help:
 	@echo "make demo    serve the bundled demo model on http://localhost:3000"
 	@echo "make test    run the tests"
+	@echo "make test-clients    try the clients of OpenAI, Hugging Face and others (npm, too, if there)"
 	@echo "make test-numerics   run the tests with the numeric kernels of other processors"
 	@echo "make test-families   try the pipeline classes of all families"
 	@echo "make lint    check style and format"
@@ -53,6 +57,10 @@ test-numerics: $(VENV)/.installed-test
 test-families: $(VENV)/.installed-test
 	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m pytest -n auto --maxprocesses 4 -m families \
 		tests/test_families.py $(ARGS)
+
+test-clients: $(VENV)/.installed-test $(CLIENTS)/.installed$(if $(QUICK),-quick)
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m tools.clients --python $(CLIENTS)/bin/python \
+		$(if $(QUICK),--quick) $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -99,11 +107,22 @@ $(LOWEST)/.installed: pyproject.toml
 	$(LOWEST)/bin/python $(PIP) --no-index -r $(LOWEST)/lowest.txt  # fails where one is another
 	@touch $@
 
+$(CLIENTS)/.installed: tools/clients/requirements.txt | $(CLIENTS)/bin/python
+	$(CLIENTS)/bin/python $(PIP) -r $<
+	@touch $@
+
+$(CLIENTS)/.installed-quick: tools/clients/requirements-quick.txt | $(CLIENTS)/bin/python
+	$(CLIENTS)/bin/python $(PIP) -r $<
+	@touch $@
+
+$(CLIENTS)/bin/python:
+	$(PYTHON) -m venv $(CLIENTS)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(NEWEST)/bin/python:
 	$(PYTHON) -m venv $(NEWEST)
 
-.PHONY: help demo test test-families test-numerics lint types docs lowest newest release-check clean
+.PHONY: help demo test test-clients test-families test-numerics lint types docs lowest newest release-check clean
 .PRECIOUS: $(VENV)/.installed-%

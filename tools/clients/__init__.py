@@ -1,0 +1,1 @@
+"""Clients that others write, against a server of this package."""
