@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from holding import Gate, held
 
-from bentoml_diffusers import Engine, EngineLimits, _names, errors, testing
-from bentoml_diffusers.engine.forwards.profile import CostProfile, bucket
+from bentoml_diffusers import Engine, EngineLimits, RequestOptions, _names, errors, testing
+from bentoml_diffusers.engine.forwards.profile import CostProfile
 from bentoml_diffusers.engine.requests.request import Ticket
 from bentoml_diffusers.serving import refusals
 
@@ -50,6 +50,43 @@ def test_waiting_work_is_bounded_in_pixel_steps(gate):
         gate.opened.set()
         assert first.result(30).images
         assert second.result(30).images
+
+
+def test_callers_start_in_turn_and_their_smallest_request_first(gate):
+    started = []
+    with engine_with(max_running=1) as engine:
+        engine.submit("txt2img", **CALL, callback_on_step_end=gate, caller="heavy")
+        assert gate.reached.wait(30)
+        for caller, steps in [("heavy", 3), ("heavy", 2), ("light", 2)]:
+            call = {**CALL, "num_inference_steps": steps, "caller": caller}
+            handle = engine.submit("txt2img", **call)
+            name = (caller, steps)
+            handle.future.add_done_callback(lambda _, name=name: started.append(name))
+        gate.opened.set()
+    assert started == [("light", 2), ("heavy", 2), ("heavy", 3)]
+
+
+def test_a_backlog_leaves_room_in_the_queue_for_other_callers(gate):
+    with engine_with(max_running=1, max_queue=4, max_pixel_steps=3 * 32 * 32 * 2) as engine:
+        engine.submit("txt2img", **CALL, callback_on_step_end=gate, caller="heavy")
+        assert gate.reached.wait(30)
+        for _ in range(3):
+            engine.submit("txt2img", **CALL, caller="heavy")
+        with pytest.raises(errors.QueueFull):
+            engine.submit("txt2img", **CALL, caller="heavy")
+        light = engine.submit("txt2img", **CALL, caller="light")
+        with pytest.raises(errors.QueueFull):
+            engine.submit("txt2img", **CALL, caller="third")
+        gate.opened.set()
+        assert light.result(30).images
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("caller", 3), ("caller", None), ("priority", 9), ("priority", True)]
+)
+def test_what_cannot_be_a_caller_or_a_priority(name, value):
+    with pytest.raises(errors.InvalidRequest, match=name):
+        RequestOptions(**{name: value})
 
 
 def test_a_cancelled_request_frees_its_place_at_once(gate):
@@ -291,33 +328,7 @@ def test_unknown_schedulers_are_refused(name):
         engine.submit("txt2img", **CALL, scheduler=name)
 
 
-def spend(profile, kind, rows, seconds):
-    for _ in range(3):
-        profile._kinds[kind].record(rows, seconds)
-
-
-def test_batches_grow_while_a_row_gets_cheaper():
-    profile = CostProfile(64)
-    spend(profile, "small", 16, 0.016)
-    assert profile.choose_rows("small", 16) == 8  # tries the half before it believes
-    spend(profile, "small", 8, 0.012)
-    assert profile.choose_rows("small", 16) == 16
-
-
-def test_batches_shrink_where_a_row_costs_the_same():
-    profile = CostProfile(64)
-    for rows in (16, 8, 4, 2):
-        spend(profile, "large", rows, 0.1 * rows)
-    assert profile.choose_rows("large", 16) == 1
-    spend(profile, "large", 1, 0.1)
-    assert profile.choose_rows("large", 16) == 1
-
-
 def test_rows_that_did_not_fit_are_not_tried_again():
     profile = CostProfile(64)
     profile.shrink("any", 16)
     assert profile.choose_rows("any", 40) == 8
-
-
-def test_buckets_are_powers_of_two():
-    assert [bucket(rows) for rows in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 16]

@@ -40,7 +40,7 @@ LAYERS = (
 WINGS = {
     "store": ("entries", "sources", "code", "modular"),
     "workflow": ("files", "record", "replay"),
-    "engine": ("requests", "forwards", "views"),
+    "engine": ("order", "requests", "forwards", "views"),
 }
 BASE = ("_compat", "_logs", "_names")
 OUTSIDE = ("cli", "demo", "testing", "_hook")  # they use the layers; only `serving` may know them

@@ -127,7 +127,7 @@ def test_schedulers_of_requests_share_forwards(sd_engine, scheduler):
 @pytest.fixture(scope="module")
 def sd_engine(lora_dir):
     with Engine.from_model(
-        testing.tiny_stable_diffusion(), lora_dir=str(lora_dir), limits=EngineLimits(max_running=8)
+        testing.tiny_stable_diffusion(), lora_dir=str(lora_dir), limits=EngineLimits(max_running=9)
     ) as engine:
         yield engine
 

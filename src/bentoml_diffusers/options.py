@@ -295,11 +295,11 @@ class EngineLimits:
     """How much an engine takes on at once.
 
     Attributes:
-        max_running: Requests that run side by side. Each keeps its own latents and embeddings on
-            the device.
+        max_running: Requests that run side by side, each with its own latents on the device. An
+            eighth (from 4 on, at least 1) is for callers that have none, and for small requests.
         max_queue: Requests that may wait; beyond it a request is refused with 429.
         max_pixel_steps: Work that may wait: pixels times images times steps, summed over all
-            waiting requests. One request always may.
+            waiting requests. One request of each caller always may.
         max_batch_rows: Largest batch of a denoiser or text encoder, in rows; guidance takes two
             rows for an image. What is worth its time is measured, this is only a bound.
         max_decode_rows: Largest batch of the autoencoder, in images.

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bentoml_diffusers.engine.order import Turns, choose_start, kept_places
 from bentoml_diffusers.engine.report import QueueReport
 from bentoml_diffusers.errors import (
     DiffusersError,
@@ -23,6 +24,7 @@ from bentoml_diffusers.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from bentoml_diffusers.engine.order import Work
     from bentoml_diffusers.engine.requests import Request, Result, Ticket
     from bentoml_diffusers.options import EngineLimits
 
@@ -36,13 +38,15 @@ class Entry:
     request: Request
     ticket: Ticket
     future: Future[Result] = field(default_factory=Future)
+    work: Work = field(init=False)
 
     def __post_init__(self) -> None:
+        self.work = self.request.work(self.ticket)
         self.future.set_running_or_notify_cancel()  # it is cancelled by its ticket alone
 
 
 class Admission:
-    """Starts requests in the order in which they came, refuses what is too much.
+    """Starts requests, callers in turn, and refuses what is too much.
 
     Args:
         limits: How many may run and wait.
@@ -55,8 +59,9 @@ class Admission:
         self._run = run
         self._threads = ThreadPoolExecutor(limits.max_running, "diffusers-engine")
         self._lock = threading.Condition()
-        self._queue: deque[Entry] = deque()
-        self._running: set[Entry] = set()
+        self._queue: dict[Work, Entry] = {}
+        self._running: dict[Work, Entry] = {}
+        self._turns = Turns()
         self._rate = _Rate()
         self._clock: threading.Thread | None = None
         self._closed = False
@@ -104,7 +109,8 @@ class Admission:
                 raise RequestCancelled("the engine is closed")
             self._check_room(entry)
             self._counts["submitted"] += 1
-            self._queue.append(entry)
+            self._turns.enter(entry.work)
+            self._queue[entry.work] = entry
             self._start_next()
             if entry.ticket.deadline is not None and not entry.future.done():
                 self._start_clock()
@@ -113,9 +119,8 @@ class Admission:
     def withdraw(self, entry: Entry) -> None:
         """Frees the place of a request that waits; one that runs looks at its ticket itself."""
         with self._lock:
-            if entry not in self._queue:
+            if self._queue.pop(entry.work, None) is None:
                 return
-            self._queue.remove(entry)
         self._finish(entry, RequestCancelled())
 
     def look_at_queue(self) -> QueueReport:
@@ -129,7 +134,7 @@ class Admission:
         """Takes no more requests; returns when all are answered."""
         with self._lock:
             self._closed = True
-            entries = [*self._queue, *self._running]
+            entries = [*self._queue.values(), *self._running.values()]
             self._lock.notify_all()
         if cancel:
             for entry in entries:
@@ -142,22 +147,28 @@ class Admission:
             self._clock.join()
 
     def _check_room(self, entry: Entry) -> None:
-        limits = self._limits
-        if len(self._running) < limits.max_running:
+        """One request of each caller may wait whatever its work is, and has a place kept."""
+        limits, mine = self._limits, entry.work
+        if len(self._running) < limits.max_running and not self._queue:
             return
+        is_only = all(work.caller != mine.caller for work in self._queue)
+        room = limits.max_queue - (0 if is_only else kept_places(limits.max_queue))
         work = self._waiting_work()
-        is_full = len(self._queue) >= limits.max_queue
-        too_much = work + entry.request.pixel_steps > limits.max_pixel_steps
-        if is_full or (too_much and self._queue):
+        is_too_much = work + mine.total > limits.max_pixel_steps
+        if len(self._queue) >= room or (is_too_much and self._queue and not is_only):
             raise QueueFull(len(self._queue), self._rate.seconds_for(work))
 
     def _waiting_work(self) -> int:
-        return sum(waiting.request.pixel_steps for waiting in self._queue)
+        return sum(work.total for work in self._queue)
 
     def _start_next(self) -> None:
-        while self._queue and len(self._running) < self._limits.max_running:
-            entry = self._queue.popleft()
-            self._running.add(entry)
+        places = self._limits.max_running
+        while self._queue:
+            work = choose_start(list(self._queue), self._running, places, self._turns)
+            if work is None:
+                return
+            self._turns.charge(work, work.total)
+            entry = self._running[work] = self._queue.pop(work)
             self._threads.submit(self._serve, entry)
 
     def _serve(self, entry: Entry) -> None:
@@ -170,7 +181,8 @@ class Admission:
 
     def _finish(self, entry: Entry, outcome: Result | BaseException) -> None:
         with self._lock:
-            self._running.discard(entry)
+            self._running.pop(entry.work, None)
+            self._turns.leave(entry.work)
             if isinstance(outcome, BaseException):
                 self._counts[outcome_of(outcome)] += 1
             else:
@@ -195,16 +207,16 @@ class Admission:
             with self._lock:
                 if self._closed and not self._queue:
                     return
-                late = [entry for entry in self._queue if entry.ticket.must_stop]
+                late = [entry for entry in self._queue.values() if entry.ticket.must_stop]
                 for entry in late:
-                    self._queue.remove(entry)
+                    del self._queue[entry.work]
                 if not late:
                     self._lock.wait(self._next_deadline_s())
             for entry in late:
                 self._finish(entry, _reason_to_stop(entry.ticket))
 
     def _next_deadline_s(self) -> float | None:
-        moments = [entry.ticket.deadline for entry in self._queue]
+        moments = [work.deadline for work in self._queue]
         known = [moment for moment in moments if moment is not None]
         return max(0.0, min(known) - time.monotonic()) + 0.001 if known else None
 

@@ -93,6 +93,7 @@ class Resolver:
         if options.keep_size:
             bound, canvas = fit_to_image(self.pipeline, task, bound)
         bound = fit_latents(self.pipeline, bound)
+        pixels, pixel_steps = count_pixel_steps(self.pipeline, task, bound)
         return Request(
             task=task,
             pipeline_class=task.pipeline_class,
@@ -103,7 +104,10 @@ class Resolver:
             scheduler=choice,
             guidance_scale=guidance_scale,
             exclusive=bool(options.exclusive),
-            pixel_steps=count_pixel_steps(self.pipeline, task, bound),
+            pixel_steps=pixel_steps,
+            pixels=max(1, pixels),
+            caller=options.caller,
+            priority=options.priority,
             previews=PreviewPlan(
                 options.preview_every or 0, options.preview_count, options.preview_interval_s
             ),

@@ -85,7 +85,7 @@ class Worker:
         ticket.check()
         prepared = self._bank.prepare(request.adapters)
         alone = request.exclusive or self._is_exclusive or prepared.exclusive
-        member = Member(ticket, alone)
+        member = Member(ticket, alone, work=request.work(ticket))
         while True:
             seen = self._releases.count
             with self.conductor.turn(member):

@@ -37,14 +37,17 @@ def count_images(arguments: Mapping[str, Any]) -> int:
     return prompts * int(next(filter(None, counts), 1))
 
 
-def count_pixel_steps(pipeline: DiffusionPipeline, task: Task, arguments: Mapping[str, Any]) -> int:
-    """Returns the size of a request's work: pixels times images times steps."""
+def count_pixel_steps(
+    pipeline: DiffusionPipeline, task: Task, arguments: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Returns the size of a step, pixels times images, and of all the steps of a request."""
     own = model_size(pipeline) or (1, 1)
     steps = arguments.get("num_inference_steps")
     if steps is None:
         steps = task.default("num_inference_steps")
     pixels = (arguments.get("height") or own[0]) * (arguments.get("width") or own[1])
-    return int(pixels) * count_images(arguments) * (steps if isinstance(steps, int) else 1)
+    step = int(pixels) * count_images(arguments)
+    return step, step * (steps if isinstance(steps, int) else 1)
 
 
 def check_arguments(task: Task, arguments: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _Method = TypeVar("_Method", bound="Callable[..., Any]")
+MAX_PRIORITY = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class RequestOptions:
             ``{"name": ..., "token": ...}``, or a list of either.
         exclusive: Run alone, which makes the image the same bit for bit whatever else is asked for
             at that time. It waits for all that run before it, and all others wait.
+        caller: Who asks, such as a user or an API key. Callers take turns: nobody waits for all
+            that another one has asked for. Requests that name none have one caller.
+        priority: -8 to 8. Each level doubles the caller's share of the device; among the requests
+            of one caller, those of a higher priority go first.
         timeout_s: Seconds, waiting included, after which the request is stopped; ``None`` takes
             that of the ``EngineLimits``.
         return_workflow: Record the request, so that ``Engine.replay`` can repeat it.
@@ -53,6 +58,8 @@ class RequestOptions:
     lora_weights: Any = field(default=None, metadata={"place": "adapters"})
     textual_inversions: Any = field(default=None, metadata={"place": "adapters"})
     exclusive: bool = False
+    caller: str = ""
+    priority: int = 0
     timeout_s: float | None = None
     return_workflow: bool = False
     keep_size: bool = field(default=False, metadata={"place": "keep_size"})
@@ -67,6 +74,13 @@ class RequestOptions:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (is_number and value > 0):
             raise InvalidRequest("timeout_s", value, "a number of seconds above 0")
+        if not isinstance(self.caller, str):
+            raise InvalidRequest("caller", self.caller, "a string")
+        level: object = self.priority
+        is_integer = isinstance(level, int) and not isinstance(level, bool)
+        if not (is_integer and -MAX_PRIORITY <= self.priority <= MAX_PRIORITY):
+            expected = f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}"
+            raise InvalidRequest("priority", level, expected)
 
     @classmethod
     def split(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers._compat import signature_of
+from bentoml_diffusers.engine.order import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ class Member:
         owns_rows: Its attention processors read the rows of a forward: none may be added.
         lease: Adapters of this request.
         batches: How often its forwards were shared by how many requests.
+        work: What the order of work knows of the request.
     """
 
     ticket: Ticket
@@ -39,6 +41,7 @@ class Member:
     owns_rows: bool = False
     lease: Lease | None = None
     batches: Counter[int] = field(default_factory=Counter)
+    work: Work = field(default_factory=Work)
     wake: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     task: list[Job] | None = None
 
@@ -107,6 +110,21 @@ class Job:
     kind: Hashable
     result: Any = None
     error: BaseException | None = None
+
+    @property
+    def work(self) -> Work:
+        """The work of its request."""
+        return self.member.work
+
+    @property
+    def is_step(self) -> bool:
+        """True if it belongs to a denoising step."""
+        return self.module.denoises
+
+    @property
+    def max_rows(self) -> int:
+        """Largest batch of its module."""
+        return self.module.max_rows
 
     @property
     def key(self) -> Hashable:

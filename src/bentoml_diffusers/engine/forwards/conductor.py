@@ -2,8 +2,8 @@
 
 Every request runs the ordinary code of its pipeline in a thread of its own, but only the thread
 that holds the baton runs. It gives the baton away at a forward of a shared module, and nowhere
-else. When all threads wait at a forward, the oldest is joined with those of equal kind, run once by
-one of their threads, and split.
+else. When all threads wait at a forward, the order of work chooses one, which is joined with those
+of equal kind, run once by one of their threads, and split.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bentoml_diffusers.engine.forwards.calls import Job, Member, SharedModule, e
 from bentoml_diffusers.engine.forwards.processors import AttentionProcessors
 from bentoml_diffusers.engine.forwards.profile import CostProfile
 from bentoml_diffusers.engine.forwards.runner import Forwards
+from bentoml_diffusers.engine.order import Turns, choose_entry, choose_group, record_group
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -48,6 +49,7 @@ class Conductor:
         self._entering: deque[Member] = deque()
         self._ready: deque[Member] = deque()
         self._waiting: list[Job] = []
+        self._turns = Turns()
         self._live = 0
         self._alone: Member | None = None
         self._is_held = False
@@ -65,6 +67,7 @@ class Conductor:
         """Holds the baton for the caller's thread while the block runs."""
         with self._mutex:
             self._entering.append(member)
+            self._turns.enter(member.work)
             self._admit()
             if not self._is_held:
                 self._pass_on()
@@ -75,6 +78,7 @@ class Conductor:
             self._processors.take_back()
             with self._mutex:
                 self._live -= 1
+                self._turns.leave(member.work)
                 if self._alone is member:
                     self._alone = None
                 self._admit()
@@ -132,16 +136,26 @@ class Conductor:
     # -- all below up to `_perform` runs under the mutex
 
     def _admit(self) -> None:
-        """Lets new requests in, in order; one that must be alone waits until it is."""
+        """Lets new requests in, in turn; one that must be alone waits until it is."""
         while self._entering and not self._alone:
-            if self._entering[0].alone and self._live:
+            member = self._next_to_enter()
+            if member.alone and self._live:
                 return
-            member = self._entering.popleft()
+            self._entering.remove(member)
+            if member.alone:
+                self._turns.charge(member.work, member.work.remaining)
             if not self._live:
                 self._processors.note()
             self._alone = member if member.alone else None
             self._live += 1
             self._ready.append(member)
+
+    def _next_to_enter(self) -> Member:
+        """Only their order behind one that must be alone makes a difference."""
+        if not any(member.alone for member in self._entering):
+            return self._entering[0]
+        work = choose_entry([member.work for member in self._entering], self._turns)
+        return next(member for member in self._entering if member.work is work)
 
     def _pass_on(self) -> None:
         """Gives the baton to who can go on; if nobody can, to one who runs a group."""
@@ -179,23 +193,9 @@ class Conductor:
             self._ready.append(job.member)
 
     def _choose_group(self) -> list[Job]:
-        """Takes the oldest forward and those that can be joined with it.
-
-        What comes before and after the steps goes first: so a new request shares the next step of
-        the others, and a finished one does not wait for it. A request has few such forwards, and
-        running requests are bounded: the steps' turn comes.
-        """
-        aside = (job for job in self._waiting if not job.module.denoises)
-        oldest = next(aside, self._waiting[0])
-        group = [job for job in self._waiting if job.key == oldest.key]
-        waiting = sum(job.rows for job in group)
-        limit = min(self.profile.choose_rows(oldest.kind, waiting), oldest.module.max_rows)
-        chosen = [oldest]
-        rows = oldest.rows
-        for job in group[1:]:
-            if rows + job.rows <= limit:
-                chosen.append(job)
-                rows += job.rows
+        """Takes those that run together next; see :mod:`bentoml_diffusers.engine.order`."""
+        chosen = choose_group(self._waiting, self._turns, self.profile.choose_rows)
+        record_group(chosen, self._waiting, self._turns)
         self._waiting = [job for job in self._waiting if job not in chosen]
         # Neighbours with the same LoRAs share their products.
         return sorted(chosen, key=lambda job: job.pairs)

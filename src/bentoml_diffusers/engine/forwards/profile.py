@@ -10,23 +10,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bentoml_diffusers.engine.order import Costs
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-# A smaller batch is taken if a larger one is not faster per row by at least this share.
-_GAIN = 0.03
-_ENOUGH = 3  # measurements of a size before it is judged
-_KEPT = 9  # measurements kept of each size
-_REVIEW = 300  # forwards after which other sizes are tried again
-
 
 class CostProfile:
-    """Seconds per row of each kind of forward, for batch sizes rounded up to powers of two.
+    """What each kind of forward costs, by batch size. Safe from any thread.
 
     A small model on a small image gains by every row that shares its forward; a large one on a
     large image gains nothing and only waits longer. Which it is depends on model, shape and
-    machine, so it is measured. Sizes are tried from the largest down, three forwards each, until
-    a smaller one is slower per row. Safe from any thread.
+    machine, so it is measured, and each batch is as large as it gains: see :class:`Costs`.
 
     Args:
         max_rows: Largest batch, rows.
@@ -34,15 +29,32 @@ class CostProfile:
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
-        self._kinds: dict[Hashable, _Kind] = defaultdict(lambda: _Kind(max_rows))
+        self._kinds: dict[Hashable, Costs] = defaultdict(lambda: Costs(max_rows))
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event, Hashable, int]] = deque()
         self._lock = threading.Lock()
 
-    def choose_rows(self, kind: Hashable, waiting: int) -> int:
-        """Returns how many rows the next forward of this kind should have, at most ``waiting``."""
+    def choose_rows(self, kind: Hashable, waiting: int, own: int = 0, stretch: float = 1.0) -> int:
+        """Returns how many rows the next forward of this kind should have, at most ``waiting``.
+
+        Args:
+            kind: Of the forward.
+            waiting: Rows that could share it.
+            own: Rows among them of the caller whose turn it is; 0: all.
+            stretch: How many times longer it may take than with these alone.
+        """
         with self._lock:
             self._collect()
-            return min(waiting, self._kinds[kind].max_rows, self._kinds[kind].choose(waiting))
+            costs = self._kinds[kind]
+            rows = min(waiting, costs.max_rows, costs.choose(waiting))
+            if 0 < own < rows:
+                rows = min(rows, costs.choose_within(own, stretch))
+            return rows
+
+    def seconds(self, kind: Hashable, rows: int) -> float | None:
+        """Returns how long a forward takes; ``None`` before it is known."""
+        with self._lock:
+            self._collect()
+            return self._kinds[kind].seconds(rows) if kind in self._kinds else None
 
     def shrink(self, kind: Hashable, rows: int) -> None:
         """Notes that the device has too little memory for ``rows`` rows."""
@@ -88,39 +100,3 @@ class CostProfile:
 
 def _new_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-class _Kind:
-    """Measurements of one module at one shape."""
-
-    def __init__(self, max_rows: int) -> None:
-        self.max_rows = max_rows
-        self.times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
-        self._forwards = 0
-
-    def record(self, rows: int, seconds: float) -> None:
-        self.times[bucket(rows)].append(seconds / rows)
-        self._forwards += 1
-        if self._forwards % _REVIEW == 0:
-            for times in self.times.values():
-                while len(times) >= _ENOUGH:
-                    times.popleft()
-
-    def choose(self, waiting: int) -> int:
-        size = min(bucket(waiting), bucket(self.max_rows))
-        while size > 1:
-            if len(self.times[size]) < _ENOUGH:
-                return size
-            smaller = size // 2
-            if len(self.times[smaller]) < _ENOUGH:
-                return smaller
-            here, there = (statistics.median(self.times[one]) for one in (size, smaller))
-            if here < there * (1 - _GAIN):
-                return size
-            size = smaller
-        return size
-
-
-def bucket(rows: int) -> int:
-    """Returns the power of two from ``rows`` up."""
-    return 1 << max(0, rows - 1).bit_length()

@@ -14,14 +14,15 @@ import torch
 
 from bentoml_diffusers.engine.forwards import joining
 from bentoml_diffusers.engine.forwards.calls import error_of
-from bentoml_diffusers.engine.forwards.profile import CostProfile, bucket
 from bentoml_diffusers.engine.forwards.verification import compare_outputs
+from bentoml_diffusers.engine.order import bucket
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from bentoml_diffusers.adapters import AdapterBank, Lease
     from bentoml_diffusers.engine.forwards.calls import Job, SharedModule
+    from bentoml_diffusers.engine.forwards.profile import CostProfile
 
 logger = logging.getLogger(__name__)
 

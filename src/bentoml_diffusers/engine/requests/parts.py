@@ -36,6 +36,8 @@ def split_request(request: Request) -> list[Request]:
             request,
             arguments={**arguments, **({"generator": own[image]} if own else {})},
             seeds=request.seeds[image : image + 1],
+            pixels=max(1, request.pixels // len(calls)),
+            pixel_steps=request.pixel_steps // len(calls),
             previews=PreviewPlan() if image else request.previews,
         )
         for image, arguments in enumerate(calls)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bentoml_diffusers.engine.order import Work
 from bentoml_diffusers.engine.requests.display import (
     describe_output,
     find_images,
@@ -108,6 +109,9 @@ class Request:
         adapters: LoRAs and textual inversions of this request.
         exclusive: No other request may run beside it.
         pixel_steps: Size of the work: pixels times images times steps.
+        pixels: Size of one step of it.
+        caller: Who asks.
+        priority: From -8 to 8.
         previews: After which steps it makes previews.
         recording: What to record of it, if anything.
         canvas: Restores the size of the image that came.
@@ -124,10 +128,24 @@ class Request:
     guidance_scale: float | None = None
     exclusive: bool = False
     pixel_steps: int = 0
+    pixels: int = 1
+    caller: str = ""
+    priority: int = 0
     previews: PreviewPlan = PreviewPlan()
     recording: Recording | None = None
     canvas: Canvas | None = None
     max_sequence_length: int | None = None
+
+    def work(self, ticket: Ticket) -> Work:
+        """Returns what the order of work needs to know of it."""
+        return Work(
+            caller=self.caller,
+            priority=self.priority,
+            pixels=self.pixels,
+            steps=self.pixel_steps // self.pixels,
+            ticket=ticket,
+            deadline=ticket.deadline,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,0 +1,29 @@
+"""The order of work: who starts, and whose forward runs next.
+
+Decisions are functions of a state that they do not change. They import neither torch nor threads,
+so that they can be simulated; :mod:`~bentoml_diffusers.engine.admission` and
+:mod:`~bentoml_diffusers.engine.forwards.conductor` carry them out.
+"""
+
+from bentoml_diffusers.engine.order.costs import Costs, bucket
+from bentoml_diffusers.engine.order.policy import (
+    choose_entry,
+    choose_group,
+    choose_start,
+    kept_places,
+    record_group,
+)
+from bentoml_diffusers.engine.order.turns import Turns
+from bentoml_diffusers.engine.order.work import Work
+
+__all__ = [
+    "Costs",
+    "Turns",
+    "Work",
+    "bucket",
+    "choose_entry",
+    "choose_group",
+    "choose_start",
+    "kept_places",
+    "record_group",
+]

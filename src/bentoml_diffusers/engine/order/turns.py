@@ -1,0 +1,93 @@
+"""Whose turn it is: how much of the device each caller has had."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bentoml_diffusers.engine.order.work import Work
+
+# A request is aged once its caller has been given this many times its work since it came.
+PATIENCE = 8
+# One of so many decisions for a caller is for its oldest aged request.
+AGED_SHARE = 4
+
+
+class Turns:
+    """What each caller has been given, in pixel-steps by weight. Not safe from several threads.
+
+    Start-time fair queuing (Goyal, Vin, Cheng 1996), the form of deficit round robin that needs no
+    quantum: the caller with the least goes first. One that comes or comes back starts with the
+    least of those that are there: the time in which it asked for nothing gives it no credit.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[str, float] = {}
+        self._active: Counter[str] = Counter()
+        self._since: dict[Work, float] = {}
+        self._passed: Counter[str] = Counter()
+        self._charged: dict[str, int] = {}
+        self._charges = 0
+
+    def enter(self, work: Work) -> None:
+        """Notes that a request is there."""
+        caller = work.caller
+        if not self._active[caller]:
+            floor = min((self._given[one] for one in +self._active), default=None)
+            self._forget(floor)
+            self._given[caller] = max(floor or 0.0, self._given.get(caller, 0.0))
+        self._active[caller] += 1
+        self._since[work] = self._given[caller]
+
+    def leave(self, work: Work) -> None:
+        """Notes that a request has ended."""
+        self._active[work.caller] -= 1
+        del self._since[work]
+        if not self._active[work.caller]:
+            del self._active[work.caller]
+            self._charged.pop(work.caller, None)
+            self._passed.pop(work.caller, None)
+
+    def charge(self, work: Work, pixel_steps: float) -> None:
+        """Notes what a request has been given."""
+        self._given[work.caller] += pixel_steps / work.weight
+        self._charges += 1
+        self._charged[work.caller] = self._charges
+
+    def given(self, caller: str) -> float:
+        """Returns what a caller has had."""
+        return self._given[caller]
+
+    def place(self, caller: str) -> tuple[float, int]:
+        """Returns what orders callers: what each has had, and who was served last."""
+        return self._given[caller], self._charged.get(caller, 0)
+
+    def is_aged(self, work: Work) -> bool:
+        """True if a request has waited so long that its caller's smaller ones give way."""
+        had = self._given[work.caller] - self._since[work]
+        return had * work.weight > PATIENCE * work.total
+
+    def owes(self, caller: str) -> bool:
+        """True if it is the turn of the oldest aged request of a caller."""
+        return self._passed[caller] >= AGED_SHARE - 1
+
+    def note_aged(self, caller: str, *, was_passed: bool) -> None:
+        """Notes whether a decision passed over the oldest aged request of a caller."""
+        if was_passed:
+            self._passed[caller] += 1
+        else:
+            self._passed.pop(caller, None)
+
+    def callers(self) -> set[str]:
+        """Returns those that have requests here."""
+        return set(self._active)
+
+    def _forget(self, floor: float | None) -> None:
+        """Drops what those that are gone have had, as far as it says nothing any more."""
+        gone: Iterable[str] = [one for one in self._given if one not in self._active]
+        for one in gone:
+            if floor is None or self._given[one] <= floor:
+                del self._given[one]
