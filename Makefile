@@ -102,7 +102,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
-	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	sed -n 's/^  "\([A-Za-z_-]*\)>=\([0-9.]*\)[",].*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
 	$(call install,$(LOWEST),-c $(LOWEST)/lowest.txt,".[test]")
 	$(LOWEST)/bin/python $(PIP) --no-index -r $(LOWEST)/lowest.txt  # fails where one is another
 	@touch $@

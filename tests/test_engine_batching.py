@@ -380,12 +380,16 @@ def test_exclusive_requests_run_alone_and_equal_diffusers(sd_engine):
 
 
 def test_a_deadline_passes_while_an_exclusive_request_runs(sd_engine):
+    running = threading.Event()
+
     def dawdle(pipeline, index, timestep, tensors):
+        running.set()
         time.sleep(0.01)  # 9 s in all: it is cancelled long before
         return tensors
 
     call = {**RED, "num_inference_steps": 900, "callback_on_step_end": dawdle}
     long = sd_engine.submit("txt2img", **call, exclusive=True)
+    assert running.wait(60)  # or the other one may be first, and in time
     late = sd_engine.submit("txt2img", **RED, num_inference_steps=2, timeout_s=0.3)
     with pytest.raises(errors.DeadlineExceeded):
         late.result(60)
