@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
 from adapter_models import (
@@ -21,6 +22,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from bentoml_diffusers import Engine, ModelOptions, errors, testing
+from bentoml_diffusers._compat import reads_lokr
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.adapters.coverage import layers_of
 from bentoml_diffusers.adapters.patterns import Patterns
@@ -122,6 +124,8 @@ def test_lokr_of_ai_toolkit_for_z_image_makes_the_image_of_diffusers(ends, tmp_p
         return torch.as_tensor(pipeline(generator=torch.Generator().manual_seed(7), **call).images)
 
     theirs, ours = tiny_z_image(), tiny_z_image()
+    if not reads_lokr(ours):
+        pytest.skip(f"diffusers {diffusers.__version__} reads none for Z-Image")
     plain = generate(ours)
     theirs.load_lora_weights(tmp_path / "z.safetensors")
     expected = generate(theirs)
