@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from bentoml_diffusers import Engine, ModelOptions, OpenAIOptions, RequestLimits, testing
 from bentoml_diffusers.errors import QueueFull
 from bentoml_diffusers.options import EngineLimits
-from bentoml_diffusers.serving.dialects import DialectContext, make_app
+from bentoml_diffusers.serving.dialects import DialectContext, choose_dialects, make_app
 from bentoml_diffusers.serving.dialects.names import ServedModel
 from bentoml_diffusers.serving.dialects.openai.errors import error_headers
 from bentoml_diffusers.serving.dispatcher import Dispatcher
@@ -38,7 +38,7 @@ def make_client(engine):
         endpoints=endpoints,
         limits=LIMITS,
         uploads=UploadBudget(LIMITS.max_open_upload_bytes),
-        dialects=("openai", "huggingface"),
+        dialects=choose_dialects(("openai", "huggingface")),
         openai=OpenAIOptions(quality_steps={"low": 2}, model_aliases={"gpt-image-1": "demo"}),
     )
     served = ServedModel("demo", "v1", 7, context.openai.model_aliases)

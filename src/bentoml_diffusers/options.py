@@ -197,15 +197,15 @@ class ModelOptions(_BentoModelOptions):  # type: ignore[misc]
 class RequestLimits:
     """What one request may ask for; beyond it a request is refused with 400.
 
-    What a request leaves out is within them, too: where a default of a task or of the model is
-    beyond them, the service does not start unless ``default_steps`` or ``default_side`` says what
-    such a request gets.
+    What a request leaves out is within them, too: where a default of the model is beyond them, a
+    service does not start unless ``default_steps`` or ``default_side`` says what it gets.
 
     Attributes:
         max_side: Largest height and width, in pixels.
         max_pixels: Largest height x width, in pixels, of an image that comes or is asked for.
         max_steps: Largest number of denoising steps.
         max_prompt_chars: Longest prompt, in characters.
+        max_images: Largest number of images of one request.
         max_upload_bytes: Largest uploaded image, in bytes.
         max_open_upload_bytes: Bytes of all bodies that a worker reads at once; beyond it 503.
         default_steps: Denoising steps of a request that gives none (what class or blocks say).
@@ -217,6 +217,7 @@ class RequestLimits:
     max_pixels: int = 2048 * 2048
     max_steps: int = 150
     max_prompt_chars: int = 2000
+    max_images: int = 10
     max_upload_bytes: int = 32 * 1024 * 1024
     max_open_upload_bytes: int = 256 * 1024 * 1024
     default_steps: int | None = None
@@ -257,9 +258,7 @@ class RequestLimits:
         """
         for name, least in {"max_side": max(height, width), "max_pixels": height * width}.items():
             if getattr(self, name) < least:
-                expected = (
-                    f"at least {least}: a request that gives no size makes {width} x {height}"
-                )
+                expected = f"at least {least}: a request without a size makes {width} x {height}"
                 next_step = "pixels; or a default_side within the limits beside it"
                 raise InvalidOption(name, getattr(self, name), f"{expected} {next_step}")
 

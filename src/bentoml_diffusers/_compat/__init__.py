@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers._compat.bentoml import (
     StoreAccess,
     alias_upstream_module,
-    api_with_headers,
     bound_host,
     find_origin_check,
     log_as_bentoml,
@@ -20,6 +19,7 @@ from bentoml_diffusers._compat.bentoml import (
     quiet_refusals,
     read_payload,
     service_timeout_s,
+    swagger_folder,
 )
 from bentoml_diffusers._compat.diffusers import (
     AUTO_TASKS,
@@ -103,7 +103,6 @@ __all__ = [
     "StoreAccess",
     "TreeSpec",
     "alias_upstream_module",
-    "api_with_headers",
     "attention_backend",
     "blocks_of",
     "bound_host",
@@ -148,6 +147,7 @@ __all__ = [
     "restore_text_model",
     "runner_timeout_s",
     "service_timeout_s",
+    "swagger_folder",
     "signature_of",
     "takes_attention_backend",
     "tree_flatten",

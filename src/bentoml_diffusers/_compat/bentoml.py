@@ -62,30 +62,6 @@ def alias_upstream_module(module: Any) -> None:
     bentoml.diffusers = module
 
 
-def api_with_headers(headers: Mapping[str, str], **options: Any) -> Callable[[Any], Any]:
-    """Returns a decorator like ``bentoml.api``, whose OpenAPI entry has the headers of the answer.
-
-    Until ``bentoml.api`` takes them (not in 1.4.40).
-
-    Args:
-        headers: What each of them says.
-        **options: Arguments of ``bentoml.api``.
-    """
-    from _bentoml_sdk.method import APIMethod
-
-    class DocumentedMethod(APIMethod):  # type: ignore[misc]
-        __slots__ = ()
-
-        def openapi_response(self) -> dict[str, Any]:
-            listed = {
-                name: {"description": text, "schema": {"type": "string"}}
-                for name, text in headers.items()
-            }
-            return {**APIMethod.openapi_response(self), "headers": listed}
-
-    return lambda function: DocumentedMethod(function, **options)
-
-
 def bound_host(service_name: str) -> str:
     """Returns the address that ``bentoml serve`` listens on for a service; empty if unknown.
 
@@ -169,3 +145,13 @@ def log_as_bentoml(name: str) -> None:
     mine = logging.getLogger(name)
     if server_context.service_type is not None and mine.level == logging.NOTSET:
         mine.setLevel(logging.getLogger("bentoml").level)
+
+
+def swagger_folder() -> Path:
+    """Returns the folder of Swagger UI's files, which BentoML brings.
+
+    Until its own page loads nothing from foreign hosts (1.4.40), and shows a document of ours.
+    """
+    from bentoml._internal import server
+
+    return Path(server.__file__).parent / "static_content"

@@ -1,33 +1,38 @@
-"""Answers of the services: an image with what is to be said of it, or an error as JSON."""
+"""Answers of the native API: images as files, as parts of one body, as a zip, or in JSON."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
-import re
-from typing import TYPE_CHECKING
+import secrets
+import zipfile
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.responses import JSONResponse, Response
 
-from bentoml_diffusers.errors import (
-    DiffusersError,
-    QueueFull,
-    UnreadableRequest,
-    WorkflowMismatch,
-)
-from bentoml_diffusers.serving.refusals import UploadsFull
-
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from bentoml_diffusers.errors import Faults
+    from bentoml_diffusers.engine import Result
     from bentoml_diffusers.serving.calls import Answer
     from bentoml_diffusers.serving.codecs import OutputFormat
     from bentoml_diffusers.serving.dispatcher import Dispatcher
     from bentoml_diffusers.serving.encoding import Encoded
 
-# What the headers of an answer with an image say, for the OpenAPI document.
+Form = Literal["file", "multipart", "zip", "json", "events"]
+EVENTS = "text/event-stream"
+_FORMS: Mapping[str, Form] = {
+    "application/json": "json",
+    "multipart/mixed": "multipart",
+    "application/zip": "zip",
+    EVENTS: "events",
+}
+MEDIA_TYPES = ("image/*", *_FORMS)
+# What the headers of an answer with images say, for the OpenAPI document.
 HEADERS = {
-    "x-seed": "The seed that was used.",
+    "x-seed": "The seed that was used; of several images all, as `7, 8`.",
     "x-warnings": "What was not done as it was written: a JSON list of texts; where there is any.",
     "x-nsfw-content-detected": "true or false: the model's safety checker flagged the image, which "
     "is black then; where the model has one.",
@@ -40,46 +45,116 @@ REPLAY_HEADERS = {
     "x-workflow-match": "true or false: the pixels are those that the workflow recorded; where no "
     "override makes another image.",
 }
-_MAX_NAME_CHARS = 200
-_MAX_TEXT_CHARS = 2000
-_HASH = re.compile(r"[0-9a-f]{20,}|[0-9a-f]{6,}(?=…)")  # whole, or cut off
 _MAX_HEADER_BYTES = 2048  # of 4 to 8 KiB that proxies take for all headers
 
 
-async def answer(
-    dispatcher: Dispatcher, work: Awaitable[Answer], output_format: OutputFormat
+def choose_form(accept: str) -> Form:
+    """Returns what a client asks for by its header ``Accept``.
+
+    A client that takes an image, or anything, as gladly as what it names gets the image: the
+    clients of several languages say JSON, and mean that they can read it.
+    """
+    ranked: dict[float, list[str]] = {}
+    for item in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        ranked.setdefault(_read_quality(parameters), []).append(media_type)
+    for quality in sorted(ranked, reverse=True):
+        named = ranked[quality]
+        if quality > 0 and any(one == "*/*" or one.startswith("image/") for one in named):
+            return "file"
+        known = [_FORMS[one] for one in named if one in _FORMS]
+        if quality > 0 and known:
+            return known[0]
+    return "file"
+
+
+def _read_quality(parameters: Sequence[str]) -> float:
+    try:
+        return next((float(one[2:]) for one in parameters if one.startswith("q=")), 1.0)
+    except ValueError:
+        return 1.0
+
+
+async def make_response(
+    dispatcher: Dispatcher, answer: Answer, output_format: OutputFormat, form: Form
 ) -> Response:
-    """Answers with an image and what is to be said of it, or with an error as JSON.
+    """Answers with images and what is to be said of them.
 
     Args:
         dispatcher: Of the service.
-        work: Gives what is answered, or raises.
-        output_format: Of the image.
+        answer: What came of the call.
+        output_format: Of the images.
+        form: As the client asked for it; several files are a zip.
     """
-    try:
-        done = await work
-    except DiffusersError as error:
-        return error_response(error)
-    encoded = await dispatcher.encode(done.results[0], output_format)
-    headers = {**describe_answer(done), **_describe_workflow(done, encoded)}
-    return Response(encoded.data, media_type=encoded.media_type, headers=headers)
+    encoded = await asyncio.gather(
+        *(dispatcher.encode(result, output_format) for result in answer.results)
+    )
+    headers = describe_headers(answer, encoded)
+    if form == "json":
+        return JSONResponse(describe_answer(answer, encoded), headers=headers)
+    if form == "multipart":
+        return _multipart_response(answer, encoded, headers)
+    if form == "zip" or len(encoded) > 1:
+        data = _make_zip(answer, encoded)
+        return Response(data, media_type="application/zip", headers=headers)
+    return Response(encoded[0].data, media_type=encoded[0].media_type, headers=headers)
 
 
-def describe_answer(answer: Answer) -> dict[str, str]:
-    """Returns the headers that any service answers with."""
-    headers = {"x-seed": str(answer.seeds[0])} if answer.seeds else {}
-    if answer.flags:
-        headers["x-nsfw-content-detected"] = str(answer.flags[0]).lower()
+def describe_answer(answer: Answer, encoded: Sequence[Encoded]) -> dict[str, Any]:
+    """Returns an answer for JSON, its images in base64."""
+    images = [
+        {**describe_image(result, one), "data": base64.b64encode(one.data).decode()}
+        for result, one in zip(answer.results, encoded, strict=True)
+    ]
+    return {**describe_run(answer), "images": images}
+
+
+def describe_image(result: Result, encoded: Encoded) -> dict[str, Any]:
+    """Returns what is said of one image."""
+    width, height = result.images[0].size
+    flags, replay = result.nsfw_content_detected, result.replay
+    return {
+        "media_type": encoded.media_type,
+        "width": width,
+        "height": height,
+        "seed": result.seeds[0] if result.seeds else None,
+        "nsfw_content_detected": flags[0] if flags else None,
+        "workflow_embedded": None if encoded.workflow is None else encoded.workflow == "embedded",
+        "workflow_match": None if replay is None else replay.matches,
+    }
+
+
+def describe_run(answer: Answer) -> dict[str, Any]:
+    """Returns what is said of all images together."""
+    first = answer.results[0]
+    return {
+        "request_id": answer.request_id,
+        "scheduler": first.scheduler,
+        "steps": first.steps,
+        "adapters": list(first.adapters),
+        "batches": {str(size): forwards for size, forwards in sorted(answer.batches.items())},
+        "queue_s": round(answer.queue_s, 6),
+        "run_s": round(answer.run_s, 6),
+        "warnings": list(answer.warnings),
+    }
+
+
+def describe_headers(answer: Answer, encoded: Sequence[Encoded] = ()) -> dict[str, str]:
+    """Returns the headers of an answer in any dialect; those of its files where these are sent."""
+    matches = [one.replay.matches for one in answer.results if one.replay is not None]
+    listed: dict[str, list[Any]] = {
+        "x-seed": list(answer.seeds),
+        "x-nsfw-content-detected": list(answer.flags),
+        "x-workflow": [one.workflow for one in encoded],
+        "x-workflow-match": matches,
+    }
+    headers = {
+        name: ", ".join(str(value).lower() for value in values)
+        for name, values in listed.items()
+        if values and None not in values
+    }
     if answer.warnings:
         headers["x-warnings"] = _as_header(answer.warnings)
-    return headers
-
-
-def _describe_workflow(answer: Answer, encoded: Encoded) -> dict[str, str]:
-    headers = {"x-workflow": encoded.workflow} if encoded.workflow else {}
-    replay = answer.results[0].replay
-    if replay is not None and replay.matches is not None:
-        headers["x-workflow-match"] = str(replay.matches).lower()
     return headers
 
 
@@ -93,46 +168,42 @@ def _as_header(texts: Sequence[str]) -> str:
     return json.dumps([f"{len(texts)} warnings, too long for a header"])
 
 
-def error_response(error: DiffusersError) -> Response:
-    """Returns an error as JSON, with its status and the name of the field."""
-    if isinstance(error, WorkflowMismatch):
-        error = _without_hashes(error)
-    detail = [{"loc": place, "msg": text} for place, text in list_faults_of(error)]
-    waits = isinstance(error, (QueueFull, UploadsFull))
-    headers = {"retry-after": str(error.retry_after_s)} if waits else None
-    body = {"error": public_text(error), "detail": detail}
-    return JSONResponse(body, status_code=int(error.error_code), headers=headers)
-
-
-def list_faults_of(error: DiffusersError) -> list[tuple[list[str | int], str]]:
-    """Returns the path of each wrong field, and what is wrong."""
-    field = getattr(error, "field", None)
-    faults: Faults = [([field], str(error))] if field else []
-    if isinstance(error, UnreadableRequest):
-        faults = error.faults
+def _name_files(answer: Answer, encoded: Sequence[Encoded]) -> list[str]:
     return [
-        (
-            [_cut(part, _MAX_NAME_CHARS) if isinstance(part, str) else part for part in place],
-            _cut(text, _MAX_TEXT_CHARS),
-        )
-        for place, text in faults
+        f"image-{number}{f'-seed-{result.seeds[0]}' if result.seeds else ''}"
+        f".{one.media_type.rpartition('/')[2]}"
+        for number, (result, one) in enumerate(zip(answer.results, encoded, strict=True), 1)
     ]
 
 
-def _without_hashes(error: WorkflowMismatch) -> WorkflowMismatch:
-    """The hash of a file tells who has one whether it is the same; nobody else needs it."""
-    differences = [_HASH.sub("its hash", one) for one in error.differences]
-    return WorkflowMismatch(error.field, differences)
+def _make_zip(answer: Answer, encoded: Sequence[Encoded]) -> bytes:
+    """Packs the images as they are, and ``answer.json`` with what is said of them."""
+    names = _name_files(answer, encoded)
+    images = [
+        {"file": name, **describe_image(result, one)}
+        for name, result, one in zip(names, answer.results, encoded, strict=True)
+    ]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, one in zip(names, encoded, strict=True):
+            archive.writestr(name, one.data)
+        archive.writestr("answer.json", json.dumps({**describe_run(answer), "images": images}))
+    return buffer.getvalue()
 
 
-def public_text(error: DiffusersError) -> str:
-    """What a client may read: a failure of the pipeline can quote paths of the server."""
-    if error.error_code == 500:
-        return "the image could not be generated; the server's log says why"
-    return _cut(str(error), _MAX_TEXT_CHARS)
-
-
-def _cut(text: str, max_chars: int) -> str:
-    """A request may name fields with lone surrogates, which no answer can carry, or a megabyte."""
-    short = text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
-    return short.encode(errors="backslashreplace").decode()
+def _multipart_response(
+    answer: Answer, encoded: Sequence[Encoded], headers: Mapping[str, str]
+) -> Response:
+    """Each image is a part with its own seed (RFC 2046)."""
+    boundary = secrets.token_hex(16)
+    body = bytearray()
+    for name, result, one in zip(
+        _name_files(answer, encoded), answer.results, encoded, strict=True
+    ):
+        said = [f'content-disposition: attachment; filename="{name}"']
+        said += [f"x-seed: {result.seeds[0]}"] if result.seeds else []
+        head = "\r\n".join([f"--{boundary}", f"content-type: {one.media_type}", *said])
+        body += f"{head}\r\n\r\n".encode() + one.data + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
+    media_type = f"multipart/mixed; boundary={boundary}"
+    return Response(bytes(body), media_type=media_type, headers=dict(headers))

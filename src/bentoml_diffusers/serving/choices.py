@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.serving.reader import RequestModel
 
-ANSWER_FIELDS = ("output_format",)  # of a request: how to answer it
+ANSWER_FIELDS = ("n", "output_format", "previews")  # of a request: how to answer it
 _MAX_SCALE = 10.0
 _NUMBER = TypeAdapter(Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)])
 
@@ -156,9 +156,23 @@ def add_choices(base: type[RequestModel]) -> type[RequestModel]:
             "word of its file.",
             examples=[[{"name": "teal", "token": "<teal>"}]],
         )
+        n: int = Field(
+            1,
+            ge=1,
+            le=base.limits.max_images,
+            description="Images; the seeds count up from `seed`, so each can be made again.",
+            examples=[1],
+        )
         output_format: OutputFormat = Field(
-            "png", description="Format of the answer.", examples=["webp"]
+            "png", description="Format of the images.", examples=["png"]
+        )
+        previews: bool = Field(
+            False,
+            description="In an event stream: what the image looks like so far, as JPEG, at most "
+            "twice a second.",
+            examples=[False],
         )
 
     Base.__name__ = base.__name__
+    Base.flags = base.flags | {"previews"}
     return Base

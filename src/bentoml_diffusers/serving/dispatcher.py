@@ -127,10 +127,12 @@ class Dispatcher:
         with self._counted(call.task, call, receive, cancelled="cancelled") as run:
             parts = self._prepare(call)
             queue = self.engine.look_at_queue()
-            yield Queued(queue.waiting, queue.seconds)
             for index, part in enumerate(parts):
                 pump = run.start(self._pump(call, index, part, events.put_nowait))
                 pump.add_done_callback(lambda _: events.put_nowait(None))
+            await asyncio.sleep(0)  # now all of them were submitted to the engine, or refused
+            run.check()
+            yield Queued(queue.waiting, queue.seconds)
             results: dict[int, Result] = {}
             ended = 0
             while ended < len(parts):

@@ -46,3 +46,17 @@ class ForbiddenRequest(DiffusersError):
     def __init__(self, header: str, got: str, expected: str) -> None:
         self.field = header
         super().__init__(f"{header}: {shorten(got)} may not ask this service, expected {expected}")
+
+
+class RequestNotFound(DiffusersError):
+    """The caller runs no request of that id (404)."""
+
+    error_code = HTTPStatus.NOT_FOUND
+    outcome = "invalid"
+
+    def __init__(self, request_id: str) -> None:
+        self.field = "request_id"
+        super().__init__(
+            f"request_id: {shorten(request_id)} is none of a request that you run here; it may be "
+            "done, or run in another worker"
+        )

@@ -24,7 +24,7 @@ from bentoml_diffusers.errors import (
     UnreadableRequest,
 )
 from bentoml_diffusers.serving.calls import Caller
-from bentoml_diffusers.serving.choices import to_arguments
+from bentoml_diffusers.serving.choices import ANSWER_FIELDS, to_arguments
 from bentoml_diffusers.serving.codecs import OutputFormat, check_size
 from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.metrics import process_metrics
@@ -182,7 +182,7 @@ def read_overrides(
     workflow = _with_task(engine, requests, workflow)
     model = requests[str(workflow.task)]
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    names = sorted(set(model.model_fields) - {"output_format"})
+    names = sorted(set(model.model_fields) - set(ANSWER_FIELDS))
     unknown = [name for name in overrides if name not in names]
     if unknown:
         raise UnreadableRequest(

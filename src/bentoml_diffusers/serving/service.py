@@ -22,7 +22,7 @@ from bentoml_diffusers.options import EngineLimits, ModelOptions, RequestLimits
 from bentoml_diffusers.serving.dialects import (
     DEFAULT_DIALECTS,
     DialectContext,
-    check_dialects,
+    choose_dialects,
     make_apis,
     make_app,
 )
@@ -100,7 +100,7 @@ def service(
         endpoints=endpoints,
         limits=bounds,
         uploads=uploads,
-        dialects=check_dialects(dialects),
+        dialects=choose_dialects(dialects),
         openai=openai or OpenAIOptions(),
     )
     requests, apis = context.requests, make_apis(context)

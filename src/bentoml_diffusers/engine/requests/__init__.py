@@ -19,6 +19,7 @@ from bentoml_diffusers.engine.requests.schedulers import (
     SchedulerChoice,
     choose_scheduler,
     example_of,
+    list_scheduler_names,
 )
 from bentoml_diffusers.engine.requests.schedules import check_steps
 from bentoml_diffusers.engine.requests.seeds import choose_seeds
@@ -42,6 +43,7 @@ __all__ = [
     "find_sequence_length",
     "fit_latents",
     "invalid_request_from",
+    "list_scheduler_names",
     "run_parts",
     "split_request",
     "warn_of_prompts",

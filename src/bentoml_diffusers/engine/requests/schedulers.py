@@ -95,8 +95,10 @@ def _find_class(name: str | type[Any], base: SchedulerMixin) -> type[SchedulerMi
         ) from err
 
 
-def _suggest(name: str, base: SchedulerMixin) -> str:
-    """Returns the nearest of all names that a request for this model may give."""
+def list_scheduler_names(base: SchedulerMixin | None) -> list[str]:
+    """Returns all names that a request may give for a model with this scheduler."""
+    if base is None:
+        return []
     fitting = fitting_schedulers(base)
     names = [*fitting]
     for sampler, (class_name, _) in _names.SAMPLERS.items():
@@ -104,7 +106,12 @@ def _suggest(name: str, base: SchedulerMixin) -> str:
             known = _parameters(fitting[class_name])
             sigmas = [suffix for suffix, flag in _names.SIGMAS.items() if flag in known]
             names += [sampler, *(f"{sampler} {suffix}" for suffix in sigmas)]
-    by_lower = {one.lower(): one for one in names}
+    return names
+
+
+def _suggest(name: str, base: SchedulerMixin) -> str:
+    """Returns the nearest of all names that a request for this model may give."""
+    by_lower = {one.lower(): one for one in list_scheduler_names(base)}
     words = " ".join(name[:_LONGEST_NAME].lower().replace("_", " ").split())
     near = difflib.get_close_matches(words, by_lower, n=3)
     return suggest_one_of(by_lower[one] for one in near)

@@ -1,40 +1,43 @@
 """The APIs that a service speaks.
 
-Each is a module that translates requests into a :class:`~bentoml_diffusers.serving.calls.Call`,
-and answers and events back. It knows nothing of engines, and holds no state.
+Each translates requests into a :class:`~bentoml_diffusers.serving.calls.Call`, and answers and
+events back. It knows nothing of engines, and holds no state.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
 from bentoml_diffusers.errors import InvalidOption
 from bentoml_diffusers.serving.dialects import huggingface, native, openai
-from bentoml_diffusers.serving.dialects.context import DialectContext
+from bentoml_diffusers.serving.dialects.context import Dialect, DialectContext
+from bentoml_diffusers.serving.openapi import Schemas, make_document, make_page_routes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DEFAULT_DIALECTS", "DialectContext", "check_dialects", "make_apis", "make_app"]
+__all__ = ["DEFAULT_DIALECTS", "DialectContext", "choose_dialects", "make_apis", "make_app"]
 
-# Each module has `make_routes(context)`, Starlette's routes; their bodies are read with
-# `context.uploads.bound`.
-_MODULES: Mapping[str, Any] = {"native": native, "openai": openai, "huggingface": huggingface}
-DEFAULT_DIALECTS = tuple(_MODULES)
+_DIALECTS: Mapping[str, Dialect] = {
+    "native": native.DIALECT,
+    "openai": openai.DIALECT,
+    "huggingface": huggingface.DIALECT,
+}
+DEFAULT_DIALECTS = tuple(_DIALECTS)
 
 
-def check_dialects(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of dialects.
+def choose_dialects(names: Sequence[str]) -> dict[str, Dialect]:
+    """Returns dialects by their names.
 
     Raises:
         InvalidOption: 400, an unknown one, or none.
     """
-    unknown = [name for name in names if name not in _MODULES]
-    if unknown or not names or isinstance(names, str):
-        raise InvalidOption("dialects", names, f"some of {', '.join(_MODULES)}")
-    return tuple(names)
+    if isinstance(names, str) or not names or set(names) - set(_DIALECTS):
+        raise InvalidOption("dialects", names, f"some of {', '.join(_DIALECTS)}")
+    return {name: _DIALECTS[name] for name in names}
 
 
 def make_apis(context: DialectContext) -> dict[str, Any]:
@@ -43,6 +46,19 @@ def make_apis(context: DialectContext) -> dict[str, Any]:
 
 
 def make_app(context: DialectContext) -> Starlette:
-    """Returns an app with the routes of all dialects of a service."""
-    routes = [route for name in context.dialects for route in _MODULES[name].make_routes(context)]
-    return Starlette(routes=routes)
+    """Returns an app with the routes of all dialects, and the page that shows them."""
+
+    @functools.cache
+    def describe() -> dict[str, Any]:
+        schemas = Schemas()
+        paths = {
+            path: item
+            for dialect in context.dialects.values()
+            for path, item in dialect.describe_paths(context, schemas).items()
+        }
+        return make_document(context.name, paths, schemas)
+
+    routes = [
+        route for dialect in context.dialects.values() for route in dialect.make_routes(context)
+    ]
+    return Starlette(routes=[*routes, *make_page_routes(context.name, describe)])

@@ -1,25 +1,44 @@
-"""What a dialect may know of the service that it belongs to."""
+"""What a dialect is, and what it may know of the service that it belongs to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bentoml import Tag
 
 from bentoml_diffusers.serving.dialects.names import ServedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import bentoml
+    from starlette.routing import BaseRoute
 
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.serving.dispatcher import Dispatcher
     from bentoml_diffusers.serving.endpoints import Endpoint
+    from bentoml_diffusers.serving.openapi import Schemas
+    from bentoml_diffusers.serving.openapi.document import Paths
     from bentoml_diffusers.serving.options import OpenAIOptions
     from bentoml_diffusers.serving.reader import RequestModel
     from bentoml_diffusers.serving.uploads import UploadBudget
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """An API that a service speaks.
+
+    Attributes:
+        make_routes: Returns its routes. They read bodies within ``context.uploads.bound``.
+        describe_paths: Returns its part of the OpenAPI document.
+        describe_fields: Returns, for ``GET /capabilities``, what becomes of the fields of its
+            operations: which are applied, refused and ignored.
+    """
+
+    make_routes: Callable[[DialectContext], Sequence[BaseRoute]]
+    describe_paths: Callable[[DialectContext, Schemas], Paths]
+    describe_fields: Callable[[DialectContext], Mapping[str, Any]]
 
 
 @dataclass(kw_only=True)
@@ -28,11 +47,11 @@ class DialectContext:
 
     Attributes:
         name: Of the service.
-        model: Tag of its model, as the operator wrote it.
+        model: Tag of its model, as the operator wrote it; with its version once it is loaded.
         endpoints: What it can be asked for.
         limits: What a request may ask for.
         uploads: Bounds the bodies that are read at once.
-        dialects: Names of all that the service speaks.
+        dialects: All that the service speaks, by name.
         openai: How it speaks OpenAI's.
     """
 
@@ -41,7 +60,7 @@ class DialectContext:
     endpoints: tuple[Endpoint, ...]
     limits: RequestLimits
     uploads: UploadBudget
-    dialects: tuple[str, ...]
+    dialects: Mapping[str, Dialect]
     openai: OpenAIOptions
     _loaded: list[tuple[Dispatcher, ServedModel]] = field(default_factory=list)
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Route
 
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest
-from bentoml_diffusers.serving.answers import answer, error_response
+from bentoml_diffusers.serving.answers import make_response
 from bentoml_diffusers.serving.calls import Call, Caller
 from bentoml_diffusers.serving.codecs import decode_base64, decode_image, fit_image
 from bentoml_diffusers.serving.dialects.bodies import read_object
+from bentoml_diffusers.serving.dialects.context import Dialect
 from bentoml_diffusers.serving.dialects.names import EDIT, GENERATION, add_loras, find_task
+from bentoml_diffusers.serving.error_answers import error_response
 from bentoml_diffusers.serving.metrics import process_metrics
+from bentoml_diffusers.serving.openapi.document import describe_errors
 from bentoml_diffusers.serving.request_ids import find_request_id
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.serving.codecs import OutputFormat
     from bentoml_diffusers.serving.dialects.context import DialectContext
+    from bentoml_diffusers.serving.openapi import Schemas
+    from bentoml_diffusers.serving.openapi.document import Paths
 
 # What a request may say and nothing here depends on, with the reason.
 IGNORED = {
@@ -55,8 +60,12 @@ def make_routes(context: DialectContext) -> Sequence[BaseRoute]:
             request_id=find_request_id(request.scope),
             caller=Caller.of(request.scope),
         )
-        work = context.dispatcher.run(call, request.receive)
-        return await answer(context.dispatcher, work, choose_format(request.headers.get("accept")))
+        output_format = choose_format(request.headers.get("accept"))
+        try:
+            answer = await context.dispatcher.run(call, request.receive)
+        except DiffusersError as error:
+            return error_response(error)
+        return await make_response(context.dispatcher, answer, output_format, "file")
 
     paths = ("/", "/models/{model:path}")
     return [Route(path, generate, methods=["POST"]) for path in paths]
@@ -114,3 +123,51 @@ def _read_size(size: Any) -> tuple[int, int]:
     if type(width) is not int or type(height) is not int:
         raise ValueError("an object with width and height in pixels")
     return width, height
+
+
+_STATUSES = (400, 403, 404, 405, 415, 429, 500, 503, 504)
+_BODY: dict[str, Any] = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "inputs": {"type": "string", "description": "The prompt, or an image in base64."},
+        "parameters": {
+            "type": "object",
+            "description": "Fields of the native API; with an image its `prompt`.",
+            "additionalProperties": True,
+        },
+    },
+}
+_EXAMPLE = {"inputs": "a big red circle on a blue background at the left"}
+
+
+def describe_fields(context: DialectContext) -> Mapping[str, Any]:
+    """Returns the fields of the inference API; its parameters are fields of the native one."""
+    del context
+    return {"/": {"applied": ["inputs", "parameters"], "refused": {}, "ignored": IGNORED}}
+
+
+def describe_paths(context: DialectContext, schemas: Schemas) -> Paths:
+    """Returns the paths of the inference API."""
+    del context
+    body = {"schema": schemas.add("HuggingFaceRequest", _BODY), "example": _EXAMPLE}
+    image = {"schema": {"type": "string", "format": "binary"}}
+    content = {f"image/{name}": image for name in ("png", "jpeg", "webp")}
+    operation = {
+        "summary": "An image, as Hugging Face's inference API",
+        "tags": ["huggingface"],
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {
+            "200": {"description": "The image.", "content": content},
+            **describe_errors(_STATUSES),
+        },
+    }
+    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    named = {**operation, "operationId": "huggingface_model", "parameters": [model]}
+    return {
+        "/": {"post": {**operation, "operationId": "huggingface"}},
+        "/models/{model}": {"post": named},
+    }
+
+
+DIALECT = Dialect(make_routes, describe_paths, describe_fields)

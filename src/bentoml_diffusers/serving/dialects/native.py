@@ -8,31 +8,68 @@ from typing import TYPE_CHECKING, Any, cast
 
 import bentoml
 from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from bentoml_diffusers._compat import api_with_headers
-from bentoml_diffusers.serving.answers import HEADERS, REPLAY_HEADERS, answer, error_response
-from bentoml_diffusers.serving.calls import Call, Caller
+from bentoml_diffusers.errors import DiffusersError
+from bentoml_diffusers.serving.answers import choose_form, make_response
+from bentoml_diffusers.serving.calls import Call, Caller, Previews
+from bentoml_diffusers.serving.capabilities import describe_capabilities, describe_model
 from bentoml_diffusers.serving.choices import to_arguments
+from bentoml_diffusers.serving.dialects.context import Dialect, DialectContext
+from bentoml_diffusers.serving.dialects.native_document import describe_paths
+from bentoml_diffusers.serving.dialects.native_events import stream
+from bentoml_diffusers.serving.error_answers import error_response
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.reader import RequestModel
+from bentoml_diffusers.serving.refusals import RequestNotFound
 from bentoml_diffusers.serving.replays import ReplayCall, make_replay_model
 from bentoml_diffusers.serving.request_ids import find_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from starlette.responses import Response
-    from starlette.routing import BaseRoute
+    from starlette.requests import Request
 
-    from bentoml_diffusers.errors import DiffusersError
-    from bentoml_diffusers.serving.dialects.context import DialectContext
+    from bentoml_diffusers.serving.codecs import OutputFormat
+    from bentoml_diffusers.serving.dispatcher import Dispatcher
     from bentoml_diffusers.serving.endpoints import Endpoint
 
 
 def make_routes(context: DialectContext) -> Sequence[BaseRoute]:
     """Returns what the service answers beside its APIs."""
-    del context
-    return []
+
+    async def capabilities(request: Request) -> Response:
+        del request
+        return JSONResponse(await asyncio.to_thread(describe_capabilities, context))
+
+    async def models(request: Request) -> Response:
+        del request
+        return JSONResponse({"models": [describe_model(context)]})
+
+    async def cancel(request: Request) -> Response:
+        request_id = request.path_params["request_id"]
+        reason = "cancelled by its caller"
+        if not context.dispatcher.cancel(request_id, Caller.of(request.scope), reason):
+            return error_response(RequestNotFound(request_id))
+        return JSONResponse({"request_id": request_id, "cancelled": True})
+
+    return [
+        Route("/capabilities", capabilities),
+        Route("/models", models),
+        Route("/requests/{request_id}/cancel", cancel, methods=["POST"]),
+    ]
+
+
+def describe_fields(context: DialectContext) -> dict[str, Any]:
+    """Returns the fields of each path: all are applied, and others are refused."""
+    return {
+        f"/{endpoint.name}": {"applied": list(endpoint.request.model_fields), "ignored": []}
+        for endpoint in context.endpoints
+    }
+
+
+DIALECT = Dialect(make_routes, describe_paths, describe_fields)
 
 
 def make_apis(context: DialectContext) -> dict[str, Any]:
@@ -52,13 +89,18 @@ def _make_task_api(context: DialectContext, endpoint: Endpoint) -> Any:
         del self
         if "refusal" in fields:
             return _answer(ctx, _refuse(endpoint.task, fields["refusal"]))
-        call = Call(task=endpoint.task, arguments=to_arguments(fields), **_sender(ctx))
-        work = context.dispatcher.run(call, ctx.request.receive)
-        return _answer(ctx, await answer(context.dispatcher, work, fields["output_format"]))
+        call = Call(
+            task=endpoint.task,
+            arguments=to_arguments(fields),
+            n=fields["n"],
+            previews=Previews() if fields["previews"] else None,
+            **_sender(ctx),
+        )
+        return _answer(ctx, await _run(context.dispatcher, ctx, call, fields["output_format"]))
 
     generate.__name__ = endpoint.name
     generate.__doc__ = endpoint.description
-    return api_with_headers(HEADERS, input_spec=endpoint.request)(generate)
+    return bentoml.api(generate, input_spec=endpoint.request)
 
 
 def _make_replay_api(context: DialectContext, request: type[RequestModel]) -> Any:
@@ -72,10 +114,10 @@ def _make_replay_api(context: DialectContext, request: type[RequestModel]) -> An
         if "refusal" in fields:
             return _answer(ctx, _refuse("replay", fields["refusal"]))
         output_format = fields.pop("output_format")
-        work = context.dispatcher.replay(ReplayCall(**fields, **_sender(ctx)), ctx.request.receive)
-        return _answer(ctx, await answer(context.dispatcher, work, output_format))
+        call = ReplayCall(**fields, **_sender(ctx))
+        return _answer(ctx, await _run(context.dispatcher, ctx, call, output_format))
 
-    return api_with_headers(REPLAY_HEADERS, input_spec=request)(replay)
+    return bentoml.api(replay, input_spec=request)
 
 
 def _make_adapters_api(context: DialectContext, request: type[RequestModel]) -> Any:
@@ -92,6 +134,24 @@ def _make_adapters_api(context: DialectContext, request: type[RequestModel]) -> 
         return asdict(report.adapters)
 
     return adapters
+
+
+async def _run(
+    dispatcher: Dispatcher, ctx: bentoml.Context, call: Call | ReplayCall, output: OutputFormat
+) -> Response:
+    """Runs a call and answers as its client asks for it, or with an error as JSON."""
+    form = choose_form(ctx.request.headers.get("accept", ""))
+    receive = ctx.request.receive
+    try:
+        if isinstance(call, ReplayCall):
+            answer = await dispatcher.replay(call, receive)
+        elif form == "events":
+            return await stream(dispatcher, call, receive, output)
+        else:
+            answer = await dispatcher.run(call, receive)
+    except DiffusersError as error:
+        return error_response(error)
+    return await make_response(dispatcher, answer, output, form)
 
 
 def _make_empty_request() -> type[RequestModel]:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from bentoml_diffusers import errors as ours
 from bentoml_diffusers.errors import DiffusersError, UnreadableRequest
 from bentoml_diffusers.serving import refusals
-from bentoml_diffusers.serving.answers import list_faults_of, public_text
+from bentoml_diffusers.serving.error_answers import list_faults_of, public_text
 from bentoml_diffusers.serving.faults import MISSING_FIELD, UNKNOWN_FIELD
 
 if TYPE_CHECKING:

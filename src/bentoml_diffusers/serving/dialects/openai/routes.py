@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bentoml_diffusers.errors import DiffusersError
-from bentoml_diffusers.serving.answers import describe_answer
+from bentoml_diffusers.serving.answers import describe_headers
 from bentoml_diffusers.serving.calls import Call, Caller, Previews
 from bentoml_diffusers.serving.dialects.bodies import FORMS, media_type, read_form, read_object
 from bentoml_diffusers.serving.dialects.names import UnknownModel
@@ -112,7 +112,7 @@ async def _run(
     )
     size = answer.results[0].images[0].size
     body = describe_images(asked, [one.data for one in encoded], size, answer.seeds)
-    return JSONResponse(body, headers=describe_answer(answer))
+    return JSONResponse(body, headers=describe_headers(answer))
 
 
 def _choose_previews(request: ImageRequest) -> Previews | None:
