@@ -9,7 +9,9 @@ from diffusers import StableDiffusionPAGPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from holding import held
 
-from bentoml_diffusers import Engine, errors, testing
+from bentoml_diffusers import Engine, ModelOptions, errors, testing
+from bentoml_diffusers.engine.forwards import padding
+from bentoml_diffusers.engine.forwards.padding import PaddedText
 from bentoml_diffusers.engine.forwards.verification import compare_outputs
 from bentoml_diffusers.engine.requests.request import Ticket
 
@@ -190,3 +192,59 @@ def test_only_the_first_shared_forward_of_a_kind_is_verified():
             beyond.append(after[0] - before[0] - (after[1] - before[1]))
     assert beyond[0] > len(SEEDS)
     assert beyond[1] == 0
+
+
+class Careless(UNet2DConditionModel):
+    """Says that it reads a mask of its text, and takes padding for text."""
+
+    def forward(self, sample, timestep, encoder_hidden_states, mask=None, **more):
+        return super().forward(sample, timestep, encoder_hidden_states, **more)
+
+
+def test_padding_that_changes_an_image_is_found_and_left_out(caplog, monkeypatch):
+    texts = (PaddedText("encoder_hidden_states", "mask"),)
+    monkeypatch.setitem(padding._TEXTS, "Careless", texts)
+    pipeline = testing.tiny_stable_diffusion()
+    pipeline.unet.__class__ = Careless
+    embeds = [torch.rand(1, length, 16) * 5 for length in (3, 3, 9)]
+    calls = [
+        {**CALL, "prompt": None, "prompt_embeds": text, "guidance_scale": 1.0, "seed": seed}
+        for seed, text in enumerate(embeds)
+    ]
+    with Engine(pipeline) as engine, caplog.at_level(logging.WARNING):
+        lone = run_one_by_one(engine, calls)
+        together = [run_at_once(engine, calls) for _ in range(2)]
+    for results in together:
+        assert max(levels_off(results, lone)) <= 1
+        runs = engine._worker.conductor._runs
+    assert "unet" not in runs._unjoinable  # those of equal length are shared
+    assert runs._strict == {"unet"}
+    said = [record.message for record in caplog.records if "unlike" in record.message]
+    assert len(said) == 1
+
+
+def test_requests_with_unlike_loras_are_verified_on_their_own(caplog, lora_dir):
+    """The first shared forwards are without LoRAs, and right."""
+    pipeline = testing.tiny_stable_diffusion()
+    block = pipeline.unet.mid_block.attentions[0]
+    forward = block.forward
+
+    def roll(hidden_states, encoder_hidden_states=None, **more):
+        states = forward(hidden_states.flip(0), encoder_hidden_states.flip(0), **more)
+        return tuple(state.flip(0) for state in states)
+
+    block.forward = roll
+    calls = [{**CALL, "guidance_scale": 1.0, "seed": seed} for seed in SEEDS]
+    names = (None, "one.safetensors", "two.safetensors")
+    mixed = [{**call, "lora_weights": name} for call, name in zip(calls, names, strict=True)]
+    options = ModelOptions(lora_dir=str(lora_dir))
+    with Engine(pipeline, options) as engine, caplog.at_level(logging.WARNING):
+        run_at_once(engine, calls)
+        assert not caplog.records
+        lone = run_one_by_one(engine, mixed)
+        together = [run_at_once(engine, mixed) for _ in range(2)]
+    for results in together:
+        assert max(levels_off(results, lone)) <= 1
+    assert engine._worker.conductor._runs._strict == {"unet"}
+    assert max(shared_forwards(result) for result in together[1]) <= 2  # text and decoder
+    assert len([record for record in caplog.records if "unlike" in record.message]) == 1

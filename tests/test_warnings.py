@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import bentoml_diffusers
 from bentoml_diffusers import Engine, testing
-from bentoml_diffusers.engine.forwards import joining
+from bentoml_diffusers.engine.forwards import splitting
 from bentoml_diffusers.serving.answers import _as_header
 
 SMALL = {"num_inference_steps": 1}
@@ -245,11 +245,11 @@ def _score(pipeline, kwargs):
 
 def test_flags_of_a_joint_forward_are_split_by_row():
     output = (torch.zeros(3, 2), [True, False, False])
-    parts = joining.split(output, [1, 2])
+    parts = splitting.split(output, [1, 2])
     assert [part[1] for part in parts] == [[True], [False, False]]
-    with pytest.raises(joining.NotSplittable, match="perhaps one for each"):
-        joining.split((torch.zeros(3, 2), [1, 2, 3]), [1, 2])
-    assert joining.split((torch.zeros(3, 2), [4, 4]), [1, 2])[1][1] == [4, 4]
+    with pytest.raises(splitting.NotSplittable, match="perhaps one for each"):
+        splitting.split((torch.zeros(3, 2), [1, 2, 3]), [1, 2])
+    assert splitting.split((torch.zeros(3, 2), [4, 4]), [1, 2])[1][1] == [4, 4]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ FAMILY = Family(
     "AnimateDiff",
     make=make,
     arguments={"num_frames": 2, "height": 32, "width": 32},
-    alone="its text has a row for each frame",
     classes={
         "AnimateDiffPipeline": {},
         "AnimateDiffPAGPipeline": Variant(PAG, alone=WHY),

@@ -30,6 +30,7 @@ class Variant:
         arguments: Of each call, beside those of the family; ``None`` leaves one out.
         parts: From the components of the family to those that differ.
         alone: Why no forward of its denoiser is shared; empty where it is.
+        shares: How many of the three requests share one; ``None``: as the family says.
         without: Checks that cannot be done, with the reason of each.
         needs: Packages that the class needs beside those of diffusers.
         base: The class itself where diffusers has it under no public name.
@@ -38,6 +39,7 @@ class Variant:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     parts: Callable[[dict[str, Any]], dict[str, Any]] = lambda parts: {}
     alone: str = ""
+    shares: int | None = None
     without: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     base: type | None = None
@@ -50,13 +52,16 @@ class Family:
     Attributes:
         name: As people call it.
         make: Returns the components by name. It is called with PyTorch's generator seeded.
-        classes: Names of classes in diffusers; a mapping is that of :attr:`Variant.arguments`.
+        classes: Names of classes in diffusers, what follows a blank says how they are made; a
+            mapping is that of :attr:`Variant.arguments`.
         arguments: Of each call.
+        adjust: Changes a pipeline that was made, such as the sizes that it takes.
         prompts: One for each of three requests that run at once; empty for no prompt.
         vary: Further arguments of each of the three, such as a list of images.
         quick: These classes run in the ordinary test run.
         lora_layers: Names of layers of the denoiser that a LoRA is made for.
         alone: Why no class of it shares forwards of its denoiser; empty where they do.
+        most: How many of the three requests share one: two where text of unlike length does not.
         without: Checks that cannot be done with any of them, with the reason of each.
         needs: Packages that they need beside those of diffusers.
     """
@@ -65,11 +70,13 @@ class Family:
     make: Callable[[], dict[str, Any]]
     classes: Mapping[str, Variant | Mapping[str, Any]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    adjust: Callable[[Any], None] = lambda pipeline: None
     prompts: tuple[str, ...] = PROMPTS
     vary: tuple[Mapping[str, Any], ...] = ({}, {}, {})
     quick: tuple[str, ...] = ()
     lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v")
     alone: str = ""
+    most: int = 3
     without: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
@@ -82,6 +89,10 @@ class Family:
         """Returns why the class shares no forward of its denoiser, or nothing."""
         return self.variant(name).alone or self.alone
 
+    def shares(self, name: str) -> int:
+        """Returns how many of the three requests share a forward of the denoiser."""
+        return self.variant(name).shares or self.most
+
     def why_not(self, name: str, check: str) -> str:
         """Returns why a check of the class is left out, or nothing."""
         return {**self.without, **self.variant(name).without}.get(check, "")
@@ -92,12 +103,12 @@ class Family:
         missing = sorted(package for package in needs if find_spec(package) is None)
         if missing:
             return f"needs {', '.join(missing)}"
-        has = self.variant(name).base or hasattr(diffusers, name)
+        has = self.variant(name).base or hasattr(diffusers, name.partition(" ")[0])
         return "" if has else f"diffusers {diffusers.__version__} has no such class"
 
     def find_class(self, name: str) -> Any:
         """Returns the class."""
-        return self.variant(name).base or getattr(diffusers, name)
+        return self.variant(name).base or getattr(diffusers, name.partition(" ")[0])
 
     def calls(self, name: str) -> list[dict[str, Any]]:
         """Returns the arguments of three requests that differ."""
@@ -122,6 +133,7 @@ class Family:
                     wake(part.eval())
             pipeline = assemble(self.find_class(name), parts)
         pipeline.set_progress_bar_config(disable=True)
+        self.adjust(pipeline)
         return pipeline
 
 

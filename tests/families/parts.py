@@ -73,6 +73,97 @@ def gemma(tokenizer: Any, width: int = WIDTH) -> Any:
     )
 
 
+def qwen_vl(tokenizer: Any) -> Any:
+    """Returns a Qwen 2.5 VL; its image tokens are those of :func:`qwen_vl_tokenizer`."""
+    vocabulary = tokenizer.get_vocab()
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    text = {**LAYERS, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "rope_scaling": rope}
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config={
+                "depth": 2,
+                "hidden_size": WIDTH,
+                "intermediate_size": 32,
+                "num_heads": 2,
+                "out_hidden_size": WIDTH,
+            },
+            **{key: vocabulary[name] for key, name in names.items()},
+        )
+    )
+
+
+def qwen_vl_tokenizer() -> Any:
+    """Returns a tokenizer that knows the places of images."""
+    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    return qwen_tokenizer(*names)
+
+
+class QwenProcessor:
+    """Prepares images and text for :func:`qwen_vl`, as transformers' own does with torchvision."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+        self.image_processor = transformers.Qwen2VLImageProcessorPil(size=size)
+
+    def __call__(self, text: Any, images: Any = None, **options: Any) -> Any:
+        """Returns tokens and patches; an image fills as many places as it has patches."""
+        if images is None:
+            return self.tokenizer(text, **options)
+        patches = self.image_processor(images=images, return_tensors="pt")
+        for grid in patches["image_grid_thw"]:
+            places = int(grid.prod()) // self.image_processor.merge_size**2
+            text = [one.replace("<|image_pad|>", "<|place|>" * places, 1) for one in text]
+        text = [one.replace("<|place|>", "<|image_pad|>") for one in text]
+        return transformers.BatchFeature({**self.tokenizer(text, **options), **patches})
+
+
+def clip_of_77_tokens() -> dict[str, Any]:
+    """Returns a CLIP text encoder and its tokenizer, for pipelines that pad to 77 tokens."""
+    from bentoml_diffusers import testing
+
+    tokenizer = testing.tiny_tokenizer()
+    tokenizer.model_max_length = 77
+    end = tokenizer.eos_token_id
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        projection_dim=WIDTH,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+        **LAYERS,
+    )
+    return {"tokenizer": tokenizer, "text_encoder": transformers.CLIPTextModel(config)}
+
+
+def qwen3(tokenizer: Any) -> Any:
+    """Returns a Qwen 3 without its head."""
+    return transformers.Qwen3Model(
+        transformers.Qwen3Config(
+            vocab_size=len(tokenizer), num_key_value_heads=2, head_dim=8, **LAYERS
+        )
+    )
+
+
+def qwen3_for_causal_lm(tokenizer: Any) -> Any:
+    """Returns a Qwen 3 with its head."""
+    return transformers.Qwen3ForCausalLM(qwen3(tokenizer).config)
+
+
+def llama(tokenizer: Any) -> Any:
+    """Returns a Llama without its head."""
+    return transformers.LlamaModel(
+        transformers.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **LAYERS)
+    )
+
+
 def vision(size: int = 32, projection: int = WIDTH) -> transformers.CLIPVisionModelWithProjection:
     """Returns an image encoder with embeddings of shape (n, projection)."""
     return transformers.CLIPVisionModelWithProjection(

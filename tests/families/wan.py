@@ -69,8 +69,11 @@ FAMILY = Family(
     classes={
         "WanPipeline": {},
         "WanImageToVideoPipeline": Variant({"image": IMAGE}, with_images),
+        "WanImageToVideoPipeline (first and last frame)": Variant(
+            {"image": IMAGE, "last_image": OTHER_IMAGE}, first_last
+        ),
+        "WanPipeline (two denoisers)": Variant(parts=two_denoisers),
         "WanVideoToVideoPipeline": {"video": VIDEO, "num_frames": None},
         "WanVACEPipeline": Variant({"video": VIDEO}, vace),
     },
 )
-FIRST_LAST = Variant({"image": IMAGE, "last_image": OTHER_IMAGE}, first_last)

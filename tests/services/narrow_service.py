@@ -1,9 +1,8 @@
-"""A service that runs one request and lets one wait, for four seconds each."""
+"""A service that runs one request and lets one wait."""
 
 import bentoml_diffusers
 
 svc = bentoml_diffusers.service(
     "demo:latest",
     engine_limits=bentoml_diffusers.EngineLimits(max_running=1, max_queue=1),
-    service_options={"traffic": {"timeout": 4}},
 )

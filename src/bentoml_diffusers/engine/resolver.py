@@ -12,13 +12,13 @@ from bentoml_diffusers.engine.requests import (
     check_ip_adapter,
     check_method,
     check_steps,
+    check_tensors,
     choose_scheduler,
     choose_seeds,
     example_of,
     find_sequence_length,
     fit_latents,
 )
-from bentoml_diffusers.engine.tensors import check_tensors
 from bentoml_diffusers.tasks.checks import (
     check_arguments,
     check_clip_skip,

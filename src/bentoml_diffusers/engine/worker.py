@@ -14,12 +14,12 @@ from bentoml_diffusers.engine.forwards import Conductor, Member
 from bentoml_diffusers.engine.requests import (
     Result,
     Ticket,
+    blame_tensors,
     invalid_request_from,
     run_parts,
     split_request,
     warn_of_prompts,
 )
-from bentoml_diffusers.engine.tensors import blame_tensors
 from bentoml_diffusers.engine.views import Views, exclusive_reason
 from bentoml_diffusers.errors import (
     AdaptersBusy,

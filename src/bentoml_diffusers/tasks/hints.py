@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from bentoml_diffusers.errors import InvalidRequest
 
@@ -62,8 +63,15 @@ def check_hints(task: Task, arguments: Mapping[str, Any]) -> None:
         if item is None or value is None or value is item.default:
             continue
         is_silent = item.default is not None and not _fits(item.default, item.hint)
-        if not is_silent and not _fits(value, item.hint):
+        # Wan says of `last_image` that it is a tensor, and takes what it takes as `image`.
+        is_image = isinstance(value, Image.Image) and "image" in name and not name.endswith("s")
+        hint = item.hint | Image.Image if is_image and _takes_tensor(item.hint) else item.hint
+        if not is_silent and not _fits(value, hint):
             raise InvalidRequest(name, _shown(value), _describe(item.hint))
+
+
+def _takes_tensor(hint: Any) -> bool:
+    return any(part in _ARRAYS for part in (hint, *typing.get_args(hint)))
 
 
 def _fits(value: Any, hint: Any) -> bool:

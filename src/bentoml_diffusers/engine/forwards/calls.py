@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.adapters import Lease
     from bentoml_diffusers.adapters.runs import Pairs
     from bentoml_diffusers.engine.forwards.joining import Call
+    from bentoml_diffusers.engine.forwards.padding import PaddedText
     from bentoml_diffusers.engine.requests import Ticket
 
 
@@ -58,6 +59,8 @@ class SharedModule:
         max_rows: Largest batch.
         ignored: Arguments that the function takes but does not use.
         in_buckets: Batches are padded to powers of two: it is compiled for each size.
+        has_cache: It returns a cache of keys and values unless it is told not to.
+        texts: Arguments that may be padded.
     """
 
     name: str
@@ -68,6 +71,8 @@ class SharedModule:
     defaults: Mapping[str, Any]
     ignored: frozenset[str] = frozenset()
     in_buckets: bool = False
+    has_cache: bool = False
+    texts: tuple[PaddedText, ...] = ()
 
     @property
     def component(self) -> str:

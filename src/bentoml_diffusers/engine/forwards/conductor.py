@@ -99,7 +99,9 @@ class Conductor:
         kind = (module.name, *(part.shape[1:] for part in args[:1] if hasattr(part, "shape")))
         if self._is_lone() and (member.owns_rows or not module.in_buckets):
             return self._runs.run_lone(Job(member, module, args, kwargs, None, kind))
-        job = Job(member, module, args, kwargs, self._runs.take_apart(module, args, kwargs), kind)
+        pairs = member.lease.pairs if member.lease else ()
+        call = self._runs.take_apart(module, args, kwargs, pairs)
+        job = Job(member, module, args, kwargs, call, kind)
         with self._mutex:
             self._waiting.append(job)
             self._pass_on()

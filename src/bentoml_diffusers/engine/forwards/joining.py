@@ -1,42 +1,35 @@
-"""Joins the calls of several requests into one forward, and splits what comes out of it.
+"""Joins the calls of several requests into one forward.
 
-A call is understood argument by argument. Whatever is not understood makes the call run alone:
-a wrong join would give wrong images without any error.
+A call is understood argument by argument, see :mod:`roles`. Whatever is not understood makes the
+call run alone: a wrong join would give wrong images without any error.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from bentoml_diffusers._compat import count_writes, tree_flatten, tree_unflatten
+from bentoml_diffusers._compat import tree_flatten, tree_unflatten
+from bentoml_diffusers.engine.forwards.padding import add_masks, pad_masks, pad_text
+from bentoml_diffusers.engine.forwards.roles import (
+    Items,
+    Role,
+    classify,
+    has_tensors,
+    lengths_of,
+    understand,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from bentoml_diffusers._compat import TreeSpec
-
-Role = Literal["sample", "timestep", "shared", "constant"]
-
-# Tensors without a batch dimension whose first side may equal the number of samples by accident.
-_SHARED_ARGUMENTS = frozenset(
-    {"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "control_hidden_states_scale"}
-)
-# One number for all samples, or one per sample.
-_TIMESTEPS = frozenset({"timestep", "timesteps", "t"})
-# Lists of plain numbers that say the same for every sample.
-_SHARED_LISTS = frozenset({"conditioning_scale"})
-
-_digests = WeakTensorKeyDictionary()
+    from bentoml_diffusers.engine.forwards.padding import PaddedText
 
 
-class NotSplittable(Exception):
-    """An output cannot be told apart by samples."""
+_LONG = ("text", "items")
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,11 @@ class Call:
         leaves: All leaves of the arguments' pytree.
         roles: What joining does with each leaf.
         spec: The pytree's structure, ``{argument name: value}``.
-        structure: The same as text, since a spec has a hash in newer versions of torch only.
+        structure: The same as text, since a spec has a hash in newer versions of torch only; with
+            the roles.
+        device: Where the samples are.
+        lengths: Of its text, which may be padded to that of another call.
+        in_lists: Samples are entries of lists, not rows of tensors.
     """
 
     samples: int
@@ -58,34 +55,45 @@ class Call:
     roles: tuple[Role, ...]
     spec: TreeSpec
     structure: str
+    device: torch.device
+    lengths: tuple[Hashable, ...] = ()
+    in_lists: bool = False
 
 
-def take_apart(arguments: Mapping[str, Any]) -> Call | None:
+def take_apart(arguments: Mapping[str, Any], texts: Sequence[PaddedText] = ()) -> Call | None:
     """Returns the call, or ``None`` if it must run alone.
 
     Args:
         arguments: Arguments by name, those with their default value left out. The first one is a
-            tensor whose first dimension counts the samples.
+            tensor whose first dimension counts the samples, or a list of a tensor for each.
+        texts: Arguments that may be padded.
     """
-    first = next(iter(arguments.values()), None)
-    if not isinstance(first, torch.Tensor) or first.ndim < 2:
+    first: Any = next(iter(arguments.values()), None)
+    in_lists = isinstance(first, list) and has_tensors(first)
+    if not in_lists and (not isinstance(first, torch.Tensor) or first.ndim < 2):
         return None
-    samples = first.shape[0]
-    leaves: list[Any] = []
-    roles: list[Role] = []
-    marks: list[Hashable] = []
-    for name, value in arguments.items():
-        for leaf in _leaves(name, value):
-            found = _classify(name, leaf, samples)
-            if found is None:
-                return None
-            leaves.append(leaf)
-            roles.append(found[0])
-            marks.append(found[1])
-    _, spec = tree_flatten(dict(arguments))
-    structure = repr(spec)
-    key = (structure, tuple(marks), _thread_modes())
-    return Call(samples, key, tuple(leaves), tuple(roles), spec, structure)
+    samples = len(first)
+    arguments = add_masks(arguments, texts)
+    understood = {
+        name: understand(name, value, samples, first) for name, value in arguments.items()
+    }
+    found = [
+        classify(name, leaf, samples, texts)
+        for name, value in understood.items()
+        for leaf in tree_flatten(value)[0]
+    ]
+    if None in found:
+        return None
+    roles, marks = zip(*found, strict=True)
+    leaves, spec = tree_flatten(understood)
+    structure = repr((spec, roles))
+    key = (structure, marks, _thread_modes())
+    lengths = tuple(
+        lengths_of(leaf) for leaf, role in zip(leaves, roles, strict=True) if role in _LONG
+    )
+    return Call(
+        *(samples, key, tuple(leaves), roles, spec, structure, first[0].device, lengths, in_lists)
+    )
 
 
 def join(calls: Sequence[Call], rows: int | None = None) -> dict[str, Any]:
@@ -101,75 +109,34 @@ def join(calls: Sequence[Call], rows: int | None = None) -> dict[str, Any]:
     for index, role in enumerate(calls[0].roles):
         parts = [call.leaves[index] for call in calls]
         if role == "timestep":
-            parts = _expand_timesteps(parts, counts, calls[0].leaves[0].device)
-        if role in ("sample", "timestep"):
-            if padding:
-                parts.append(parts[-1][-1:].expand(padding, *parts[-1].shape[1:]))
-            joined.append(torch.cat(parts))
+            parts = _expand_timesteps(parts, counts, calls[0].device)
+        if role == "text":
+            parts = pad_text(parts)
+        if role == "mask":
+            parts = pad_masks(parts)
+        if role in ("constant", "shared") or not parts:
+            joined.append(parts[0] if parts else None)
+        elif role == "items":
+            items = [item for part in parts for item in part.values]
+            joined.append(items + items[-1:] * padding)
         else:
-            joined.append(parts[0])
+            joined.append(torch.cat(_repeat_last(parts, padding, counts[-1])))
     return tree_unflatten(joined, calls[0].spec)  # type: ignore[no-any-return]
 
 
 def perturb(call: Call, share: float) -> Call:
     """Returns the call with each number of its samples changed by a share, up and down in turn."""
     leaves = [
-        _perturb_leaf(leaf, share) if role == "sample" else leaf
+        _perturb(leaf, share) if role in ("sample", "items", "text") else leaf
         for leaf, role in zip(call.leaves, call.roles, strict=True)
     ]
     return replace(call, leaves=tuple(leaves))
 
 
-def split(output: Any, counts: Sequence[int], rows: int | None = None) -> list[Any]:
-    """Returns the part of ``output`` that belongs to each call; padding is dropped.
-
-    Raises:
-        NotSplittable: A leaf is neither a tensor of all rows nor a plain constant.
-    """
-    leaves, spec = tree_flatten(output, is_leaf=_is_list_of_numbers)
-    total = rows or sum(counts)
-    parts: list[list[Any]] = [[] for _ in counts]
-    for leaf in leaves:
-        for part, piece in zip(parts, _split_leaf(leaf, counts, total), strict=True):
-            part.append(piece)
-    return [tree_unflatten(part, spec) for part in parts]
-
-
-def _leaves(name: str, value: Any) -> list[Any]:
-    leaves: list[Any] = tree_flatten(value)[0]
-    is_list = isinstance(value, (list, tuple)) and name not in _SHARED_LISTS
-    if is_list and any(isinstance(leaf, (int, float, str)) for leaf in leaves):
-        return [_NOT_UNDERSTOOD]  # perhaps one number per sample
-    return leaves
-
-
-_NOT_UNDERSTOOD = object()
-
-
-def _classify(name: str, leaf: Any, samples: int) -> tuple[Role, Hashable] | None:
-    is_number = isinstance(leaf, (int, float)) and not isinstance(leaf, bool)
-    if name in _TIMESTEPS and (is_number or _is_single(leaf)):
-        return "timestep", None
-    if isinstance(leaf, torch.Tensor):
-        if name not in _SHARED_ARGUMENTS and leaf.ndim and leaf.shape[0] == samples:
-            # Timesteps of different dtypes mean the same, see `_expand_timesteps`.
-            if name in _TIMESTEPS and leaf.ndim == 1:
-                return "timestep", None
-            return "sample", (leaf.shape[1:], leaf.dtype, leaf.device)
-        return "shared", (leaf.shape, leaf.dtype, leaf.device, _digest(leaf))
-    if leaf is None or isinstance(leaf, (bool, int, float, str, torch.dtype, torch.device)):
-        return "constant", (type(leaf), leaf)
-    return None
-
-
-def _is_single(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.numel() == 1
-
-
 def _expand_timesteps(
     parts: Sequence[Any], counts: Sequence[int], device: torch.device
 ) -> list[torch.Tensor]:
-    """One timestep per row. Whole numbers of some schedulers become floats beside floats."""
+    """One timestep per row. Integers of some schedulers become floats beside floats."""
     tensors = [torch.as_tensor(part) for part in parts]
     mixed = len({tensor.dtype for tensor in tensors}) > 1
     return [
@@ -178,47 +145,22 @@ def _expand_timesteps(
     ]
 
 
-def _perturb_leaf(leaf: torch.Tensor, share: float) -> torch.Tensor:
-    if not leaf.is_floating_point():
+def _repeat_last(parts: list[Any], padding: int, samples: int) -> list[Any]:
+    """Repeats the rows of the last sample; some tensors have several rows for each."""
+    if not padding:
+        return parts
+    rows = parts[-1].shape[0] // samples
+    return [*parts, *[parts[-1][-rows:]] * padding]
+
+
+def _perturb(leaf: Any, share: float) -> Any:
+    if isinstance(leaf, Items):
+        return replace(leaf, values=[_perturb(item, share) for item in leaf.values])
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
         return leaf
     odd = torch.arange(leaf.numel(), device=leaf.device).remainder(2).reshape(leaf.shape)
     changed: torch.Tensor = leaf * (1 + share * (1 - 2 * odd)).to(leaf.dtype)
     return changed
-
-
-def _split_leaf(leaf: Any, counts: Sequence[int], total: int) -> Sequence[Any]:
-    if isinstance(leaf, torch.Tensor):
-        if leaf.ndim == 0 or leaf.shape[0] != total:
-            raise NotSplittable(f"an output of shape {tuple(leaf.shape)} for {total} samples")
-        return torch.split(leaf[: sum(counts)], list(counts))
-    if isinstance(leaf, list) and len(leaf) == total:
-        if not isinstance(leaf[0], bool):
-            raise NotSplittable(f"{total} numbers for {total} samples, perhaps one for each")
-        ends = itertools.accumulate(counts)
-        return [leaf[end - count : end] for end, count in zip(ends, counts, strict=True)]
-    if leaf is None or isinstance(leaf, (bool, int, float, str, list)):
-        return [leaf] * len(counts)
-    raise NotSplittable(f"an output of type {type(leaf).__name__}")
-
-
-def _is_list_of_numbers(value: Any) -> bool:
-    """True for what may have an entry for each row, as the flags of a safety checker."""
-    numbers = (bool, int, float)
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(one, numbers) for one in value)
-    )
-
-
-def _digest(tensor: torch.Tensor) -> bytes:
-    """Hash of a tensor's bytes, kept as long as the tensor lives and is not written to."""
-    version = None if tensor.is_inference() else count_writes(tensor)
-    known = _digests.get(tensor)  # type: ignore[no-untyped-call]
-    if known is not None and version is not None and known[0] == version:
-        return known[1]  # type: ignore[no-any-return]
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-    digest = hashlib.blake2b(flat.numpy().data, digest_size=16).digest()
-    _digests[tensor] = (version, digest)
-    return digest
 
 
 def _thread_modes() -> tuple[bool, ...]:

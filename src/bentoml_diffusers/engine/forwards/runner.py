@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bentoml_diffusers.engine.forwards import joining
 from bentoml_diffusers.engine.forwards.calls import error_of
+from bentoml_diffusers.engine.forwards.joining import Call, join, perturb, take_apart
+from bentoml_diffusers.engine.forwards.splitting import NotSplittable, split
 from bentoml_diffusers.engine.forwards.verification import compare_outputs
 from bentoml_diffusers.engine.order import bucket
 
@@ -21,10 +23,20 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from bentoml_diffusers.adapters import AdapterBank, Lease
+    from bentoml_diffusers.adapters.runs import Pairs
     from bentoml_diffusers.engine.forwards.calls import Job, SharedModule
     from bentoml_diffusers.engine.forwards.profile import CostProfile
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What one shared forward proves: others of the same kind may be shared as well."""
+
+    kind: Hashable
+    is_mixed: bool
+    is_padded: bool
 
 
 class Forwards:
@@ -41,7 +53,8 @@ class Forwards:
         self._lock = threading.Lock()
         self._counts: Counter[int] = Counter()
         self._unjoinable: set[Hashable] = set()
-        self._verified: set[Hashable] = set()
+        self._strict: set[str] = set()
+        self._verified: set[_Mark] = set()
 
     @property
     def counts(self) -> Counter[int]:
@@ -50,14 +63,31 @@ class Forwards:
             return Counter(self._counts)
 
     def take_apart(
-        self, module: SharedModule, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> joining.Call | None:
-        """Returns a call that can be joined with others, or ``None``."""
+        self, module: SharedModule, args: Sequence[Any], kwargs: Mapping[str, Any], pairs: Pairs
+    ) -> Call | None:
+        """Returns a call that can be joined with others, or ``None``.
+
+        Args:
+            module: What is called.
+            args: Of the call.
+            kwargs: Of the call.
+            pairs: LoRAs of its request.
+        """
         if module.name in self._unjoinable:
             return None
         arguments = module.bind(args, kwargs)
-        call = joining.take_apart(arguments) if arguments else None
-        return None if _mark(module, call) in self._unjoinable else call
+        if not arguments:
+            return None
+        if module.has_cache and not {"use_cache", "past_key_values"} & arguments.keys():
+            arguments["use_cache"] = False  # what nobody reads, and cannot be split
+        call = take_apart(arguments, module.texts)
+        if call is None:
+            return None
+        if call.in_lists or module.name in self._strict:
+            # Layers between lists and rows see no row for each sample: one set of LoRAs for all.
+            lengths = call.lengths if module.name in self._strict else ()
+            call = replace(call, key=(call.key, pairs, lengths))
+        return None if self._unjoinable & set(_marks(module, call)) else call
 
     def run(self, jobs: list[Job]) -> None:
         """Runs jobs of equal key; each has a result or an error of its own afterwards."""
@@ -89,11 +119,13 @@ class Forwards:
         for job in jobs:
             with error_of(job):
                 job.result = self.run_lone(job)
-        if all(job.error is None and job.call is not None for job in jobs):
+        if all(job.error is None for job in jobs) and jobs[0].call is not None:
             logger.info("forwards of %s are not shared: %s", jobs[0].module.name, error)
-            self._unjoinable.add(_mark(jobs[0].module, jobs[0].call))
+            mark, kind = _marks(jobs[0].module, jobs[0].call)
+            # What comes out of a module is of one kind, whatever the shapes are.
+            self._unjoinable.add(kind if isinstance(error, NotSplittable) else mark)
 
-    def _verify(self, jobs: list[Job], structure: str, results: list[Any]) -> list[Any]:
+    def _verify(self, jobs: list[Job], mark: _Mark, results: list[Any]) -> list[Any]:
         """Returns the lone results if a row of the first shared ones depends on its place."""
         module = jobs[0].module
         lone = [self._run_uncounted(job) for job in jobs]
@@ -101,31 +133,36 @@ class Forwards:
             results, lone, lambda index, share: self._run_perturbed(jobs[index], share)
         )
         if verdict.is_same:
-            self._verified.add((jobs[0].kind, structure))
+            self._verified.add(mark)
             return results
-        self._unjoinable.add(module.name)
+        what = "its rows depend on each other"
+        if mark.is_mixed or mark.is_padded:
+            self._strict.add(module.name)
+            what = "with unlike LoRAs or lengths " + what
+        else:
+            self._unjoinable.add(module.name)
         logger.warning(
-            "forwards of %s are not shared: its rows depend on each other (one differs by %.2g of "
-            "itself, rounding explains %.2g)",
-            *(module.name, verdict.gap, verdict.rounding),
+            "forwards of %s are not shared: %s (one differs by %.2g of itself, rounding explains "
+            "%.2g)",
+            *(module.name, what, verdict.gap, verdict.rounding),
         )
         return lone
 
     def _run_uncounted(self, job: Job) -> Any:
-        if job.call is not None and job.module.in_buckets:
+        if job.call is not None and (job.module.in_buckets or job.module.has_cache):
             return self._run_call(job, job.call)
         with self._bank.forwarding(job.module.component, [(job.member.lease, None)]):
             return job.module.run(*job.args, **job.kwargs)
 
     def _run_perturbed(self, job: Job, share: float) -> Any:
         assert job.call is not None  # noqa: S101 - it was joined
-        return self._run_call(job, joining.perturb(job.call, share))
+        return self._run_call(job, perturb(job.call, share))
 
-    def _run_call(self, job: Job, call: joining.Call) -> Any:
+    def _run_call(self, job: Job, call: Call) -> Any:
         rows = bucket(call.samples) if job.module.in_buckets else call.samples
         with self._bank.forwarding(job.module.component, [(job.member.lease, None)]):
-            output = job.module.run(**joining.join([call], rows))
-        return joining.split(output, [call.samples], rows)[0]
+            output = job.module.run(**join([call], rows))
+        return split(output, [call.samples], rows, in_lists=call.in_lists)[0]
 
     def _run_together(self, jobs: list[Job]) -> list[Any]:
         module = jobs[0].module
@@ -137,14 +174,19 @@ class Forwards:
         ]
         if rows > sum(counts):
             shares.append((None, rows - sum(counts)))
-        arguments = joining.join(calls, rows)
+        arguments = join(calls, rows)
         stop = self._profile.start(module.device, jobs[0].kind, rows)
         with self._bank.forwarding(module.component, shares):
             output = module.run(**arguments)
         stop()
-        parts = joining.split(output, counts, rows)
-        if len(jobs) > 1 and (jobs[0].kind, calls[0].structure) not in self._verified:
-            parts = self._verify(jobs, calls[0].structure, parts)
+        parts = split(output, counts, rows, in_lists=calls[0].in_lists)
+        mark = _Mark(
+            (jobs[0].kind, calls[0].structure),
+            is_mixed=len({job.pairs for job in jobs}) > 1,
+            is_padded=len({call.lengths for call in calls}) > 1,
+        )
+        if len(jobs) > 1 and mark not in self._verified:
+            parts = self._verify(jobs, mark, parts)
         self._count(jobs)
         return parts
 
@@ -165,5 +207,6 @@ class Forwards:
             job.member.batches[len(jobs)] += 1
 
 
-def _mark(module: SharedModule, call: joining.Call | None) -> Hashable:
-    return module.name, None if call is None else call.key
+def _marks(module: SharedModule, call: Call) -> tuple[Hashable, Hashable]:
+    """What this call, and all of its structure, are remembered by."""
+    return (module.name, call.key), (module.name, call.structure)

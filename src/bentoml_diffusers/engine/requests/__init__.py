@@ -23,6 +23,7 @@ from bentoml_diffusers.engine.requests.schedulers import (
 )
 from bentoml_diffusers.engine.requests.schedules import check_steps
 from bentoml_diffusers.engine.requests.seeds import choose_seeds
+from bentoml_diffusers.engine.requests.tensors import blame_tensors, check_tensors
 
 __all__ = [
     "Handle",
@@ -33,10 +34,12 @@ __all__ = [
     "Result",
     "SchedulerChoice",
     "Ticket",
+    "blame_tensors",
     "check_inputs",
     "check_ip_adapter",
     "check_method",
     "check_steps",
+    "check_tensors",
     "choose_scheduler",
     "choose_seeds",
     "example_of",

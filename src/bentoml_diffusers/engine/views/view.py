@@ -19,7 +19,7 @@ from bentoml_diffusers._compat import (
     is_compiled,
     restore_text_model,
 )
-from bentoml_diffusers.engine.forwards import SharedModule, parameter_defaults
+from bentoml_diffusers.engine.forwards import SharedModule, parameter_defaults, texts_of
 from bentoml_diffusers.engine.views.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
 
@@ -180,15 +180,18 @@ def _describe(
     is_decode = method == "decode"
     unused = is_decode and type(module).__name__ in DETERMINISTIC_DECODERS
     parameter = next(module.parameters(), None)
+    defaults = parameter_defaults(getattr(module, method))
     return SharedModule(
         name=f"{name}.{method}" if is_decode else name,
         run=module.decode if is_decode else module,
         device=parameter.device if parameter is not None else torch.device("cpu"),
         denoises=denoises and not is_decode,
         max_rows=limits.max_decode_rows if is_decode else limits.max_batch_rows,
-        defaults=parameter_defaults(getattr(module, method)),
+        defaults=defaults,
         ignored=frozenset({"generator"} if unused else ()),
         in_buckets=not is_decode and is_compiled(module),
+        has_cache=not is_decode and {"use_cache", "past_key_values"} <= set(defaults),
+        texts=() if is_decode else texts_of(module),
     )
 
 
