@@ -3,12 +3,15 @@
 import importlib
 import inspect
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from bentoml_diffusers import Engine, errors, testing
+from bentoml_diffusers.tasks import read_task
+from bentoml_diffusers.tasks.hints import check_hints
 
 IMAGE = Image.new("RGB", (32, 32), "green")
 MASK = Image.new("L", (32, 32), 255)
@@ -205,3 +208,19 @@ def test_clip_skip_is_what_it_says():
         ours = engine.run("txt2img", prompt="a red circle", clip_skip=1, **call).output[0]
         same = engine.run("txt2img", prompt_embeds=embeddings, **call).output[0]
     assert np.abs(ours - same).max() < 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        ("WanImageToVideoPipeline", "last_image", IMAGE),  # "a tensor"
+        ("FluxFillPipeline", "image", IMAGE),  # "a FloatTensor"
+        ("AnimateDiffVideoToVideoPipeline", "video", [IMAGE, IMAGE]),  # "a list of lists"
+        ("StableDiffusion3PAGPipeline", "prompt_embeds", torch.zeros(1, 24, 8).half()),
+    ],
+)
+def test_what_diffusers_takes_is_not_refused_for_its_annotation(cls, name, value):
+    task = read_task("__call__", getattr(diffusers, cls))
+    check_hints(task, {name: value})
+    with pytest.raises(errors.InvalidRequest, match=name):
+        check_hints(task, {name: {"a": 1}})

@@ -3,7 +3,7 @@
 from diffusers import DDIMScheduler, MotionAdapter, UNetMotionModel
 
 from families import stable_diffusion as sd
-from families.family import Family, Variant
+from families.family import VIDEO, Family, Variant
 from families.stable_diffusion_pag import PAG, WHY
 
 
@@ -29,6 +29,7 @@ FAMILY = Family(
     arguments={"num_frames": 2, "height": 32, "width": 32},
     classes={
         "AnimateDiffPipeline": {},
+        "AnimateDiffVideoToVideoPipeline": {"video": VIDEO[:2], "num_frames": None},
         "AnimateDiffPAGPipeline": Variant(PAG, alone=WHY),
     },
 )

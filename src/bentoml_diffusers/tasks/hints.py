@@ -63,15 +63,26 @@ def check_hints(task: Task, arguments: Mapping[str, Any]) -> None:
         if item is None or value is None or value is item.default:
             continue
         is_silent = item.default is not None and not _fits(item.default, item.hint)
-        # Wan says of `last_image` that it is a tensor, and takes what it takes as `image`.
-        is_image = isinstance(value, Image.Image) and "image" in name and not name.endswith("s")
-        hint = item.hint | Image.Image if is_image and _takes_tensor(item.hint) else item.hint
-        if not is_silent and not _fits(value, hint):
+        is_loose = _is_of_images(name, value) and _names_images(item.hint)
+        if not (is_silent or is_loose or _fits(value, item.hint)):
             raise InvalidRequest(name, _shown(value), _describe(item.hint))
 
 
-def _takes_tensor(hint: Any) -> bool:
-    return any(part in _ARRAYS for part in (hint, *typing.get_args(hint)))
+def _is_of_images(name: str, value: Any) -> bool:
+    """True for images and videos: annotations of these are often wrong.
+
+    Wan says of `last_image`, and Flux's filling of `image`, that it is a tensor; AnimateDiff of
+    `video` that it is a list of lists.
+    """
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(_is_of_images(name, item) for item in value)
+    is_named = any(word in name for word in ("image", "video", "mask"))
+    return is_named and not name.endswith(("latents", "embeds")) and isinstance(value, Image.Image)
+
+
+def _names_images(hint: Any) -> bool:
+    is_one = isinstance(hint, type) and (issubclass(hint, Image.Image) or _is_tensor_type(hint))
+    return is_one or any(_names_images(part) for part in typing.get_args(hint))
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -103,9 +114,16 @@ def _is_instance(value: Any, kind: type[Any]) -> bool:
         return isinstance(value, wanted) and not is_bool
     if kind is dict:
         return isinstance(value, collections.abc.Mapping)
-    if issubclass(kind, torch.Tensor):  # FloatTensor is not a class of any tensor
+    if _is_tensor_type(kind):
         return isinstance(value, torch.Tensor)
     return isinstance(value, kind)
+
+
+def _is_tensor_type(kind: type[Any]) -> bool:
+    """Also of ``torch.FloatTensor``, which is no subclass: only of the CPU, and in float32."""
+    return issubclass(kind, torch.Tensor) or (
+        kind.__module__ == "torch" and kind.__name__.endswith("Tensor")
+    )
 
 
 def _shown(value: Any) -> Any:
@@ -124,4 +142,6 @@ def _describe(hint: Any) -> str:
         return "a mapping"
     if origin is collections.abc.Callable:
         return "a function"
+    if isinstance(hint, type) and _is_tensor_type(hint):
+        return _WORDS[torch.Tensor]
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
