@@ -48,11 +48,13 @@ HEAVY = ("torch", "diffusers", "transformers", "peft")
 
 PUBLIC = {
     "API_VERSION",
+    "AccessOptions",
     "EmbedOptions",
     "Engine",
     "EngineLimits",
     "EngineReport",
     "Handle",
+    "KeyOptions",
     "MODULE_NAME",
     "ModelOptions",
     "OpenAIOptions",

@@ -118,6 +118,27 @@ def test_bound_host(container):
     assert isinstance(container.remote_runner_mapping.get(), dict)
 
 
+def test_bound_connections():
+    from _bentoml_impl.worker import service
+    from uvicorn.config import HTTP_PROTOCOLS, Config
+    from uvicorn.protocols.http import auto, flow_control, h11_impl
+
+    source = inspect.getsource(service)  # it takes the protocol that uvicorn chooses
+    assert "uvicorn.Config(" in source
+    assert "http=" not in source
+    assert HTTP_PROTOCOLS["auto"] == "uvicorn.protocols.http.auto:AutoHTTPProtocol"
+    assert auto.AutoHTTPProtocol.__name__ in ("H11Protocol", "HttpToolsProtocol", "BoundedProtocol")
+    plain = h11_impl.H11Protocol
+    attributes = inspect.getsource(plain.__init__)
+    for name in ("connections", "timeout_keep_alive_task", "cycle", "flow", "transport"):
+        assert f"self.{name}" in attributes
+    cycle = inspect.getsource(h11_impl.RequestResponseCycle.__init__)
+    assert "self.more_body" in cycle
+    assert "self.response_complete" in cycle
+    assert "read_paused" in inspect.getsource(flow_control.FlowControl)
+    assert not [name for name in inspect.signature(Config).parameters if "header_timeout" in name]
+
+
 def test_find_origin_check(container):
     from bentoml._internal.configuration import containers
 

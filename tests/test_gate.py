@@ -75,6 +75,30 @@ def test_pages_of_other_sites(ask, site, origin, status):
     assert ask("localhost", "gpu.example", **headers) == status
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("evil.example:3000", "http://evil.example:3000", 403),
+        ("EVIL.example.:3000", "http://EVIL.example.:3000", 403),
+        ("gpu.example", "http://gpu.example", 200),  # a proxy at port 80 passes its name on
+        ("gpu.example:8443", "https://gpu.example:8443", 200),
+        ("gpu.example:3000", "", 200),  # no page
+        ("192.168.0.7:3000", "http://192.168.0.7:3000", 200),
+        ("[fe80::7]:3000", "http://[fe80::7]:3000", 200),
+        ("gpu:3000", "http://gpu:3000", 200),
+        ("demo.localhost:3000", "http://demo.localhost:3000", 200),
+    ],
+)
+def test_a_page_that_points_a_name_of_its_own_at_this_machine(ask, host, origin, status):
+    """On all addresses, BentoML's default, with no hosts that the operator names."""
+    assert ask("localhost", host, origin=origin) == status
+
+
+def test_a_page_by_a_name_that_the_operator_allows(ask):
+    names = {"allowed": ["gpu.example"], "origin": "http://gpu.example:3000"}
+    assert ask("localhost", "gpu.example:3000", **names) == 200
+
+
 def test_pages_that_cors_allows(ask):
     before = BentoMLContainer.config.get()
     cors = {"enabled": True, "access_control_allow_origins": ["https://page.example"]}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ModelOptions,
         RequestLimits,
     )
+    from bentoml_diffusers.serving.access import AccessOptions, KeyOptions
     from bentoml_diffusers.serving.legacy import get_runnable, load_model
     from bentoml_diffusers.serving.options import OpenAIOptions
     from bentoml_diffusers.serving.service import service
@@ -45,11 +46,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "API_VERSION": "store",
+    "AccessOptions": "serving.access",
     "EmbedOptions": "options",
     "Engine": "engine",
     "EngineLimits": "options",
     "EngineReport": "engine",
     "Handle": "engine",
+    "KeyOptions": "serving.access",
     "MODULE_NAME": "store",
     "ModelOptions": "options",
     "OpenAIOptions": "serving.options",
@@ -76,11 +79,13 @@ _HOMES = {
 
 __all__ = [
     "API_VERSION",
+    "AccessOptions",
     "EmbedOptions",
     "Engine",
     "EngineLimits",
     "EngineReport",
     "Handle",
+    "KeyOptions",
     "MODULE_NAME",
     "ModelOptions",
     "OpenAIOptions",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # They tell the processes of `serve TAG` their tag, and the fields of EmbedOptions that are on.
 TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"
 EMBED_VARIABLE = "BENTOML_DIFFUSERS_EMBED"
+ACCESS_VARIABLE = "BENTOML_DIFFUSERS_ACCESS"  # and in JSON who may call
 BUNDLED_PIPELINES = ("stable_diffusion_mega", "score_sde_vp")
 BUNDLED_CLASSES = {
     "StableDiffusionMegaPipeline": "stable_diffusion_mega",

@@ -80,6 +80,9 @@ from bentoml_diffusers._compat.transformers import (
     no_torchvision_notes,
     restore_text_model,
 )
+from bentoml_diffusers._compat.uvicorn import (
+    bound_connections,
+)
 from bentoml_diffusers._compat.versions import (
     find_version,
     unmet_requirements,
@@ -105,6 +108,7 @@ __all__ = [
     "alias_upstream_module",
     "attention_backend",
     "blocks_of",
+    "bound_connections",
     "bound_host",
     "compile_in_place",
     "components_manager",

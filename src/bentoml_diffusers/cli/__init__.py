@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Any
 
@@ -13,7 +12,9 @@ from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
 from bentoml_diffusers.cli.doctor import doctor
 from bentoml_diffusers.cli.entries import embedding, info, list_command, lora
+from bentoml_diffusers.cli.keys import key
 from bentoml_diffusers.cli.lines import one_line_errors
+from bentoml_diffusers.cli.listening import access_options, prepare, read_port
 from bentoml_diffusers.cli.mellon import mellon
 from bentoml_diffusers.cli.numerics import reproducible_option
 from bentoml_diffusers.cli.workflows import replay, workflow
@@ -26,15 +27,16 @@ def diffusers_command() -> None:
     """Store and serve diffusers pipelines."""
 
 
-for command in (info, list_command, lora, embedding, workflow, replay, mellon, doctor):
+for command in (info, list_command, lora, embedding, workflow, replay, key, mellon, doctor):
     diffusers_command.add_command(command)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
+@access_options
 @reproducible_option
 @click.pass_context
 @one_line_errors
-def demo(context: click.Context) -> None:
+def demo(context: click.Context, **access: Any) -> None:
     """Serve the bundled demo model: it generates coloured shapes.
 
     Its images hold their workflows, so that they can be generated again. Options of
@@ -44,30 +46,31 @@ def demo(context: click.Context) -> None:
 
     models = import_demo_models()
     click.echo(f"{models[MODEL_NAME].tag} is in the model store. Ask it for an image:\n")
-    port = _port(context.args)
+    port = read_port(context.args)
     click.echo(
         f"  curl http://localhost:{port}/txt2img -H 'content-type: application/json' \\\n"
         f'       -d \'{{"prompt": "{PROMPTS[0]}"}}\' -o image.png\n\n'
         f"or open http://localhost:{port} in a browser.\n"
     )
-    _serve(str(models[MODEL_NAME].tag), context.args, workflow=True)
+    _serve(str(models[MODEL_NAME].tag), context.args, access, workflow=True)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @click.argument("tag")
 @click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into images.")
 @click.option("--embed-infotext", "infotext", is_flag=True, help="And AUTOMATIC1111's text.")
+@access_options
 @reproducible_option
 @click.pass_context
 @one_line_errors
-def serve(context: click.Context, tag: str, **embed: bool) -> None:
+def serve(context: click.Context, tag: str, workflow: bool, infotext: bool, **access: Any) -> None:
     """Serve the pipeline TAG: txt2img, img2img and inpaint.
 
     Options of `bentoml serve`, such as --port 3001, are passed on.
     """
     from bentoml_diffusers.store import get
 
-    _serve(str(get(tag).tag), context.args, **embed)
+    _serve(str(get(tag).tag), context.args, access, workflow=workflow, infotext=infotext)
 
 
 @diffusers_command.command(name="import")
@@ -138,15 +141,10 @@ def hook(action: str) -> None:
     click.echo(getattr(_hook, action)())
 
 
-def _serve(tag: str, arguments: list[str], **embed: bool) -> None:
+def _serve(tag: str, arguments: list[str], access: dict[str, Any], **embed: bool) -> None:
+    arguments = prepare(arguments, access)
     os.environ[TAG_VARIABLE] = tag
     os.environ[EMBED_VARIABLE] = " ".join(name for name, is_on in embed.items() if is_on)
     command = [sys.executable, "-m", "bentoml", "serve", "bentoml_diffusers.serving.tagged:svc"]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, *arguments])  # noqa: S606 - signals reach BentoML itself
-
-
-def _port(arguments: list[str]) -> str:
-    """Reads the port out of options that are passed on: ``-p 1``, ``-p1``, ``--port 1``."""
-    found = re.search(r"(?:^| )(?:-p|--port)[ =]?(\d+)", " ".join(arguments))
-    return found.group(1) if found else os.environ.get("BENTOML_PORT", "3000")

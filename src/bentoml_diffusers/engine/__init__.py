@@ -3,6 +3,7 @@
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.engine import Engine
 from bentoml_diffusers.engine.host import NUMERIC_OPTIONS
+from bentoml_diffusers.engine.payment import expect_parts, payer
 from bentoml_diffusers.engine.report import EngineReport
 from bentoml_diffusers.engine.requests import Handle, Progress, Result
 
@@ -14,4 +15,6 @@ __all__ = [
     "Progress",
     "Result",
     "default_device",
+    "expect_parts",
+    "payer",
 ]

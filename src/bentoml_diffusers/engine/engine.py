@@ -14,6 +14,7 @@ from bentoml_diffusers.engine.admission import Admission, Entry
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.event_loop import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.host import EngineHost
+from bentoml_diffusers.engine.payment import charged
 from bentoml_diffusers.engine.recorder import Recorder
 from bentoml_diffusers.engine.replays import make_arguments
 from bentoml_diffusers.engine.report import EngineReport, QueueReport
@@ -305,7 +306,8 @@ class Engine:
             self._prepare(ticket, options)
             request = self._resolver.resolve(name, args, arguments, options, plan)
             entry = Entry(request, ticket)
-            self._admission.submit(entry)
+            with charged(name, request.pixel_steps, entry.future):
+                self._admission.submit(entry)
         return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
 
     def _prepare(self, ticket: Ticket, options: RequestOptions) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow import Workflow
 
 
+KEY = "bentoml_diffusers.key"  # name and priority of the API key, in the scope of a request
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who asks. Two requests of one caller may cancel each other.
@@ -26,16 +29,24 @@ class Caller:
     Attributes:
         name: Of the API key; empty without keys.
         address: Of the client, or of the proxy that it comes through.
+        priority: Of the API key.
     """
 
     name: str = ""
     address: str = ""
+    priority: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, scope: Scope) -> Caller:
         """Returns who sent a request."""
         client = scope.get("client")
-        return cls(address=client[0] if client else "")
+        name, priority = scope.get(KEY, ("", 0))
+        return cls(name, client[0] if client else "", priority)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the engine is told: whose turn it is, and with which share."""
+        return {"caller": self.name or self.address, "priority": self.priority}
 
 
 @dataclass(frozen=True)

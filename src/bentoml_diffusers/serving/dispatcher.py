@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine import Result
+from bentoml_diffusers.engine import Result, expect_parts
 from bentoml_diffusers.errors import DiffusersError
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.calls import (
@@ -224,13 +224,15 @@ class Dispatcher:
             InvalidRequest: 400, larger than the limits allow.
         """
         limits = self.requests[call.task].limits
-        arguments = dict(call.arguments)
+        arguments = {**call.arguments, **call.caller.options}
         if has_size_of_image(self.engine.find_task(call.task), arguments):
             arguments["keep_size"] = True
         check_whole_size(self.engine, call.task, limits, arguments)
         if self._records:
             arguments["return_workflow"] = True
-        return replace(call, arguments=arguments).split()
+        parts = replace(call, arguments=arguments).split()
+        expect_parts(len(parts))
+        return parts
 
     async def _pump(
         self, call: Call, index: int, arguments: dict[str, Any], tell: Callable[[Event], None]

@@ -9,11 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from bentoml_diffusers.errors import (
     DiffusersError,
-    QueueFull,
     UnreadableRequest,
     WorkflowMismatch,
 )
-from bentoml_diffusers.serving.refusals import UploadsFull
 
 if TYPE_CHECKING:
     from bentoml_diffusers.errors import Faults
@@ -25,8 +23,8 @@ _HASH = re.compile(r"[0-9a-f]{20,}|[0-9a-f]{6,}(?=…)")  # whole, or cut off
 
 def error_response(error: DiffusersError) -> Response:
     """Returns an error as JSON, with its status and the name of the field."""
-    waits = isinstance(error, (QueueFull, UploadsFull))
-    headers = {"retry-after": str(error.retry_after_s)} if waits else None
+    retry_after_s = getattr(error, "retry_after_s", None)
+    headers = None if retry_after_s is None else {"retry-after": str(retry_after_s)}
     return JSONResponse(describe_error(error), int(error.error_code), headers)
 
 

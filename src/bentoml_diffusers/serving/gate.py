@@ -6,6 +6,7 @@ at the loopback address (DNS rebinding), and spend the device.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -29,13 +30,21 @@ class Gate:
         app: What it guards.
         service_name: By which BentoML knows where the service listens.
         allowed_hosts: Names for the header ``Host``, beside those of the loopback address;
-            ``None`` takes any, except where the service listens on the loopback address only.
+            ``None`` takes any from programs and proxies, but none that a web page chose. Where the
+            service listens on the loopback address only, it is none.
+        cors_origins: Of pages that may ask, beside those that BentoML's ``http.cors`` allows.
     """
 
     def __init__(
-        self, app: ASGIApp, *, service_name: str, allowed_hosts: Collection[str] | None
+        self,
+        app: ASGIApp,
+        *,
+        service_name: str,
+        allowed_hosts: Collection[str] | None,
+        cors_origins: Collection[str] = (),
     ) -> None:
         self.app = app
+        self._origins = frozenset(cors_origins)
         self._names = None if allowed_hosts is None else {name.lower() for name in allowed_hosts}
         if self._names is None and is_loopback(_compat.bound_host(service_name)):
             self._names = set()
@@ -59,7 +68,12 @@ class Gate:
             expected = "localhost, or a name in allowed_hosts of the service"
             raise ForbiddenRequest("host", host, expected)
         origin = headers.get("origin", "")
-        if scope.get("method") == "POST" and self._is_foreign(headers, host, origin):
+        if scope.get("method") != "POST":
+            return
+        if self._names is None and _is_rebound(host, origin):
+            expected = "a name in allowed_hosts of the service (--allowed-host), or an address"
+            raise ForbiddenRequest("host", host, expected)
+        if self._is_foreign(headers, host, origin):
             expected = "a page of this service, or one that BentoML's http.cors allows"
             raise ForbiddenRequest("origin", origin or "another site", expected)
 
@@ -76,7 +90,32 @@ class Gate:
         site = headers.get("sec-fetch-site")
         if site is None and origin and self._names is not None:
             site = "same-origin" if urlsplit(origin).netloc == host else "cross-site"
-        return site == "cross-site" and not self._is_allowed_origin(origin)
+        return site == "cross-site" and not self._is_allowed(origin)
+
+    def _is_allowed(self, origin: str) -> bool:
+        return bool(self._origins & {"*", origin}) or self._is_allowed_origin(origin)
+
+
+def _is_rebound(host: str, origin: str) -> bool:
+    """True for a page that may have pointed a name of its own at this machine.
+
+    Its name and port are then those of the service, and it cannot have a certificate. A proxy in
+    front of the service passes on a name without a port, or is asked by ``https``; what is no
+    domain, such as an address or the name of a machine in its network, cannot be anybody's.
+    """
+    page = urlsplit(origin)
+    name = _name_of(host)
+    has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit()
+    is_domain = "." in name and not _is_address(name) and not name.endswith(".localhost")
+    return page.scheme == "http" and page.netloc.lower() == host.lower() and has_port and is_domain
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _name_of(host: str) -> str:

@@ -33,6 +33,10 @@ class Metrics:
             "diffusers_run_seconds", "Seconds that a request ran.", ["task"], buckets=_SECONDS
         )
         self._steps = Counter("diffusers_steps", "Denoising steps done.", ["task"])
+        self._calls = Counter("diffusers_key_calls", "Calls by key and status.", ["key", "status"])
+        self._work = Counter(
+            "diffusers_key_pixel_steps", "Pixels times images times steps by key.", ["key"]
+        )
         self._batches = Histogram(
             "diffusers_requests_per_forward",
             "Requests that shared a forward, counted by each of them.",
@@ -52,6 +56,14 @@ class Metrics:
         for size, forwards in result.batches.items():
             for _ in range(forwards):
                 self._batches.observe(size)
+
+    def note_call(self, key: str, status: int) -> None:
+        """Counts a call that came with an API key."""
+        self._calls.labels(key, str(status)).inc()
+
+    def note_work(self, key: str, pixel_steps: int) -> None:
+        """Counts what the requests of an API key asked for."""
+        self._work.labels(key).inc(pixel_steps)
 
     def note_error(self, task: str, error: BaseException) -> None:
         """Counts a request that was not."""

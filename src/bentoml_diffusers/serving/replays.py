@@ -138,6 +138,7 @@ async def run_replay(
             limits=requests[str(workflow.task)].limits,
             return_workflow=records,
             on_step=process_metrics().count_steps("replay"),
+            **call.caller.options,
             **to_arguments(overrides),
         )
     except DiffusersError as error:

@@ -28,7 +28,8 @@ from bentoml_diffusers.serving.dialects import (
 )
 from bentoml_diffusers.serving.dispatcher import NOTHING, Dispatcher
 from bentoml_diffusers.serving.endpoints import find_endpoints
-from bentoml_diffusers.serving.gate import Gate
+from bentoml_diffusers.serving.guards import OPEN, list_guards
+from bentoml_diffusers.serving.keys import KeyRing
 from bentoml_diffusers.serving.options import OpenAIOptions
 from bentoml_diffusers.serving.pins import pin_adapters
 from bentoml_diffusers.serving.request_ids import RequestIds
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from bentoml_diffusers.options import EmbedOptions
+    from bentoml_diffusers.serving.access import AccessOptions, KeyOptions
 
 
 @shows_options(ModelOptions)
@@ -55,6 +57,8 @@ def service(
     allowed_hosts: Collection[str] | None = None,
     dialects: Sequence[str] = DEFAULT_DIALECTS,
     openai: OpenAIOptions | None = None,
+    keys: KeyOptions | None = None,
+    access: AccessOptions = OPEN,
     service_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> bentoml.Service[Any]:
@@ -72,11 +76,14 @@ def service(
         engine_limits: How many requests run and wait at once.
         embed: What is written into the images; by default nothing.
         allowed_hosts: Names by which clients may call the service (header ``Host``), beside
-            ``localhost`` and loopback addresses; all others get 403. ``None`` takes any name,
-            except where ``bentoml serve`` listens on a loopback address only: there a web page
+            ``localhost`` and loopback addresses; all others get 403. ``None`` takes any name, but
+            from web pages none that they could have pointed at this machine themselves. Where
+            ``bentoml serve`` listens on a loopback address only, it takes none: there a web page
             of a stranger could reach the service by a name that points at it.
         dialects: The APIs that it speaks, by name.
         openai: How it speaks OpenAI's.
+        keys: API keys that clients need; ``None``: everyone may call who can reach the service.
+        access: Which paths are open, need a key, or are closed; which web pages may call.
         service_options: Arguments for ``bentoml.service``, such as
             ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
         **options: See :class:`bentoml_diffusers.ModelOptions`.
@@ -105,6 +112,11 @@ def service(
     )
     requests, apis = context.requests, make_apis(context)
     _compat.quiet_refusals()
+    _compat.bound_connections(
+        receive_timeout_s=access.receive_timeout_s,
+        send_timeout_s=access.send_timeout_s,
+        max_connections=access.max_connections,
+    )
 
     needed = {f"adapter_{n}": BentoModel(tag) for n, tag in enumerate(_static_tags(model, given))}
 
@@ -129,6 +141,8 @@ def service(
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:
             """Runs once, before the workers: BentoML restarts one that fails for ever."""
+            if keys is not None:
+                KeyRing(keys)
             found = _find_model(DiffusersService, model)
             _check_is_pipeline(found)
             check_stored_size(found, requests)
@@ -146,7 +160,8 @@ def service(
 
     DiffusersService.mount_asgi_app(make_app(context), path="/", name="dialects")
     DiffusersService.add_asgi_middleware(RequestIds)
-    DiffusersService.add_asgi_middleware(Gate, service_name=name, allowed_hosts=allowed_hosts)
+    for middleware, settings in list_guards(name, allowed_hosts, keys, access):
+        DiffusersService.add_asgi_middleware(middleware, **settings)
     return DiffusersService
 
 

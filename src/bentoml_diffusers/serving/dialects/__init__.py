@@ -14,12 +14,24 @@ from starlette.applications import Starlette
 from bentoml_diffusers.errors import InvalidOption
 from bentoml_diffusers.serving.dialects import huggingface, native, openai
 from bentoml_diffusers.serving.dialects.context import Dialect, DialectContext
+from bentoml_diffusers.serving.error_answers import error_response as native_error
 from bentoml_diffusers.serving.openapi import Schemas, make_document, make_page_routes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DEFAULT_DIALECTS", "DialectContext", "choose_dialects", "make_apis", "make_app"]
+    from starlette.responses import Response
+
+    from bentoml_diffusers.errors import DiffusersError
+
+__all__ = [
+    "DEFAULT_DIALECTS",
+    "DialectContext",
+    "answer_error",
+    "choose_dialects",
+    "make_apis",
+    "make_app",
+]
 
 _DIALECTS: Mapping[str, Dialect] = {
     "native": native.DIALECT,
@@ -43,6 +55,12 @@ def choose_dialects(names: Sequence[str]) -> dict[str, Dialect]:
 def make_apis(context: DialectContext) -> dict[str, Any]:
     """Returns the APIs of a BentoML service, which its clients in Python know by name."""
     return native.make_apis(context) if "native" in context.dialects else {}
+
+
+def answer_error(path: str, error: DiffusersError) -> Response:
+    """Returns the answer for a request that is not let in, in the form of its path's dialect."""
+    is_openai = path.startswith("/v1/")
+    return openai.error_response(error) if is_openai else native_error(error)
 
 
 def make_app(context: DialectContext) -> Starlette:
