@@ -41,7 +41,7 @@ def test_a_service_names_its_endpoints_and_its_engine(model):
     made = service(str(model.tag), name="shapes")()
     try:
         assert repr(made).startswith(
-            "<Service 'shapes': txt2img, img2img, inpaint, replay; <Engine: "
+            "<Service 'shapes': txt2img, img2img, inpaint, replay, adapters; <Engine: "
         )
         assert str(model.tag) in repr(made)
     finally:

@@ -428,7 +428,7 @@ def test_a_folder_with_only_variants_asks_which(light_folder, name):
 
 
 def test_sharded_variants_are_recognised():
-    from bentoml_diffusers.store.sources import select_files
+    from bentoml_diffusers.store.sources import WeightChoice, select_files
 
     index = {"_class_name": "X", "t": ["diffusers", "FluxTransformer2DModel"]}
     names = [
@@ -444,7 +444,7 @@ def test_sharded_variants_are_recognised():
     ]
     plain = select_files(index, names, source="x")
     assert set(plain.files) == {"model_index.json", *names[:4]}
-    half = select_files(index, names, source="x", variant="fp16")
+    half = select_files(index, names, source="x", weights=WeightChoice(variant="fp16"))
     assert set(half.files) == {"model_index.json", names[0], *names[4:7]}
 
 
