@@ -1,19 +1,25 @@
 """OpenAI's images API and Hugging Face's, as their clients write requests and read answers."""
 
+import asyncio
 import base64
 import io
 import json
 
 import pytest
 from PIL import Image
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from bentoml_diffusers import Engine, ModelOptions, OpenAIOptions, RequestLimits, testing
 from bentoml_diffusers.errors import QueueFull
 from bentoml_diffusers.options import EngineLimits
+from bentoml_diffusers.serving.calls import Call, Previews
 from bentoml_diffusers.serving.dialects import DialectContext, choose_dialects, make_app
 from bentoml_diffusers.serving.dialects.names import ServedModel
 from bentoml_diffusers.serving.dialects.openai.errors import error_headers
+from bentoml_diffusers.serving.dialects.openai.fields import ImageRequest
+from bentoml_diffusers.serving.dialects.openai.orders import Order
+from bentoml_diffusers.serving.dialects.openai.streams import answer_stream
 from bentoml_diffusers.serving.dispatcher import Dispatcher
 from bentoml_diffusers.serving.endpoints import classic_endpoints
 from bentoml_diffusers.serving.uploads import UploadBudget
@@ -96,6 +102,11 @@ def encode(image):
 
 def open_text(text):
     return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def count_outcomes(outcome):
+    labels = {"task": "txt2img", "outcome": outcome}
+    return REGISTRY.get_sample_value("diffusers_requests_total", labels) or 0
 
 
 def read_events(answer):
@@ -234,6 +245,38 @@ class TestStreams:
             *_, last = read_events(make_client(engine).post(GENERATIONS, json=body))
         assert (last["type"], last["error"]["code"]) == ("error", "timeout")
 
+    def test_a_client_that_goes_away_cancels_it(self, engine):
+        requests = {one.task: one.request for one in classic_endpoints(LIMITS)}
+        call = Call(
+            task="txt2img",
+            arguments={**PROMPT, "num_inference_steps": 900},
+            previews=Previews(count=1, interval_s=0),
+        )
+        order = Order(task="txt2img", values={}, request=ImageRequest(partial_images=1))
+        sent = []
+
+        async def read_one_event():
+            gone = asyncio.Event()
+
+            async def receive():
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                sent.append(message.get("body", b""))
+                if b"partial_image" in sent[-1]:
+                    gone.set()
+
+            dispatcher = Dispatcher(engine, requests)
+            response = await answer_stream(dispatcher, call, order, receive)
+            await response({}, receive, send)
+
+        before = count_outcomes("cancelled")
+        asyncio.run(read_one_event())
+        assert b"".join(sent).count(b"event: ") == 2
+        assert b'"code": "cancelled"' in sent[-2]
+        assert count_outcomes("cancelled") == before + 1
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -266,6 +309,11 @@ class TestErrors:
     def test_a_form_without_an_image(self, client):
         answer = client.post(EDITS, data=PROMPT)
         assert answer.json()["error"]["param"] == "image"
+
+    def test_a_name_that_is_no_text(self, client):
+        body, headers = rb'{"prompt": "x", "\ud800": 1}', {"content-type": "application/json"}
+        answer = client.post(GENERATIONS, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body")
 
     def test_a_body_of_another_type(self, client):
         answer = client.post(EDITS, json=PROMPT)

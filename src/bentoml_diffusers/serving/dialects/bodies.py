@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import RequestCancelled, UnreadableRequest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.serving.dialects.context import DialectContext
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MAX_MARKS = 2**18  # commas and brackets of a JSON body
 
 
@@ -64,6 +66,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         text = f"got {type(values).__name__}, expected an object of fields"
         raise UnreadableRequest([(("body",), text)])
+    if any(_SURROGATE.search(name) for name in values):  # which no error could name
+        raise UnreadableRequest([(("body",), "a name with a lone surrogate")])
     return values
 
 

@@ -38,7 +38,7 @@ class FieldsRefused(UnreadableRequest):
         found = error.errors(include_url=False, include_input=False, include_context=False)
         code = found[0]["type"]
         known = {"missing": "missing_required_parameter", "unsupported_value": code}
-        faults = [(one["loc"], str(one["msg"])) for one in found]
+        faults = [(one["loc"] or ("body",), str(one["msg"])) for one in found]
         return cls(faults, known.get(code, "invalid_value"))
 
     @classmethod

@@ -101,7 +101,7 @@ async def _run(
         caller=Caller.of(request.scope),
     )
     if asked.stream:
-        return await answer_stream(context.dispatcher, call, order)
+        return await answer_stream(context.dispatcher, call, order, request.receive)
     try:
         answer = await context.dispatcher.run(call, request.receive)
     except DiffusersError as error:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, TypeVar
-
-from starlette.responses import Response, StreamingResponse
+from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import DiffusersError
-from bentoml_diffusers.serving.calls import Done, Preview, Queued
+from bentoml_diffusers.serving.calls import Done, Preview
 from bentoml_diffusers.serving.codecs import encode_image
-from bentoml_diffusers.serving.dialects.openai.errors import (
-    describe_error,
-    error_response,
-)
+from bentoml_diffusers.serving.dialects.openai.errors import describe_error, error_response
 from bentoml_diffusers.serving.dialects.openai.wire import (
     completed_event,
     error_event,
     partial_event,
 )
+from bentoml_diffusers.serving.event_streams import EventStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator
+
+    from starlette.responses import Response
+    from starlette.types import Receive
 
     from bentoml_diffusers.serving.calls import Call, Event
     from bentoml_diffusers.serving.dialects.openai.orders import Order
@@ -31,68 +30,48 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-_SILENCE_S = 1.0
-_KEEP_ALIVE = b": keep-alive\n\n"
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+_EARLY_S = 1.0
 
 
-async def answer_stream(dispatcher: Dispatcher, call: Call, order: Order) -> Response:
-    """Returns a stream of events; what is refused at once is answered with its status.
+async def answer_stream(
+    dispatcher: Dispatcher, call: Call, order: Order, receive: Receive
+) -> Response:
+    """Returns a stream of events that ends with the final images or with an error.
 
-    It ends with the final images or with an error, and is cancelled when its client goes away.
+    What is refused at once is answered with its status: clients try again by that.
+
+    Args:
+        dispatcher: Runs the call.
+        call: What to run.
+        order: What it was translated from.
+        receive: Of the HTTP request: a client that goes away stops it.
     """
-    feed = with_silences(dispatcher.stream(call), _SILENCE_S)
+    events = dispatcher.stream(call, receive)
     try:
-        first = await anext(feed)
-        while isinstance(first, Queued):
-            first = await anext(feed)
+        await anext(events)  # that it was queued
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.wait({first}, timeout=_EARLY_S)
+        if first.done():
+            first.result()
     except DiffusersError as error:
         return error_response(error, order.names)
-    events = _write_events(dispatcher, order, first, feed)
-    return StreamingResponse(events, media_type="text/event-stream", headers=_HEADERS)
-
-
-async def with_silences(
-    events: AsyncGenerator[T, None], seconds: float
-) -> AsyncGenerator[T | None, None]:
-    """Yields events, and ``None`` whenever so many seconds go by without one."""
-    pending: asyncio.Future[T] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({pending}, timeout=seconds)
-            if not done:
-                yield None
-                continue
-            event, pending = pending, None
-            with contextlib.suppress(StopAsyncIteration):
-                yield event.result()
-                continue
-            return
-    finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.wait({pending})
-        await events.aclose()
+    return EventStream(_write_events(_Writer(dispatcher, order), first, events))
 
 
 async def _write_events(
-    dispatcher: Dispatcher,
-    order: Order,
-    first: Event | None,
-    feed: AsyncGenerator[Event | None, None],
-) -> AsyncIterator[bytes]:
-    writer = _Writer(dispatcher, order)
-    async with contextlib.aclosing(feed):
+    writer: _Writer, first: asyncio.Future[Event], events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(events):
         try:
-            yield await writer.write(first)
-            async for event in feed:
-                yield await writer.write(event)
+            if written := await writer.write(await first):
+                yield written
+            async for event in events:
+                if written := await writer.write(event):
+                    yield written
         except DiffusersError as error:
-            yield error_event(describe_error(error, order.names))
+            yield writer.write_error(error)
         except Exception:  # a stream that just ends is a success for its client
-            logger.exception("a stream of %s failed", order.task)
+            logger.exception("a stream failed")
             yield error_event({"message": "the server failed", "type": "server_error"})
 
 
@@ -104,13 +83,15 @@ class _Writer:
         self._order = order
         self._partial_images = 0
 
-    async def write(self, event: Event | None) -> bytes:
+    async def write(self, event: Event) -> bytes:
         """Returns an event as OpenAI's clients read it; nothing for a step."""
-        if event is None:
-            return _KEEP_ALIVE
         if isinstance(event, Preview):
             return await self._write_preview(event)
         return await self._write_result(event) if isinstance(event, Done) else b""
+
+    def write_error(self, error: DiffusersError) -> bytes:
+        """Returns the event that ends a stream without an image."""
+        return error_event(describe_error(error, self._order.names))
 
     async def _write_preview(self, event: Preview) -> bytes:
         request, index = self._order.request, self._partial_images

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 import time
 from typing import TYPE_CHECKING, Any
+
+from bentoml_diffusers.serving.event_streams import format_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ def completed_event(
 
 def error_event(error: Mapping[str, Any]) -> bytes:
     """Returns the event that ends a stream without an image."""
-    return _write("error", {"type": "error", "error": error})
+    return format_event("error", {"type": "error", "error": error})
 
 
 def _event(
@@ -82,11 +83,7 @@ def _event(
         **_describe(request, size),
         **more,
     }
-    return _write(name, body)
-
-
-def _write(name: str, body: Mapping[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(body)}\n\n".encode()
+    return format_event(name, body)
 
 
 def _describe(request: ImageRequest, size: tuple[int, int]) -> dict[str, Any]:
