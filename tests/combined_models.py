@@ -4,6 +4,7 @@ import torch
 from diffusers import (
     DDPMScheduler,
     KandinskyV22CombinedPipeline,
+    KandinskyV22PriorPipeline,
     PriorTransformer,
     UnCLIPScheduler,
     UNet2DConditionModel,
@@ -32,6 +33,12 @@ def tiny_kandinsky():
             part.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def tiny_kandinsky_prior():
+    """Returns a Kandinsky 2.2 prior, which makes embeddings and nothing to look at."""
+    parts = {name.removeprefix("prior_"): part for name, part in _prior_parts().items()}
+    return KandinskyV22PriorPipeline(**parts)
 
 
 def _prior_parts():

@@ -4,6 +4,7 @@ import asyncio
 
 import diffusers
 import pytest
+from combined_models import tiny_kandinsky_prior
 
 import bentoml_diffusers
 from bentoml_diffusers import ModelOptions, RequestLimits, errors, testing
@@ -68,19 +69,40 @@ def test_each_field_is_described_and_has_bounds():
                 assert schema.get("description"), (cls, endpoint.name, name)
 
 
+def test_a_pipeline_that_no_service_can_serve_is_refused_at_once(name):
+    model = bentoml_diffusers.save_model(name, tiny_kandinsky_prior())
+    with pytest.raises(errors.InvalidModel, match="makes image_embeds") as caught:
+        bentoml_diffusers.service(str(model.tag))
+    assert "KandinskyV22PriorPipeline" in str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("name", "endpoints"),
     [
-        (testing.tiny_dance_diffusion, "makes audios"),
-        (testing.tiny_ddpm, "none of txt2img, img2img, inpaint is what it does"),
+        ("LTXPipeline", "txt2video img2video"),
+        ("LTX2ImageToVideoPipeline", "img2video"),
+        ("WanPipeline", "txt2video video2video"),
+        ("WanImageToVideoPipeline", "img2video"),
+        ("WanVideoToVideoPipeline", "txt2video video2video"),
+        ("HunyuanVideoPipeline", "txt2video"),
+        ("CogVideoXVideoToVideoPipeline", "video2video"),
+        ("AnimateDiffPipeline", "txt2video"),
+        ("StableVideoDiffusionPipeline", "img2video"),
+        ("StableAudioPipeline", "txt2audio"),
+        ("AudioLDM2Pipeline", "txt2audio"),
+        ("DanceDiffusionPipeline", "unconditional"),
+        ("DDPMPipeline", "unconditional"),
+        ("StableDiffusionInstructPix2PixPipeline", "edit"),
+        ("FluxKontextPipeline", "txt2img img2img edit"),
+        ("QwenImageEditPipeline", "img2img inpaint edit"),
+        ("StableDiffusionUpscalePipeline", "upscale"),
+        ("StableDiffusionLatentUpscalePipeline", "upscale"),
+        ("StableDiffusionControlNetPipeline", "txt2img img2img inpaint"),
     ],
 )
-def test_a_pipeline_that_no_service_can_serve_is_refused_at_once(name, make, why):
-    pipeline = make()
-    model = bentoml_diffusers.save_model(name, pipeline)
-    with pytest.raises(errors.InvalidModel, match=why) as caught:
-        bentoml_diffusers.service(str(model.tag))
-    assert type(pipeline).__name__ in str(caught.value)
+def test_endpoints_are_named_by_what_a_class_does(name, endpoints):
+    made = classic_endpoints(RequestLimits(default_steps=8), getattr(diffusers, name))
+    assert [one.name for one in made] == endpoints.split()
 
 
 def test_a_stored_controlnet_has_its_image_as_a_field(name):

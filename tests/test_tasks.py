@@ -88,7 +88,7 @@ class TestTasksOfAPipeline:
         assert found["inpaint"].inputs["mask_image"].is_required
         assert not found["txt2img"].inputs["height"].is_required
 
-    @pytest.mark.parametrize("name", ["WanPipeline", "StableAudioPipeline"])
+    @pytest.mark.parametrize("name", ["FluxPriorReduxPipeline", "KandinskyV22PriorPipeline"])
     def test_none_of_other_outputs(self, name):
         assert not list_classic_tasks(getattr(diffusers, name))
 

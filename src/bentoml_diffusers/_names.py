@@ -34,7 +34,8 @@ BUNDLED_CLASSES = {
 
 _LONGEST_NAME = 64  # characters of an unknown name that are compared with the known ones
 
-TASKS = _compat.AUTO_TASKS
+# Those of diffusers' auto pipelines, and what other classes do by themselves.
+TASKS = (*_compat.AUTO_TASKS, "edit", "upscale", "audio2audio", "unconditional")
 
 # Names of samplers in AUTOMATIC1111's web UI, as in the table of diffusers' documentation
 # (docs/source/en/api/schedulers/overview.md): a class, and what differs in its config.
@@ -261,7 +262,7 @@ def task_class(cls: type[DiffusionPipeline], task: str) -> type[DiffusionPipelin
     Raises:
         InvalidRequest: 400, diffusers knows no such task for this family of models.
     """
-    for base in cls.__mro__:
+    for base in cls.__mro__ if task in _compat.AUTO_TASKS else ():
         found = _compat.find_task_class(task, base.__name__)
         if found is not None:
             return found

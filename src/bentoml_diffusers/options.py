@@ -206,7 +206,10 @@ class RequestLimits:
         max_steps: Largest number of denoising steps.
         max_prompt_chars: Longest prompt, in characters.
         max_images: Largest number of images of one request.
-        max_upload_bytes: Largest uploaded image, in bytes.
+        max_frames: Most frames of a video, one that comes or is asked for.
+        max_pixel_frames: Largest height x width x frames of a video.
+        max_seconds: Longest video that comes, and sound that comes or is asked for.
+        max_upload_bytes: Largest uploaded file, in bytes.
         max_open_upload_bytes: Bytes of all bodies that a worker reads at once; beyond it 503.
         default_steps: Denoising steps of a request that gives none (what class or blocks say).
         default_side: Height and width of a request that gives neither and starts from no image,
@@ -218,6 +221,9 @@ class RequestLimits:
     max_steps: int = 150
     max_prompt_chars: int = 2000
     max_images: int = 10
+    max_frames: int = 257
+    max_pixel_frames: int = 1280 * 720 * 257
+    max_seconds: int = 120
     max_upload_bytes: int = 32 * 1024 * 1024
     max_open_upload_bytes: int = 256 * 1024 * 1024
     default_steps: int | None = None
@@ -237,11 +243,7 @@ class RequestLimits:
             self.check_default_size(self.default_side, self.default_side)
 
     def check_default_steps(self, steps: int) -> None:
-        """Checks the steps of a request that gives none.
-
-        Raises:
-            InvalidOption: 400, more than a request may ask for.
-        """
+        """Raises InvalidOption (400) where a request that gives no steps would be beyond them."""
         if steps > self.max_steps:
             raise InvalidOption(
                 "max_steps",
@@ -251,11 +253,7 @@ class RequestLimits:
             )
 
     def check_default_size(self, height: int, width: int) -> None:
-        """Checks the size of a request that gives none.
-
-        Raises:
-            InvalidOption: 400, larger than a request may ask for.
-        """
+        """Raises InvalidOption (400) where a request that gives no size would be beyond them."""
         for name, least in {"max_side": max(height, width), "max_pixels": height * width}.items():
             if getattr(self, name) < least:
                 expected = f"at least {least}: a request without a size makes {width} x {height}"

@@ -22,6 +22,10 @@ _AUTO_MAPPINGS = {
     "text2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",  # as the mega pipeline calls it
     "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
     "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
+    "txt2video": "AUTO_TEXT2VIDEO_PIPELINES_MAPPING",  # this and those below from 0.42 on
+    "img2video": "AUTO_IMAGE2VIDEO_PIPELINES_MAPPING",
+    "video2video": "AUTO_VIDEO2VIDEO_PIPELINES_MAPPING",
+    "txt2audio": "AUTO_TEXT2AUDIO_PIPELINES_MAPPING",
 }
 AUTO_TASKS = tuple(_AUTO_MAPPINGS)
 
@@ -68,7 +72,7 @@ def find_task_class(task: str, class_name: str) -> type[Any] | None:
     """
     from diffusers.pipelines import auto_pipeline
 
-    mapping = getattr(auto_pipeline, _AUTO_MAPPINGS[task])
+    mapping = getattr(auto_pipeline, _AUTO_MAPPINGS[task], {})
     found: type[Any] | None = auto_pipeline._get_task_class(
         mapping, class_name, throw_error_if_not_exist=False
     )

@@ -18,7 +18,7 @@ from bentoml_diffusers.engine.once import Once
 from bentoml_diffusers.engine.requests import Ticket
 from bentoml_diffusers.errors import DiffusersError, InvalidRequest
 from bentoml_diffusers.store import describe_lora, hash_of_model, read_adapter, read_record
-from bentoml_diffusers.tasks import is_modular
+from bentoml_diffusers.tasks import find_tasks, is_modular
 from bentoml_diffusers.workflow.files import Adapter, Pipeline, StoredModel
 from bentoml_diffusers.workflow.record import describe_pipeline, device_of
 from bentoml_diffusers.workflow.replay import check_method
@@ -148,7 +148,7 @@ def _class_of_task(pipeline: Any, task: str | None) -> str | None:
     if task not in _names.TASKS or is_modular(pipeline):
         return None
     try:
-        return _names.task_class(type(pipeline), task).__name__
+        return find_tasks(pipeline).find(str(task)).pipeline_class.__name__
     except InvalidRequest:
         return None
 

@@ -1,6 +1,6 @@
 """Images, video and audio as values, and as files: what pipelines make, encoded and decoded."""
 
-from bentoml_diffusers.media.encoders import encode_media, import_av, write_media
+from bentoml_diffusers.media.encoders import encode_media, has_codecs, import_av, write_media
 from bentoml_diffusers.media.formats import (
     ANIMATIONS,
     FORMATS,
@@ -22,6 +22,7 @@ __all__ = [
     "encode_media",
     "find_container",
     "format_of",
+    "has_codecs",
     "import_av",
     "read_text",
     "write_media",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from fractions import Fraction
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ _MAX_DENOMINATOR = 1001  # of 30000/1001 and its like
 _SECONDS_OF_GROUP = 2  # between two frames that players can jump to, and pieces of a stream
 _BT709 = 1  # FFmpeg's number of the color space, primaries and transfer of HD video
 _LIMITED_RANGE = 1
+
+
+def has_codecs() -> bool:
+    """True if PyAV is installed."""
+    return find_spec("av") is not None
 
 
 def import_av() -> Any:

@@ -39,6 +39,14 @@ class Audio:
         """How long it is."""
         return float(self.samples.shape[-1] / self.sampling_rate)
 
+    def describe(self) -> dict[str, Any]:
+        """Returns its facts by name, for JSON."""
+        return {
+            "seconds": round(self.seconds, 6),
+            "sampling_rate": self.sampling_rate,
+            "channels": self.samples.shape[0],
+        }
+
     def __repr__(self) -> str:
         """One line without samples."""
         channels = self.samples.shape[0]
@@ -82,6 +90,12 @@ class Video:
     def arrays(self) -> Iterator[np.ndarray[Any, Any]]:
         """Yields each frame as uint8 of shape (height, width, 3)."""
         return map(_to_levels, self.frames)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns its facts by name, for JSON."""
+        width, height = self.size
+        facts = {"width": width, "height": height, "frames": len(self), "fps": self.fps}
+        return {**facts, "seconds": round(self.seconds, 6), "has_sound": self.audio is not None}
 
     def __repr__(self) -> str:
         """One line without pixels."""

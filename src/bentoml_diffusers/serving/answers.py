@@ -1,4 +1,4 @@
-"""Answers of the native API: images as files, as parts of one body, as a zip, or in JSON."""
+"""Answers of the native API: files, as they are, as parts of one body, as a zip, or in JSON."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import secrets
 import zipfile
 from typing import TYPE_CHECKING, Any, Literal
 
-from starlette.responses import JSONResponse, Response
+from starlette.concurrency import iterate_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from bentoml_diffusers.media import FORMATS
+from bentoml_diffusers.serving.encoding import can_stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bentoml_diffusers.engine import Result
     from bentoml_diffusers.serving.calls import Answer
-    from bentoml_diffusers.serving.codecs import OutputFormat
     from bentoml_diffusers.serving.dispatcher import Dispatcher
-    from bentoml_diffusers.serving.encoding import Encoded
+    from bentoml_diffusers.serving.encoding import Encoded, FileFacts
 
 Form = Literal["file", "multipart", "zip", "json", "events"]
 EVENTS = "text/event-stream"
@@ -29,15 +32,16 @@ _FORMS: Mapping[str, Form] = {
     "application/zip": "zip",
     EVENTS: "events",
 }
-MEDIA_TYPES = ("image/*", *_FORMS)
+_FILES = ("image/", "video/", "audio/")
+MEDIA_TYPES = (*(f"{one}*" for one in _FILES), *_FORMS)
 # What the headers of an answer with images say, for the OpenAPI document.
 HEADERS = {
     "x-seed": "The seed that was used; of several images all, as `7, 8`.",
     "x-warnings": "What was not done as it was written: a JSON list of texts; where there is any.",
     "x-nsfw-content-detected": "true or false: the model's safety checker flagged the image, which "
     "is black then; where the model has one.",
-    "x-workflow": "embedded or too-large: whether the workflow is in the image; where the service "
-    "embeds workflows.",
+    "x-workflow": "embedded, too-large or no-place: whether the workflow is in the file; where the "
+    "service embeds workflows.",
     "x-request-id": "That of the request, or one that was made for it.",
 }
 REPLAY_HEADERS = {
@@ -60,7 +64,7 @@ def choose_form(accept: str) -> Form:
         ranked.setdefault(_read_quality(parameters), []).append(media_type)
     for quality in sorted(ranked, reverse=True):
         named = ranked[quality]
-        if quality > 0 and any(one == "*/*" or one.startswith("image/") for one in named):
+        if quality > 0 and any(one == "*/*" or one.startswith(_FILES) for one in named):
             return "file"
         known = [_FORMS[one] for one in named if one in _FORMS]
         if quality > 0 and known:
@@ -76,20 +80,31 @@ def _read_quality(parameters: Sequence[str]) -> float:
 
 
 async def make_response(
-    dispatcher: Dispatcher, answer: Answer, output_format: OutputFormat, form: Form
+    dispatcher: Dispatcher, answer: Answer, output_format: str, form: Form
 ) -> Response:
-    """Answers with images and what is to be said of them.
+    """Answers with images, videos or sound, and what is to be said of them.
 
     Args:
         dispatcher: Of the service.
         answer: What came of the call.
-        output_format: Of the images.
+        output_format: Of the files.
         form: As the client asked for it; several files are a zip.
+
+    Raises:
+        CodecMissing: 501, PyAV is not installed.
+        PipelineFailed: 500, sound that holds NaN.
     """
+    first = answer.results[0]
+    if form == "file" and len(answer.results) == 1 and can_stream(first, output_format):
+        streamed = await dispatcher.stream_file(first, output_format)
+        headers = describe_headers(answer, [streamed.facts])
+        pieces = iterate_in_threadpool(streamed.pieces)
+        media_type = streamed.facts.media_type
+        return StreamingResponse(pieces, media_type=media_type, headers=headers)
     encoded = await asyncio.gather(
         *(dispatcher.encode(result, output_format) for result in answer.results)
     )
-    headers = describe_headers(answer, encoded)
+    headers = describe_headers(answer, [one.facts for one in encoded])
     if form == "json":
         return JSONResponse(describe_answer(answer, encoded), headers=headers)
     if form == "multipart":
@@ -101,25 +116,23 @@ async def make_response(
 
 
 def describe_answer(answer: Answer, encoded: Sequence[Encoded]) -> dict[str, Any]:
-    """Returns an answer for JSON, its images in base64."""
-    images = [
-        {**describe_image(result, one), "data": base64.b64encode(one.data).decode()}
+    """Returns an answer for JSON, its files in base64."""
+    files = [
+        {**describe_file(result, one.facts), "data": base64.b64encode(one.data).decode()}
         for result, one in zip(answer.results, encoded, strict=True)
     ]
-    return {**describe_run(answer), "images": images}
+    return {**describe_run(answer), f"{encoded[0].facts.kind}s": files}
 
 
-def describe_image(result: Result, encoded: Encoded) -> dict[str, Any]:
-    """Returns what is said of one image."""
-    width, height = result.images[0].size
+def describe_file(result: Result, facts: FileFacts) -> dict[str, Any]:
+    """Returns what is said of one image, video or sound."""
     flags, replay = result.nsfw_content_detected, result.replay
     return {
-        "media_type": encoded.media_type,
-        "width": width,
-        "height": height,
+        "media_type": facts.media_type,
+        **facts.about,
         "seed": result.seeds[0] if result.seeds else None,
         "nsfw_content_detected": flags[0] if flags else None,
-        "workflow_embedded": None if encoded.workflow is None else encoded.workflow == "embedded",
+        "workflow_embedded": None if facts.workflow is None else facts.workflow == "embedded",
         "workflow_match": None if replay is None else replay.matches,
     }
 
@@ -139,13 +152,13 @@ def describe_run(answer: Answer) -> dict[str, Any]:
     }
 
 
-def describe_headers(answer: Answer, encoded: Sequence[Encoded] = ()) -> dict[str, str]:
+def describe_headers(answer: Answer, files: Sequence[FileFacts] = ()) -> dict[str, str]:
     """Returns the headers of an answer in any dialect; those of its files where these are sent."""
     matches = [one.replay.matches for one in answer.results if one.replay is not None]
     listed: dict[str, list[Any]] = {
         "x-seed": list(answer.seeds),
         "x-nsfw-content-detected": list(answer.flags),
-        "x-workflow": [one.workflow for one in encoded],
+        "x-workflow": [one.workflow for one in files],
         "x-workflow-match": matches,
     }
     headers = {
@@ -170,24 +183,32 @@ def _as_header(texts: Sequence[str]) -> str:
 
 def _name_files(answer: Answer, encoded: Sequence[Encoded]) -> list[str]:
     return [
-        f"image-{number}{f'-seed-{result.seeds[0]}' if result.seeds else ''}"
-        f".{one.media_type.rpartition('/')[2]}"
+        f"{one.facts.kind}-{number}{f'-seed-{result.seeds[0]}' if result.seeds else ''}"
+        f".{_suffix_of(one.media_type)}"
         for number, (result, one) in enumerate(zip(answer.results, encoded, strict=True), 1)
     ]
 
 
+def _suffix_of(media_type: str) -> str:
+    known = {
+        found.media_type: found.suffixes[0][1:] for found in FORMATS.values() if found.suffixes
+    }
+    return known.get(media_type, media_type.rpartition("/")[2])
+
+
 def _make_zip(answer: Answer, encoded: Sequence[Encoded]) -> bytes:
-    """Packs the images as they are, and ``answer.json`` with what is said of them."""
+    """Packs the files as they are, and ``answer.json`` with what is said of them."""
     names = _name_files(answer, encoded)
-    images = [
-        {"file": name, **describe_image(result, one)}
+    files = [
+        {"file": name, **describe_file(result, one.facts)}
         for name, result, one in zip(names, answer.results, encoded, strict=True)
     ]
+    key = f"{encoded[0].facts.kind}s"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, one in zip(names, encoded, strict=True):
             archive.writestr(name, one.data)
-        archive.writestr("answer.json", json.dumps({**describe_run(answer), "images": images}))
+        archive.writestr("answer.json", json.dumps({**describe_run(answer), key: files}))
     return buffer.getvalue()
 
 

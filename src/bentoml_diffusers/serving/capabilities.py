@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers._compat import find_version
 from bentoml_diffusers.engine.requests import list_scheduler_names
 from bentoml_diffusers.serving.answers import MEDIA_TYPES
-from bentoml_diffusers.serving.codecs import OutputFormat
+from bentoml_diffusers.serving.codecs import FORMATS_BY_KIND
 from bentoml_diffusers.serving.openapi import Schemas
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def describe_capabilities(context: DialectContext) -> dict[str, Any]:
             "lora_weights": list(adapters.known),
             "textual_inversions": list(adapters.known_inversions),
         },
-        "formats": {"images": list(get_args(OutputFormat)), "answers": list(MEDIA_TYPES)},
+        "formats": {
+            **{f"{kind}s": list(names) for kind, names in FORMATS_BY_KIND.items()},
+            "answers": list(MEDIA_TYPES),
+        },
         "limits": {**asdict(context.limits), **asdict(engine.limits)},
         "dialects": {
             name: dialect.describe_fields(context) for name, dialect in context.dialects.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from bentoml_diffusers.adapters.scales import read_scales
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.options import MAX_SEED
-from bentoml_diffusers.serving.codecs import OutputFormat  # noqa: TC001 - pydantic reads it
+from bentoml_diffusers.serving.codecs import FORMATS_BY_KIND
 from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 
 if TYPE_CHECKING:
@@ -126,15 +126,21 @@ Loras = Annotated[list[LoraChoice] | None, BeforeValidator(_as_choices)]
 Inversions = Annotated[list[InversionChoice] | None, BeforeValidator(_as_choices)]
 
 
-def add_choices(base: type[RequestModel]) -> type[RequestModel]:
-    """Adds what a request may choose that is not an argument of a pipeline; keeps the name."""
+def add_choices(base: type[RequestModel], kind: str) -> type[RequestModel]:
+    """Adds what a request may choose that is not an argument of a pipeline; keeps the name.
+
+    Args:
+        base: Has the fields of the pipeline.
+        kind: Of the result: ``"image"``, ``"video"`` or ``"audio"``.
+    """
+    formats = FORMATS_BY_KIND[kind]
 
     class Base(base):  # type: ignore[misc, valid-type]
         seed: Annotated[int | None, AfterValidator(_draw_seed)] = Field(
             None,
             ge=-1,
             le=MAX_SEED,
-            description="The same seed gives the same image; by default, or for -1, one is drawn.",
+            description="The same seed gives the same result; by default, or for -1, one is drawn.",
             examples=[7],
         )
         scheduler: str | None = Field(
@@ -160,11 +166,14 @@ def add_choices(base: type[RequestModel]) -> type[RequestModel]:
             1,
             ge=1,
             le=base.limits.max_images,
-            description="Images; the seeds count up from `seed`, so each can be made again.",
+            description="Results; the seeds count up from `seed`, so each can be made again.",
             examples=[1],
         )
-        output_format: OutputFormat = Field(
-            "png", description="Format of the images.", examples=["png"]
+        output_format: Literal[formats] | None = Field(  # type: ignore[valid-type]
+            None,
+            description="Format of the files; by default the first of the header Accept that is "
+            f"one of them, else {formats[0]}.",
+            examples=[formats[0]],
         )
         previews: bool = Field(
             False,

@@ -7,11 +7,13 @@ import binascii
 import io
 import warnings
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bentoml_diffusers.errors import InvalidRequest
+from bentoml_diffusers.media import ANIMATIONS, FORMATS, AudioFormat, VideoFormat
 from bentoml_diffusers.workflow.files import ImageFormat
 
 if TYPE_CHECKING:
@@ -21,10 +23,46 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.options import RequestLimits
 
-OutputFormat = ImageFormat
+OutputFormat = ImageFormat  # of images
+# What each kind of result can be answered as; the first where a request says nothing.
+FORMATS_BY_KIND: Mapping[str, tuple[str, ...]] = {
+    "image": get_args(ImageFormat),
+    "video": get_args(VideoFormat),
+    "audio": get_args(AudioFormat),
+}
+ALL_FORMATS = tuple(dict.fromkeys(name for names in FORMATS_BY_KIND.values() for name in names))
 
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SIZE_STEP = 8  # pixels; sides of images are multiples of it
+
+
+def choose_format(kind: str, asked: str | None, accept: str | None = None) -> str:
+    """Returns the format of an answer.
+
+    Args:
+        kind: ``"image"``, ``"video"`` or ``"audio"``.
+        asked: Of the request.
+        accept: The header, which counts where the request says nothing: its first type that is
+            known. Of none that is known the answer has the usual format of its kind.
+
+    Raises:
+        InvalidRequest: 400, a format of another kind.
+    """
+    known = FORMATS_BY_KIND[kind]
+    if asked is None:
+        wanted = [part.partition(";")[0].strip().lower() for part in (accept or "").split(",")]
+        types = {media_type_of(kind, name): name for name in reversed(known)}
+        return next((types[one] for one in wanted if one in types), known[0])
+    if asked not in known:
+        raise InvalidRequest("output_format", asked, f"one of {', '.join(known)}")
+    return asked
+
+
+def media_type_of(kind: str, name: str) -> str:
+    """Returns the media type of a format."""
+    if kind == "image":
+        return f"image/{name}"
+    return ANIMATIONS[name] if name in ANIMATIONS else FORMATS[name].media_type
 
 
 def decode_image(data: bytes, limits: RequestLimits) -> Image.Image:

@@ -25,7 +25,8 @@ from bentoml_diffusers.serving.calls import (
 )
 from bentoml_diffusers.serving.choices import to_arguments
 from bentoml_diffusers.serving.connections import watching
-from bentoml_diffusers.serving.encoding import encode_result
+from bentoml_diffusers.serving.encoding import encode_result, stream_result
+from bentoml_diffusers.serving.frames import check_frames
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.replays import run_replay
 from bentoml_diffusers.serving.running import Running
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.engine import Engine, Progress
     from bentoml_diffusers.errors import Outcome
     from bentoml_diffusers.serving.calls import Caller, Event
-    from bentoml_diffusers.serving.codecs import OutputFormat
-    from bentoml_diffusers.serving.encoding import Encoded
+    from bentoml_diffusers.serving.encoding import Encoded, Streamed
     from bentoml_diffusers.serving.reader import RequestModel
     from bentoml_diffusers.serving.replays import ReplayCall
     from bentoml_diffusers.serving.running import Run
@@ -168,16 +168,24 @@ class Dispatcher:
         return answer
 
     async def encode(
-        self, result: Result, output_format: OutputFormat, quality: int | None = None
+        self, result: Result, output_format: str, quality: int | None = None
     ) -> Encoded:
-        """Encodes the image of a result beside the event loop, with what is to be in it.
+        """Encodes a result beside the event loop, with what is to be in its file.
 
         Args:
-            result: With the image.
+            result: With the image, video or sound.
             output_format: Of the file.
             quality: Of JPEG and WebP, 0 to 100; ``None`` for the usual one.
+
+        Raises:
+            CodecMissing: 501, PyAV is not installed.
+            PipelineFailed: 500, sound that holds NaN.
         """
         return await asyncio.to_thread(encode_result, result, output_format, self.embed, quality)
+
+    async def stream_file(self, result: Result, output_format: str) -> Streamed:
+        """Begins to encode a video or sound; the rest as it is read. Raises as :meth:`encode`."""
+        return await asyncio.to_thread(stream_result, result, output_format, self.embed)
 
     def cancel(self, request_id: str, caller: Caller, reason: str = "cancelled") -> bool:
         """Cancels what a caller runs under an id, within one step; ``False`` if there is nothing.
@@ -228,6 +236,7 @@ class Dispatcher:
         if has_size_of_image(self.engine.find_task(call.task), arguments):
             arguments["keep_size"] = True
         check_whole_size(self.engine, call.task, limits, arguments)
+        check_frames(self.engine, call.task, limits, arguments)
         if self._records:
             arguments["return_workflow"] = True
         parts = replace(call, arguments=arguments).split()

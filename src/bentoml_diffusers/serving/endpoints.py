@@ -11,6 +11,8 @@ from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidModel, ModelNotFound
 from bentoml_diffusers.loading import find_pipeline_class, stored_blocks, stored_options
 from bentoml_diffusers.loading.modular import is_modular
+from bentoml_diffusers.media import has_codecs
+from bentoml_diffusers.serving.codecs import FORMATS_BY_KIND
 from bentoml_diffusers.serving.fields import why_left_out
 from bentoml_diffusers.serving.schema import make_request_model
 from bentoml_diffusers.store import (
@@ -57,12 +59,14 @@ class Endpoint:
         task: What the engine is asked for.
         request: What it takes.
         description: For its page.
+        kind: Of what it makes: ``"image"``, ``"video"`` or ``"audio"``.
     """
 
     name: str
     task: str
     request: type[RequestModel]
     description: str
+    kind: str = "image"
 
 
 def find_endpoints(tag: str, options: ModelOptions, limits: RequestLimits) -> tuple[Endpoint, ...]:
@@ -110,6 +114,14 @@ _DESCRIPTIONS = {
     "txt2img": "Generates an image from text",
     "img2img": "Generates an image from another one",
     "inpaint": "Generates what is white in a mask anew, in an image",
+    "edit": "Changes an image as the prompt says",
+    "upscale": "Generates a larger image from another one",
+    "txt2video": "Generates a video from text",
+    "img2video": "Generates a video from an image",
+    "video2video": "Generates a video from another one",
+    "txt2audio": "Generates sound from text",
+    "audio2audio": "Generates sound from another one",
+    "unconditional": "Generates from noise alone",
 }
 
 
@@ -174,8 +186,10 @@ def _why_not_served(task: Task, present: Mapping[str, str]) -> str:
 
 def _why_not_carried(task: Task) -> str:
     """Returns why a task cannot be asked or answered over HTTP; nothing if it can."""
-    if task.output.kind != "image":
-        return f"makes {task.output.name}, and services answer with an image"
+    if task.output.kind not in FORMATS_BY_KIND:
+        return f"makes {task.output.name}, and services answer with images, video or audio"
+    if task.output.kind != "image" and not has_codecs():
+        return f"makes {task.output.name}: pip install 'bentoml-diffusers[video]'"
     lost = [item.name for item in task.inputs.values() if item.is_required and why_left_out(item)]
     return f"needs {', '.join(lost)}, which no request can carry" if lost else ""
 
@@ -192,11 +206,13 @@ def _why_not_with_adapter(task: Task, with_adapter: bool, *, is_cut: bool) -> st
 
 def _make_endpoint(name: str, task: Task, limits: RequestLimits) -> Endpoint:
     needed = [item.name for item in task.inputs.values() if item.is_required]
-    from_inputs = f"Generates an image from {', '.join(needed) or 'noise'}"
+    made = {"image": "an image", "video": "a video", "audio": "sound"}[task.output.kind]
+    from_inputs = f"Generates {made} from {', '.join(needed) or 'noise'}"
     text = _DESCRIPTIONS.get(name, from_inputs)
     return Endpoint(
         name,
         task.name,
         make_request_model(task, limits),
         f"{text}. The seed used is in the header `x-seed`.",
+        task.output.kind,
     )

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from PIL.Image import Image as PILImage
 from pydantic import Field
 
+from bentoml_diffusers.errors import InvalidOption
 from bentoml_diffusers.serving.codecs import SIZE_STEP
+from bentoml_diffusers.serving.frames import FRAME_INPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +32,7 @@ _NOT_FOR_CLIENTS = frozenset(
         "crops_coords",
         "num_images_per_prompt",
         "num_videos_per_prompt",
+        "num_waveforms_per_prompt",
         "output_type",
         "resized_image",
         "return_dict",
@@ -38,6 +41,10 @@ _NOT_FOR_CLIENTS = frozenset(
 _USUAL_STEPS = 50  # of blocks that have no default
 _FAR = 1_000_000  # bound of numbers about which nothing is known
 _IMAGES = ("image", "mask")
+_DURATIONS = (
+    *("audio_length_in_s", "audio_end_in_s", "audio_start_in_s"),
+    *("audio_duration", "audio_duration_s", "duration"),
+)
 _TYPES: Mapping[Kind, Any] = {
     "string": str,
     "integer": int,
@@ -85,7 +92,12 @@ def make_field(task: Task, item: Input, limits: RequestLimits) -> tuple[Any, Fie
 
 
 def _is_needed(task: Task, item: Input) -> bool:
-    """A prompt is: embeddings, which a caller in Python may give instead, no request can carry."""
+    """A prompt is: embeddings, which a caller in Python may give instead, no request can carry.
+
+    So are frames where only the loaded model knows how many are usual: they have limits.
+    """
+    if item.name in FRAME_INPUTS and item.default is None:
+        return True
     has_prompt = not task.is_modular and item.name == "prompt" and item.kind == "string"
     return item.is_required or (has_prompt and item.default is None)
 
@@ -108,6 +120,9 @@ def _choose_default(task: Task, item: Input, limits: RequestLimits) -> Any:
     if item.name == "max_area" and default is not None:
         default = side**2 if side else default
         limits.check_default_size(math.isqrt(default), math.isqrt(default))
+    if item.name in FRAME_INPUTS and isinstance(default, int) and default > limits.max_frames:
+        expected = f"at least {default}, the frames of a request that gives none"
+        raise InvalidOption("max_frames", limits.max_frames, expected)
     if item.name == "strength" and default is not None:
         return default if _leaves_a_step(task, default, limits) else ...
     return list(default) if isinstance(default, tuple) else default
@@ -153,6 +168,8 @@ def _find_bounds(item: Input, limits: RequestLimits) -> dict[str, Any]:
         "max_area": {"ge": SIZE_STEP**2, "le": limits.max_pixels},
         "padding_mask_crop": {"ge": 0, "le": limits.max_side},
         "strength": {"gt": 0, "le": 1},
+        **{name: {"ge": 1, "le": limits.max_frames} for name in FRAME_INPUTS},
+        **{name: {"ge": 0, "le": limits.max_seconds} for name in _DURATIONS},
         **_BOUNDS,
     }
     return known.get(item.name, {"ge": -_FAR, "le": _FAR})
@@ -163,6 +180,7 @@ _WEIGHT = {"ge": 0, "le": 10}
 _GUIDANCE_RANGE = {"ge": 0, "le": 50}
 _COUNT = {"ge": 0, "le": 32}
 _TOKENS = {"ge": 1, "le": 8192}
+_SPEED = {"ge": 1, "le": 120}
 _BOUNDS: Mapping[str, dict[str, Any]] = {
     "eta": _SHARE,
     "denoising_start": _SHARE,
@@ -180,6 +198,14 @@ _BOUNDS: Mapping[str, dict[str, Any]] = {
     "layers": {"ge": 1, "le": 16},
     "max_sequence_length": _TOKENS,
     "max_new_tokens": _TOKENS,
+    "guidance_rescale": _SHARE,
+    "image_guidance_scale": _GUIDANCE_RANGE,
+    "frame_rate": _SPEED,
+    "fps": _SPEED,
+    "target_fps": _SPEED,
+    "motion_bucket_id": {"ge": 0, "le": 255},
+    "noise_aug_strength": _SHARE,
+    "decode_chunk_size": {"ge": 1, "le": 1024},
 }
 
 
@@ -236,4 +262,8 @@ _MEANINGS: Mapping[str, str] = {
     "aesthetic_score": "Score that the image is said to have.",
     "negative_aesthetic_score": "Score of what not to generate.",
     "max_sequence_length": "Longest prompt in tokens.",
+    "num_frames": "Frames of the video.",
+    "frame_rate": "Frames per second.",
+    "true_cfg_scale": "How closely to follow the prompt; takes effect with a negative_prompt.",
+    "image_guidance_scale": "How closely to follow the image.",
 }

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, WithJsonSchema
 
@@ -25,7 +25,7 @@ from bentoml_diffusers.errors import (
 )
 from bentoml_diffusers.serving.calls import Caller
 from bentoml_diffusers.serving.choices import ANSWER_FIELDS, to_arguments
-from bentoml_diffusers.serving.codecs import OutputFormat, check_size
+from bentoml_diffusers.serving.codecs import ALL_FORMATS, check_size, choose_format
 from bentoml_diffusers.serving.faults import MAX_FAULTS
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.reader import RequestModel
@@ -68,8 +68,11 @@ def make_replay_model(limits: RequestLimits) -> type[RequestModel]:
             True,
             description="Refuse a workflow that was made with another model or other adapters.",
         )
-        output_format: OutputFormat = Field(
-            "png", description="Format of the answer.", examples=["webp"]
+        output_format: Literal[ALL_FORMATS] | None = Field(  # type: ignore[valid-type]
+            None,
+            description="Format of the answer, of the kind of the result; by default the first of "
+            "the header Accept that is one, else png, mp4 or wav.",
+            examples=["webp"],
         )
 
         @classmethod
@@ -103,6 +106,7 @@ class ReplayCall:
         workflow: It, which may be untrusted.
         overrides: Fields of the request that it is of, as they came in.
         strict: Refuse what was made with something else than is here.
+        output_format: Of the answer, checked before anything runs; ``None`` for any.
         request_id: By which its caller may cancel it.
         caller: Who asks.
     """
@@ -110,6 +114,7 @@ class ReplayCall:
     workflow: Workflow
     overrides: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
+    output_format: str | None = None
     request_id: str = ""
     caller: Caller = field(default_factory=Caller)
 
@@ -130,6 +135,7 @@ async def run_replay(
         records: The result has a workflow of its own.
     """
     workflow = _with_task(engine, requests, call.workflow)
+    choose_format(engine.find_task(str(workflow.task)).output.kind, call.output_format)
     overrides = await asyncio.to_thread(read_overrides, engine, requests, workflow, call.overrides)
     try:
         result: Result = await engine.areplay(

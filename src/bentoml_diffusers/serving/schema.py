@@ -63,7 +63,7 @@ def make_request_model(task: Task, limits: RequestLimits) -> type[RequestModel]:
         fields["guidance_scale"] = (float | None, _GUIDANCE)
     base = _make_base(title, limits, _choose_parts(task, fields))
     base.flags = frozenset(item.name for item in items if item.kind == "boolean")
-    return add_choices(create_model(title, __base__=base, **fields))
+    return add_choices(create_model(title, __base__=base, **fields), task.output.kind)
 
 
 def _takes_latents(task: Task) -> bool:

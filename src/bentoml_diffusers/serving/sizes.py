@@ -88,7 +88,9 @@ _SIDES = ("height", "width")
 
 def has_size_of_image(task: Task, fields: Mapping[str, Any]) -> bool:
     """True if a request is answered in the size of its image: not by blocks that choose a size."""
-    return fields.get("image") is not None and (not task.is_modular or _takes_size(task))
+    if fields.get("image") is None or task.output.kind != "image":
+        return False
+    return not task.is_modular or _takes_size(task)
 
 
 def _takes_size(task: Task) -> bool:

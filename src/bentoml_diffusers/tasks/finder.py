@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bentoml_diffusers import _names
 from bentoml_diffusers.errors import InvalidRequest, suggest
 from bentoml_diffusers.tasks.blocks import read_all_blocks, read_modular_workflows
+from bentoml_diffusers.tasks.own import name_own_task
 from bentoml_diffusers.tasks.signatures import read_task
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class ClassicTasks:
         """Returns what a task means.
 
         Args:
-            name: ``"txt2img"``, ``"img2img"``, ``"inpaint"``, or a method of the class.
+            name: A name such as ``"txt2img"`` or ``"txt2video"``, or a method of the class.
 
         Raises:
             InvalidRequest: 400, the pipeline has no such task.
@@ -106,6 +107,8 @@ class ClassicTasks:
             listed = ", ".join(_names.TASKS)
             expected = f"one of {listed}, or a method of {self._class.__name__}"
             raise InvalidRequest("task", name, expected)
+        if name == name_own_task(read_task("__call__", self._class)):
+            return read_task(name, self._class)
         return read_task(name, _names.task_class(self._class, name))
 
 

@@ -24,6 +24,10 @@ _LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
 _NEEDED: Mapping[str, frozenset[str]] = {
     "img2img": frozenset({"image"}),
     "inpaint": frozenset({"image", "mask_image"}),
+    "edit": frozenset({"image"}),
+    "upscale": frozenset({"image"}),
+    "img2video": frozenset({"image"}),
+    "video2video": frozenset({"video"}),
 }
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 

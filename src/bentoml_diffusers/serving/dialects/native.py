@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import bentoml
-from PIL.Image import Image  # noqa: TC002 - BentoML reads the annotations of an API
+from bentoml.validators import ContentType
+from PIL.Image import Image
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -16,9 +18,11 @@ from bentoml_diffusers.serving.answers import choose_form, make_response
 from bentoml_diffusers.serving.calls import Call, Caller, Previews
 from bentoml_diffusers.serving.capabilities import describe_capabilities, describe_model
 from bentoml_diffusers.serving.choices import to_arguments
+from bentoml_diffusers.serving.codecs import choose_format
 from bentoml_diffusers.serving.dialects.context import Dialect, DialectContext
 from bentoml_diffusers.serving.dialects.native_document import describe_paths
 from bentoml_diffusers.serving.dialects.native_events import stream
+from bentoml_diffusers.serving.encoding import kind_of
 from bentoml_diffusers.serving.error_answers import error_response
 from bentoml_diffusers.serving.metrics import process_metrics
 from bentoml_diffusers.serving.reader import RequestModel
@@ -27,13 +31,19 @@ from bentoml_diffusers.serving.replays import ReplayCall, make_replay_model
 from bentoml_diffusers.serving.request_ids import find_request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from starlette.requests import Request
 
-    from bentoml_diffusers.serving.codecs import OutputFormat
     from bentoml_diffusers.serving.dispatcher import Dispatcher
     from bentoml_diffusers.serving.endpoints import Endpoint
+
+# What tells BentoML's clients what they get.
+_ANSWERS: Mapping[str, Any] = {
+    "image": Image,
+    "video": Annotated[Path, ContentType("video/*")],
+    "audio": Annotated[Path, ContentType("audio/*")],
+}
 
 
 def make_routes(context: DialectContext) -> Sequence[BaseRoute]:
@@ -98,6 +108,7 @@ def _make_task_api(context: DialectContext, endpoint: Endpoint) -> Any:
         )
         return _answer(ctx, await _run(context.dispatcher, ctx, call, fields["output_format"]))
 
+    generate.__annotations__["return"] = _ANSWERS[endpoint.kind]
     generate.__name__ = endpoint.name
     generate.__doc__ = endpoint.description
     return bentoml.api(generate, input_spec=endpoint.request)
@@ -113,9 +124,8 @@ def _make_replay_api(context: DialectContext, request: type[RequestModel]) -> An
         del self
         if "refusal" in fields:
             return _answer(ctx, _refuse("replay", fields["refusal"]))
-        output_format = fields.pop("output_format")
         call = ReplayCall(**fields, **_sender(ctx))
-        return _answer(ctx, await _run(context.dispatcher, ctx, call, output_format))
+        return _answer(ctx, await _run(context.dispatcher, ctx, call, call.output_format))
 
     return bentoml.api(replay, input_spec=request)
 
@@ -137,21 +147,23 @@ def _make_adapters_api(context: DialectContext, request: type[RequestModel]) -> 
 
 
 async def _run(
-    dispatcher: Dispatcher, ctx: bentoml.Context, call: Call | ReplayCall, output: OutputFormat
+    dispatcher: Dispatcher, ctx: bentoml.Context, call: Call | ReplayCall, output: str | None
 ) -> Response:
     """Runs a call and answers as its client asks for it, or with an error as JSON."""
-    form = choose_form(ctx.request.headers.get("accept", ""))
-    receive = ctx.request.receive
+    accept, receive = ctx.request.headers.get("accept", ""), ctx.request.receive
+    form = choose_form(accept)
     try:
         if isinstance(call, ReplayCall):
             answer = await dispatcher.replay(call, receive)
         elif form == "events":
-            return await stream(dispatcher, call, receive, output)
+            kind = dispatcher.engine.find_task(call.task).output.kind
+            return await stream(dispatcher, call, receive, choose_format(kind, output, accept))
         else:
             answer = await dispatcher.run(call, receive)
+        chosen = choose_format(kind_of(answer.results[0]), output, accept)
+        return await make_response(dispatcher, answer, chosen, form)
     except DiffusersError as error:
         return error_response(error)
-    return await make_response(dispatcher, answer, output, form)
 
 
 def _make_empty_request() -> type[RequestModel]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.serving.answers import EVENTS, HEADERS, REPLAY_HEADERS
-from bentoml_diffusers.serving.codecs import OutputFormat
+from bentoml_diffusers.serving.codecs import FORMATS_BY_KIND, media_type_of
 from bentoml_diffusers.serving.openapi.document import describe_errors
 from bentoml_diffusers.serving.replays import make_replay_model
 
@@ -23,7 +23,8 @@ _TAG = ["generation"]
 _BINARY: Schema = {"type": "string", "format": "binary"}
 _EVENTS: Schema = {
     "type": "string",
-    "description": "Events queued, progress, preview, image and done, or error; each with JSON.",
+    "description": "Events queued, progress, preview, image (or video, or audio) and done, or "
+    "error; each with JSON.",
 }
 
 
@@ -59,7 +60,7 @@ def _describe_endpoint(endpoint: Endpoint, schemas: Schemas) -> dict[str, Any]:
         "parameters": _PARAMETERS,
         "requestBody": {"required": True, "content": _prefer_form(request, media_types)},
         "responses": {
-            "200": _describe_images(HEADERS, with_events=True),
+            "200": _describe_files(endpoint.kind, HEADERS, with_events=True),
             **describe_errors(_STATUSES),
         },
     }
@@ -77,7 +78,7 @@ def _describe_replay(request: type[RequestModel], schemas: Schemas) -> dict[str,
         "parameters": _PARAMETERS,
         "requestBody": {"required": True, "content": _prefer_form(request, media_types)},
         "responses": {
-            "200": _describe_images(REPLAY_HEADERS, with_events=False),
+            "200": _describe_files(None, REPLAY_HEADERS, with_events=False),
             **describe_errors(sorted((*_STATUSES, 409))),
         },
     }
@@ -155,19 +156,23 @@ def _prefer_form(request: type[RequestModel], media_types: dict[str, Any]) -> di
     return {name: media_types[name] for name in order}
 
 
-def _describe_images(headers: Mapping[str, str], *, with_events: bool) -> dict[str, Any]:
-    images = {f"image/{name}": {"schema": _BINARY} for name in get_args(OutputFormat)}
+def _describe_files(
+    kind: str | None, headers: Mapping[str, str], *, with_events: bool
+) -> dict[str, Any]:
+    kinds = FORMATS_BY_KIND if kind is None else {kind: FORMATS_BY_KIND[kind]}
+    types = [media_type_of(kind, name) for kind, names in kinds.items() for name in names]
+    files = dict.fromkeys(types, {"schema": _BINARY})  # noqa: RUF024 - nobody changes it
     several = {name: {"schema": _BINARY} for name in ("application/zip", "multipart/mixed")}
     answer = {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}}
     events = {EVENTS: {"schema": _EVENTS}} if with_events else {}
     return {
-        "description": "The image; or what `Accept` asks for: a zip (so it is for several images), "
-        "parts, JSON with images in base64, or events while it is made.",
+        "description": "The file; or what `Accept` asks for: a zip (so it is for several files), "
+        "parts, JSON with files in base64, or events while it is made.",
         "headers": {
             name: {"description": text, "schema": {"type": "string"}}
             for name, text in headers.items()
         },
-        "content": {**images, **several, **answer, **events},
+        "content": {**files, **several, **answer, **events},
     }
 
 
@@ -205,15 +210,21 @@ _MODELS: Schema = {
     "properties": {"models": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}}},
 }
 _NUMBER: Schema = {"type": "number"}
-_IMAGE: Schema = {
+_FILE: Schema = {
     "type": "object",
-    "required": ["media_type", "width", "height", "seed", "data"],
+    "required": ["media_type", "seed", "data"],
     "properties": {
         "data": {"type": "string", "format": "byte", "description": "The file in base64."},
         "media_type": {"type": "string"},
         "width": {"type": "integer"},
         "height": {"type": "integer"},
-        "seed": {"type": "integer", "nullable": True, "description": "Makes this image again."},
+        "frames": {"type": "integer"},
+        "fps": _NUMBER,
+        "seconds": _NUMBER,
+        "has_sound": {"type": "boolean"},
+        "sampling_rate": {"type": "integer"},
+        "channels": {"type": "integer"},
+        "seed": {"type": "integer", "nullable": True, "description": "Makes this file again."},
         "nsfw_content_detected": {"type": "boolean", "nullable": True},
         "workflow_embedded": {"type": "boolean", "nullable": True},
         "workflow_match": {"type": "boolean", "nullable": True},
@@ -221,10 +232,10 @@ _IMAGE: Schema = {
 }
 _ANSWER: Schema = {
     "type": "object",
-    "required": ["request_id", "images"],
+    "required": ["request_id"],
     "properties": {
         "request_id": {"type": "string"},
-        "images": {"type": "array", "items": _IMAGE},
+        **{f"{kind}s": {"type": "array", "items": _FILE} for kind in FORMATS_BY_KIND},
         "scheduler": {"type": "string", "description": "Class of the scheduler."},
         "steps": {"type": "integer", "description": "Denoising steps done."},
         "adapters": {"type": "array", "items": {"type": "string"}},

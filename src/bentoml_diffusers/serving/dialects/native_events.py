@@ -7,7 +7,7 @@ import base64
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import DiffusersError
-from bentoml_diffusers.serving.answers import describe_image, describe_run
+from bentoml_diffusers.serving.answers import describe_file, describe_run
 from bentoml_diffusers.serving.calls import Answer, Done, Queued, Step
 from bentoml_diffusers.serving.codecs import encode_image
 from bentoml_diffusers.serving.error_answers import describe_error
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from bentoml_diffusers.serving.calls import Call, Event
-    from bentoml_diffusers.serving.codecs import OutputFormat
     from bentoml_diffusers.serving.dispatcher import Dispatcher
 
 PREVIEW_TYPE = "image/jpeg"
 
 
 async def stream(
-    dispatcher: Dispatcher, call: Call, receive: Receive, output_format: OutputFormat
+    dispatcher: Dispatcher, call: Call, receive: Receive, output_format: str
 ) -> EventStream:
-    """Answers with events: ``queued``, ``progress``, ``preview``, ``image``, last ``done``.
+    """Answers with events, the last of which is ``done``.
+
+    They are ``queued``, ``progress``, ``preview``, and ``image``, ``video`` or ``audio``.
 
     An error after the first one is the event ``error``, and the last.
 
@@ -44,7 +45,7 @@ async def _translate(
     dispatcher: Dispatcher,
     first: Event,
     events: AsyncGenerator[Event, None],
-    output_format: OutputFormat,
+    output_format: str,
 ) -> AsyncGenerator[bytes, None]:
     yield await _say(dispatcher, first, output_format)
     try:
@@ -56,15 +57,15 @@ async def _translate(
         await events.aclose()
 
 
-async def _say(dispatcher: Dispatcher, event: Event, output_format: OutputFormat) -> bytes:
+async def _say(dispatcher: Dispatcher, event: Event, output_format: str) -> bytes:
     if isinstance(event, Queued):
         return format_event("queued", {"position": event.position, "seconds": event.seconds})
     if isinstance(event, Answer):
         return format_event("done", describe_run(event))
     if isinstance(event, Done):
         encoded = await dispatcher.encode(event.result, output_format)
-        said = {"index": event.index, **describe_image(event.result, encoded)}
-        return format_event("image", {**said, "data": _as_text(encoded.data)})
+        said = {"index": event.index, **describe_file(event.result, encoded.facts)}
+        return format_event(encoded.facts.kind, {**said, "data": _as_text(encoded.data)})
     said = {"index": event.index, "step": event.step, "of": event.of}
     if isinstance(event, Step):
         return format_event("progress", {**said, "seconds_left": event.seconds_left})
