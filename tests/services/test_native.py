@@ -208,8 +208,9 @@ class TestDescriptions:
         assert found["adapters"]["lora_weights"] == ["outline", "stripes"]
         assert found["limits"]["max_images"] == 10
         assert found["dialects"]["native"]["/txt2img"]["applied"]
+        assert {"DDIMScheduler", "Euler a", "DPM++ 2M Karras"} <= set(found["schedulers"])
         for scheduler in found["schedulers"][::9]:
-            post(scheduler=scheduler)
+            post(scheduler=scheduler, num_inference_steps=6)
 
     def test_models(self, demo_server):
         (model,) = demo_server.client.get("/models").json()["models"]

@@ -141,11 +141,12 @@ def is_offloaded(pipeline: Any) -> bool:
 def latent_unpacker(pipeline: Any) -> Callable[..., torch.Tensor] | None:
     """Returns what makes an image of channels of packed latents, such as Flux's; ``None``: nothing.
 
-    It takes the latents, height, width and ``vae_scale_factor``. Until diffusers (0.42) has a
-    public function for it.
+    It takes the latents, height, width and ``vae_scale_factor``; that of some videos takes more.
+    Until diffusers (0.42) has a public function for it.
     """
     unpack: Callable[..., torch.Tensor] | None = getattr(pipeline, "_unpack_latents", None)
-    return unpack
+    names = [] if unpack is None else list(inspect.signature(unpack).parameters)
+    return unpack if names == ["latents", "height", "width", "vae_scale_factor"] else None
 
 
 def has_repeated_blocks(model: Any) -> bool:

@@ -109,7 +109,10 @@ class Resolver:
             caller=options.caller,
             priority=options.priority,
             previews=PreviewPlan(
-                options.preview_every or 0, options.preview_count, options.preview_interval_s
+                options.preview_every or 0,
+                options.preview_count,
+                options.preview_interval_s,
+                options.preview_quality == "full",
             ),
             recording=recording,
             canvas=canvas,

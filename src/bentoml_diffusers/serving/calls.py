@@ -56,10 +56,12 @@ class Previews:
     Attributes:
         count: How many, spread over the steps; 0 for as many as ``interval_s`` allows.
         interval_s: Seconds from one to the next, at least.
+        is_full: They are decoded by the autoencoder; else coarse, and next to free.
     """
 
     count: int = 0
     interval_s: float = 0.5
+    is_full: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

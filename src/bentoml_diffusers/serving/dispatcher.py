@@ -252,6 +252,7 @@ class Dispatcher:
         if previews is not None:
             arguments["preview_count"] = previews.count
             arguments["preview_interval_s"] = previews.interval_s
+            arguments["preview_quality"] = "full" if previews.is_full else "fast"
         pace = _Pace()
         async with contextlib.aclosing(self.engine.stream(call.task, **arguments)) as events:
             async for event in events:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bentoml_diffusers.errors import InvalidRequest
 
@@ -42,12 +42,13 @@ class RequestOptions:
         return_workflow: Record the request, so that ``Engine.replay`` can repeat it.
         keep_size: Answer in the size of ``image``, which is padded to what the pipeline takes, and
             cropped; else the pipeline chooses.
-        preview_every: Steps between two previews of ``Engine.stream``, each decoded by the
-            autoencoder; 0 for none.
+        preview_every: Steps between two previews of ``Engine.stream``; 0 for none.
         preview_count: Previews of ``Engine.stream``, spread over the steps, the first one after
             an eighth of them; 0 for none.
         preview_interval_s: Seconds between two previews, at least; alone, without
             ``preview_every`` and ``preview_count``, it asks for as many as that allows.
+        preview_quality: ``"full"`` decodes previews by the autoencoder. ``"fast"`` shows coarse
+            colours, also of videos, at next to no cost.
         on_step: Called with a ``Progress`` after each denoising step, in the thread of the request.
     """
 
@@ -66,6 +67,7 @@ class RequestOptions:
     preview_every: int = 0
     preview_count: int = 0
     preview_interval_s: float = 0.0
+    preview_quality: Literal["full", "fast"] = "full"
     on_step: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class RequestOptions:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (is_number and value > 0):
             raise InvalidRequest("timeout_s", value, "a number of seconds above 0")
+        if self.preview_quality not in ("full", "fast"):
+            raise InvalidRequest("preview_quality", self.preview_quality, "'full' or 'fast'")
         if not isinstance(self.caller, str):
             raise InvalidRequest("caller", self.caller, "a string")
         level: object = self.priority

@@ -48,11 +48,13 @@ class PreviewPlan:
         count: How many, spread over the steps: the first one after an eighth of them, since the
             predicted clean image is recognisable by then.
         interval_s: Seconds between two of them, at least; alone: as many as that allows.
+        is_full: They are decoded by the autoencoder; else coarse, and next to free.
     """
 
     every: int = 0
     count: int = 0
     interval_s: float = 0.0
+    is_full: bool = True
 
     def is_due(self, done: int, total: int, since_s: float) -> bool:
         """True if there is to be one after a step; never after the last.

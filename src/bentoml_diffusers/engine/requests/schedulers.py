@@ -100,7 +100,7 @@ def list_scheduler_names(base: SchedulerMixin | None) -> list[str]:
     if base is None:
         return []
     fitting = fitting_schedulers(base)
-    names = [*fitting]
+    names = sorted(fitting)  # diffusers keeps them in a set
     for sampler, (class_name, _) in _names.SAMPLERS.items():
         if class_name in fitting:
             known = _parameters(fitting[class_name])

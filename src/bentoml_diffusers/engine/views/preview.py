@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bentoml_diffusers._compat import latent_unpacker
+from bentoml_diffusers.engine.views.colours import find_factors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,35 +17,63 @@ if TYPE_CHECKING:
 
 
 def generate_preview(
-    view: DiffusionPipeline, step_output: Any, arguments: Mapping[str, Any]
+    view: DiffusionPipeline,
+    step_output: Any,
+    arguments: Mapping[str, Any],
+    *,
+    is_full: bool = True,
 ) -> Image.Image | None:
-    """Returns the first image of a request as it is after a step, through its autoencoder.
+    """Returns the first image of a request as it is after a step.
 
     Args:
         view: The pipeline of the request.
         step_output: What the scheduler returned. Where it holds the predicted clean sample, that
             is shown: it is recognisable much earlier than the noisy one.
         arguments: The request's arguments, for ``height`` and ``width``.
+        is_full: Through the autoencoder, as it would be at the end; else coarse, by colours
+            alone, at next to no cost.
 
     Returns:
         ``None`` for a pipeline whose latents cannot be shown.
     """
     processor, vae = getattr(view, "image_processor", None), getattr(view, "vae", None)
     latents = _clean_sample(step_output)[:1]
-    if processor is None or vae is None or not hasattr(vae.config, "scaling_factor"):
+    if vae is None:
         return None
     unpack = latent_unpacker(view)
     if latents.ndim == 3 and unpack is not None:
         latents = unpack(latents, *_size_of(view, arguments), view.vae_scale_factor)
-    if latents.ndim != 4:
+    if not is_full:
+        return _show_colours(vae, latents)
+    if latents.ndim != 4 or processor is None or not hasattr(vae.config, "scaling_factor"):
         return None
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
     with torch.no_grad():
-        pixels = vae.decode(
-            (latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False
-        )[0]
+        pixels = vae.decode(_denormalise(vae, latents).to(vae.dtype), return_dict=False)[0]
     image: Image.Image = processor.postprocess(pixels, output_type="pil")[0]
     return image
+
+
+def _show_colours(vae: Any, latents: torch.Tensor) -> Image.Image | None:
+    """Of a video the frame in the middle."""
+    if latents.ndim not in (4, 5):
+        return None
+    factors = find_factors(vae)
+    if factors is None or latents.shape[1] != len(factors.weight):
+        return None
+    own = _denormalise(vae, latents)[0]
+    return factors.show(own[:, own.shape[1] // 2] if own.ndim == 4 else own)
+
+
+def _denormalise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Returns latents as the autoencoder decodes them: the pipelines' own last lines."""
+    config = vae.config
+    scaled = latents / (getattr(config, "scaling_factor", None) or 1.0)
+    mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+    if mean is None or std is None:
+        return scaled + (getattr(config, "shift_factor", None) or 0.0)
+    shape = (1, -1, *[1] * (latents.ndim - 2))
+    mean, std = (torch.as_tensor(part).to(latents).view(shape) for part in (mean, std))
+    return scaled * std + mean
 
 
 def _clean_sample(step_output: Any) -> torch.Tensor:

@@ -87,7 +87,9 @@ class _Counter:
         request, now = self._request, time.monotonic()
         if not request.previews.is_due(done, total, now - self._last_preview):
             return None
-        preview = generate_preview(self._view, result, request.arguments)
+        preview = generate_preview(
+            self._view, result, request.arguments, is_full=request.previews.is_full
+        )
         self._last_preview = time.monotonic()
         if preview is not None and request.canvas is not None:
             preview = request.canvas.restore_image(preview)

@@ -103,7 +103,7 @@ def _make_task_api(context: DialectContext, endpoint: Endpoint) -> Any:
             task=endpoint.task,
             arguments=to_arguments(fields),
             n=fields["n"],
-            previews=Previews() if fields["previews"] else None,
+            previews=Previews(is_full=False) if fields["previews"] else None,
             **_sender(ctx),
         )
         return _answer(ctx, await _run(context.dispatcher, ctx, call, fields["output_format"]))
