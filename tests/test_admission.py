@@ -124,6 +124,7 @@ def test_each_error_has_one_outcome_in_all_counts():
         "QueueFull": (429, "refused"),
         "AdaptersBusy": (503, "refused"),
         refusals.UploadsFull.__name__: (503, "refused"),
+        refusals.QuotaExceeded.__name__: (429, "refused"),
         "RequestCancelled": (503, "cancelled"),
         "DeadlineExceeded": (504, "expired"),
     }
