@@ -44,7 +44,7 @@ class RequestOptions:
             cropped; else the pipeline chooses.
         preview_every: Steps between two previews of ``Engine.stream``; 0 for none.
         preview_count: Previews of ``Engine.stream``, spread over the steps, the first one after
-            an eighth of them; 0 for none.
+            a tenth of them; 0 for none.
         preview_interval_s: Seconds between two previews, at least; alone, without
             ``preview_every`` and ``preview_count``, it asks for as many as that allows.
         preview_quality: ``"full"`` decodes previews by the autoencoder. ``"fast"`` shows coarse

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow.replay import Canvas, Plan, ReplayReport
 
 
-_FIRST = 1 / 8  # of the steps, before the first of several previews
+_FIRST = 1 / 10  # of the steps, before the first of several previews
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PreviewPlan:
 
     Attributes:
         every: Steps between two of them.
-        count: How many, spread over the steps: the first one after an eighth of them, since the
+        count: How many, spread over the steps: the first one after a tenth of them, since the
             predicted clean image is recognisable by then.
         interval_s: Seconds between two of them, at least; alone: as many as that allows.
         is_full: They are decoded by the autoencoder; else coarse, and next to free.
