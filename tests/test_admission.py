@@ -1,12 +1,14 @@
 """The queue: who runs, who waits, who is refused, what it costs to be late."""
 
 import asyncio
+import itertools
 
 import pytest
 from holding import Gate, held
 
 from bentoml_diffusers import Engine, EngineLimits, RequestOptions, _names, errors, testing
 from bentoml_diffusers.engine.forwards.profile import CostProfile
+from bentoml_diffusers.engine.order import Estimate
 from bentoml_diffusers.engine.requests.request import Ticket
 from bentoml_diffusers.serving import refusals
 
@@ -89,6 +91,50 @@ def test_what_cannot_be_a_caller_or_a_priority(name, value):
         RequestOptions(**{name: value})
 
 
+def test_a_request_knows_its_place_and_its_end_once_one_like_it_was_done(gate):
+    with engine_with(max_running=1) as engine:
+        for _ in range(3):
+            engine.run("txt2img", **CALL)
+        running = engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        first = engine.submit("txt2img", **{**CALL, "num_inference_steps": 20})
+        second = engine.submit("txt2img", **{**CALL, "num_inference_steps": 40})
+        estimates = [handle.estimate for handle in (running, first, second)]
+        assert [one.position for one in estimates] == [0, 1, 2]
+        assert estimates[0].start_s == 0
+        for before, after in itertools.pairwise(estimates):
+            assert before.finish_s == pytest.approx(after.start_s)
+            assert after.start_s < after.finish_s
+        other = engine.submit("txt2img", **CALL, height=40, width=40)  # of which none was done yet
+        assert other.estimate == Estimate(3)
+        gate.opened.set()
+        assert other.result(30).images
+        assert other.estimate == Estimate(0, 0.0, 0.0)
+
+
+def test_a_deadline_that_cannot_be_kept_is_refused_at_once(gate):
+    """Not before it is known what such a request costs."""
+    long, many = {**CALL, "num_inference_steps": 500}, {**CALL, "num_inference_steps": 900}
+    with engine_with(max_running=1) as engine:
+        engine.submit("txt2img", **long, timeout_s=0.01).cancel()
+        for _ in range(3):
+            engine.run("txt2img", **CALL)
+        with pytest.raises(errors.DeadlineExceeded, match="fewer steps"):
+            engine.submit("txt2img", **long, timeout_s=0.01)
+        running = engine.submit("txt2img", **CALL, callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        waiting = [engine.submit("txt2img", **many) for _ in range(20)]
+        time_for_three = {"num_inference_steps": 950, "timeout_s": 3 * waiting[0].estimate.finish_s}
+        with pytest.raises(errors.DeadlineUnreachable, match="try again in") as behind:
+            engine.submit("txt2img", **{**many, **time_for_three})
+        assert behind.value.retry_after_s >= 1
+        assert engine.report().counts["refused"] == 1
+        for handle in waiting:
+            handle.cancel()
+        gate.opened.set()
+        assert running.result(30).images
+
+
 def test_a_cancelled_request_frees_its_place_at_once(gate):
     with engine_with(max_running=1, max_queue=1) as engine:
         engine.submit("txt2img", **CALL, callback_on_step_end=gate)
@@ -125,6 +171,7 @@ def test_each_error_has_one_outcome_in_all_counts():
         "AdaptersBusy": (503, "refused"),
         refusals.UploadsFull.__name__: (503, "refused"),
         refusals.QuotaExceeded.__name__: (429, "refused"),
+        "DeadlineUnreachable": (503, "refused"),
         "RequestCancelled": (503, "cancelled"),
         "DeadlineExceeded": (504, "expired"),
     }

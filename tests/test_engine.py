@@ -271,7 +271,7 @@ def test_cancel_stops_between_steps_and_frees_the_pipeline(engine):
 def test_a_deadline_stops_a_request_and_counts_the_queue(engine):
     gate = Gate()
     holding = engine.submit("txt2img", **CALL, callback_on_step_end=gate)
-    late = engine.submit("txt2img", **CALL, timeout_s=0.01)
+    late = engine.submit("txt2img", **CALL, height=56, width=56, timeout_s=0.01)
     assert gate.reached.wait(30)
     gate.opened.set()
     with pytest.raises(errors.DeadlineExceeded) as caught:

@@ -163,7 +163,7 @@ def test_what_callers_had_is_forgotten_when_it_says_nothing_any_more():
         turns.enter(work)
         turns.charge(work, 1)
         turns.leave(work)
-    assert len(turns._given) == 1
+    assert not turns._given
     assert not turns._since
 
 

@@ -21,6 +21,7 @@ now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
         ├── WorkflowMismatch  (ValueError)  409   a workflow was made with something else
         ├── CodecMissing      (ImportError) 501   PyAV is not installed
         ├── QueueFull                       429   too many requests wait
+        ├── DeadlineUnreachable             503   what waits leaves too little time for it
         ├── HubUnavailable                  503   the hub did not answer as it should
         ├── StorageFull       (OSError)     507   no space left where the model goes
         ├── StoreNotWritable  (OSError)     507   the model store is read-only
@@ -264,6 +265,20 @@ class QueueFull(DiffusersError):
         super().__init__(f"{waiting} requests wait already; try again in {retry_after_s} seconds")
 
 
+class DeadlineUnreachable(DiffusersError):
+    """What waits leaves too little time for a request; see ``retry_after_s`` (503)."""
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+    outcome = "refused"
+
+    def __init__(self, seconds: float, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"it would be done in {seconds:.2g} seconds only, after its deadline; "
+            f"try again in {retry_after_s} seconds, or give it more time"
+        )
+
+
 class HubUnavailable(DiffusersError):
     """The hub could not be reached, or did not answer as it should (503)."""
 
@@ -310,13 +325,16 @@ class RequestCancelled(DiffusersError):
 
 
 class DeadlineExceeded(DiffusersError, TimeoutError):
-    """The request ran past its deadline and was stopped (504)."""
+    """The request ran past its deadline and was stopped, or would even alone (504)."""
 
     error_code = HTTPStatus.GATEWAY_TIMEOUT
     outcome = "expired"
 
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"not finished within {timeout_s:g} seconds; the request was stopped")
+    def __init__(self, timeout_s: float, needed_s: float | None = None) -> None:
+        end = "the request was stopped"
+        if needed_s is not None:
+            end = f"it would take about {needed_s:.2g}: ask for fewer steps"
+        super().__init__(f"not finished within {timeout_s:g} seconds; {end}")
 
 
 class PipelineFailed(DiffusersError):

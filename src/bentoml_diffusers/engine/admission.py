@@ -130,6 +130,15 @@ class Admission:
             seconds = 0 if has_room else self._rate.estimate(self._waiting_work())
             return QueueReport(waiting=len(self._queue), seconds=seconds)
 
+    def look(self) -> tuple[list[Entry], list[Entry], dict[str, float]]:
+        """Returns who runs, who waits, and what callers have been given."""
+        with self._lock:
+            return (
+                list(self._running.values()),
+                list(self._queue.values()),
+                self._turns.all_given(),
+            )
+
     def close(self, *, cancel: bool) -> None:
         """Takes no more requests; returns when all are answered."""
         with self._lock:

@@ -12,6 +12,7 @@ from bentoml_diffusers._compat import compile_in_place
 from bentoml_diffusers.adapters import AdapterBank
 from bentoml_diffusers.engine.admission import Admission, Entry
 from bentoml_diffusers.engine.devices import default_device
+from bentoml_diffusers.engine.estimates import Estimates
 from bentoml_diffusers.engine.event_loop import submit_beside, tell, wait_for
 from bentoml_diffusers.engine.host import EngineHost
 from bentoml_diffusers.engine.payment import charged
@@ -76,6 +77,7 @@ class Engine:
         self._bank = AdapterBank(pipeline, self.options)
         self._worker = Worker(pipeline, self._bank, self.limits)
         self._admission = Admission(self.limits, self._run)
+        self._estimates = Estimates(self._admission, self._worker)
         self._tasks = find_tasks(pipeline, self.options.modular_workflow)
         self._resolver = Resolver(pipeline, self._bank, self._tasks)
         self._host = EngineHost(
@@ -182,6 +184,8 @@ class Engine:
             UntrustedSource: 400, an adapter from a source that is not allowed.
             AdapterNotFound: 404, no such adapter.
             QueueFull: 429, too many requests wait.
+            DeadlineUnreachable: 503, those before it leave too little of its ``timeout_s``.
+            DeadlineExceeded: 504, it would take longer than that alone, too.
             RequestCancelled: 503, the engine is closed.
         """
         return self._submit(Ticket(), task, args, arguments, base=options)
@@ -307,8 +311,14 @@ class Engine:
             request = self._resolver.resolve(name, args, arguments, options, plan)
             entry = Entry(request, ticket)
             with charged(name, request.pixel_steps, entry.future):
+                self._estimates.check_deadline(entry)
                 self._admission.submit(entry)
-        return Handle(entry.future, ticket, lambda: self._admission.withdraw(entry))
+        return Handle(
+            entry.future,
+            ticket,
+            lambda: self._admission.withdraw(entry),
+            lambda: self._estimates.look(entry),
+        )
 
     def _prepare(self, ticket: Ticket, options: RequestOptions) -> None:
         ticket.on_step = options.on_step

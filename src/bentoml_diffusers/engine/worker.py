@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bentoml_diffusers.engine.flags import read_flags, warn_of_flags
 from bentoml_diffusers.engine.forwards import Conductor, Member
+from bentoml_diffusers.engine.order import Pace, Paces
 from bentoml_diffusers.engine.requests import (
     Result,
     Ticket,
@@ -62,11 +63,12 @@ class Worker:
         if exclusivity is not None:
             logger.info("requests run one at a time: %s", exclusivity.reason)
         self._bank = bank
-        self._threads = limits.max_running
+        self.places = limits.max_running
         self._is_exclusive = exclusivity is not None
         self._shares_modules = exclusivity is None or exclusivity.calls_can_be_collected
         self._views = Views(pipeline, limits, shares_modules=self._shares_modules)
         self._releases = _Releases()
+        self.paces = Paces()
         self.conductor = Conductor(bank, limits.max_batch_rows, self._views.modules)
 
     def run(self, entry: Entry) -> Result:
@@ -77,7 +79,7 @@ class Worker:
         """
         parts = split_request(entry.request)
         if len(parts) > 1:
-            return run_parts(parts, entry.ticket, self._run_one, self._threads)
+            return run_parts(parts, entry.ticket, self._run_one, self.places)
         return self._run_one(entry.request, entry.ticket)
 
     def _run_one(self, request: Request, ticket: Ticket) -> Result:
@@ -85,7 +87,8 @@ class Worker:
         ticket.check()
         prepared = self._bank.prepare(request.adapters)
         alone = request.exclusive or self._is_exclusive or prepared.exclusive
-        member = Member(ticket, alone, work=request.work(ticket))
+        work = request.work(ticket, self.paces.get(request.signature))
+        member = Member(ticket, alone, work=work)
         while True:
             seen = self._releases.count
             with self.conductor.turn(member):
@@ -126,6 +129,7 @@ class Worker:
                 returned = self._call(view, request, member.ticket)
         finally:
             self._release(lease)
+        self.paces.note(request.signature, Pace.of(member.calls, member.ticket.steps_done))
         ticket, flags = member.ticket, read_flags(view, returned)
         if request.canvas is not None:
             returned = request.canvas.restore(returned)

@@ -35,6 +35,7 @@ class Member:
         lease: Adapters of this request.
         batches: How often its forwards were shared by how many requests.
         work: What the order of work knows of the request.
+        calls: How often it called each kind with so many rows, and whether for a step.
     """
 
     ticket: Ticket
@@ -43,6 +44,7 @@ class Member:
     lease: Lease | None = None
     batches: Counter[int] = field(default_factory=Counter)
     work: Work = field(default_factory=Work)
+    calls: Counter[tuple[Hashable, int, bool]] = field(default_factory=Counter)
     wake: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     task: list[Job] | None = None
 

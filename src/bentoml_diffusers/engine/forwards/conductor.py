@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,13 @@ from bentoml_diffusers.engine.forwards.calls import Job, Member, SharedModule, e
 from bentoml_diffusers.engine.forwards.processors import AttentionProcessors
 from bentoml_diffusers.engine.forwards.profile import CostProfile
 from bentoml_diffusers.engine.forwards.runner import Forwards
-from bentoml_diffusers.engine.order import Turns, choose_entry, choose_group, record_group
+from bentoml_diffusers.engine.order import (
+    Turns,
+    choose_entry,
+    choose_group,
+    note_urgency,
+    record_group,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -62,6 +69,12 @@ class Conductor:
         """How many forwards were shared by how many requests, until now."""
         return self._runs.counts
 
+    @property
+    def given(self) -> dict[str, float]:
+        """What each caller has been given."""
+        with self._mutex:
+            return self._turns.all_given()
+
     @contextlib.contextmanager
     def turn(self, member: Member) -> Iterator[None]:
         """Holds the baton for the caller's thread while the block runs."""
@@ -81,6 +94,8 @@ class Conductor:
                 self._turns.leave(member.work)
                 if self._alone is member:
                     self._alone = None
+                if not self._live:
+                    self.profile.rest()
                 self._admit()
                 self._pass_on()
 
@@ -196,6 +211,7 @@ class Conductor:
 
     def _choose_group(self) -> list[Job]:
         """Takes those that run together next; see :mod:`bentoml_diffusers.engine.order`."""
+        note_urgency([job.work for job in self._waiting], time.monotonic(), self.profile)
         chosen = choose_group(self._waiting, self._turns, self.profile.choose_rows)
         record_group(chosen, self._waiting, self._turns)
         self._waiting = [job for job in self._waiting if job not in chosen]

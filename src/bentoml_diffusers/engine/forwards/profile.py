@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 
+_FADING = 0.98  # of what is remembered of the overhead, for each forward
+
+
 class CostProfile:
     """What each kind of forward costs, by batch size. Safe from any thread.
 
@@ -32,6 +35,8 @@ class CostProfile:
         self._kinds: dict[Hashable, Costs] = defaultdict(lambda: Costs(max_rows))
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event, Hashable, int]] = deque()
         self._lock = threading.Lock()
+        self._busy_s = self._spent_s = 0.0
+        self._ended: float | None = None
 
     def choose_rows(self, kind: Hashable, waiting: int, own: int = 0, stretch: float = 1.0) -> int:
         """Returns how many rows the next forward of this kind should have, at most ``waiting``.
@@ -88,9 +93,24 @@ class CostProfile:
             name: {size: statistics.median(times) for size, times in sizes} for name, sizes in kinds
         }
 
+    @property
+    def overhead(self) -> float:
+        """How much longer requests take than their forwards, lately; 1 on a GPU."""
+        with self._lock:
+            return self._spent_s / self._busy_s if self._busy_s else 1.0
+
+    def rest(self) -> None:
+        """Notes that no request runs now."""
+        self._ended = None
+
     def _record(self, kind: Hashable, rows: int, seconds: float) -> None:
+        now = time.perf_counter()
         with self._lock:
             self._kinds[kind].record(rows, seconds)
+            if self._ended is not None:
+                self._busy_s = _FADING * self._busy_s + seconds
+                self._spent_s = _FADING * self._spent_s + now - self._ended
+            self._ended = now
 
     def _collect(self) -> None:
         while self._pending and self._pending[0][1].query():  # type: ignore[no-untyped-call]

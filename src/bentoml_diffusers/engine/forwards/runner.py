@@ -188,11 +188,14 @@ class Forwards:
         if len(jobs) > 1 and mark not in self._verified:
             parts = self._verify(jobs, mark, parts)
         self._count(jobs)
+        for job, count in zip(jobs, counts, strict=True):
+            job.member.calls[job.kind, count, job.is_step] += 1
         return parts
 
     def run_lone(self, job: Job) -> Any:
         """Runs a call with its own arguments, and returns what it returns."""
         rows = job.args[0].shape[0] if job.args and hasattr(job.args[0], "shape") else 1
+        job.member.calls[job.kind, rows, job.is_step] += 1
         stop = self._profile.start(job.module.device, job.kind, rows)
         with self._bank.forwarding(job.module.component, [(job.member.lease, None)]):
             result = job.module.run(*job.args, **job.kwargs)

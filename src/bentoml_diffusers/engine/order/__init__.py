@@ -6,6 +6,9 @@ so that they can be simulated; :mod:`~bentoml_diffusers.engine.admission` and
 """
 
 from bentoml_diffusers.engine.order.costs import Costs, bucket
+from bentoml_diffusers.engine.order.deadlines import note_urgency
+from bentoml_diffusers.engine.order.forecast import Estimate, Load, forecast, lone_seconds
+from bentoml_diffusers.engine.order.paces import Pace, Paces
 from bentoml_diffusers.engine.order.policy import (
     choose_entry,
     choose_group,
@@ -18,12 +21,19 @@ from bentoml_diffusers.engine.order.work import Work
 
 __all__ = [
     "Costs",
+    "Estimate",
+    "Load",
+    "Pace",
+    "Paces",
     "Turns",
     "Work",
     "bucket",
     "choose_entry",
     "choose_group",
     "choose_start",
+    "forecast",
     "kept_places",
+    "lone_seconds",
+    "note_urgency",
     "record_group",
 ]

@@ -110,25 +110,29 @@ def choose_first(forwards: Sequence[F], turns: Turns) -> F:
     return min(firsts, key=lambda one: rank(one.work))
 
 
-def record_group(chosen: Sequence[Forward], forwards: Sequence[Forward], turns: Turns) -> None:
+def record_group(
+    chosen: Sequence[Forward], forwards: Sequence[Forward], turns: Turns, count: int = 1
+) -> None:
     """Notes in the turns what a group has been given.
 
     Args:
         chosen: The group.
         forwards: All that waited, the group among them.
         turns: Is changed.
+        count: How many such forwards it has been given.
     """
-    caller = chosen[0].work.caller
-    aged = find_aged([one.work for one in forwards if one.work.caller == caller], turns)
-    if aged is not None:
-        turns.note_aged(caller, was_passed=all(one.work is not aged for one in chosen))
+    if len(chosen) < len(forwards):
+        caller = chosen[0].work.caller
+        aged = find_aged([one.work for one in forwards if one.work.caller == caller], turns)
+        if aged is not None:
+            turns.note_aged(caller, was_passed=all(one.work is not aged for one in chosen))
     for one in chosen:
-        turns.charge(one.work, one.work.pixels)
+        turns.charge(one.work, count * one.work.pixels)
 
 
-def rank(work: Work) -> tuple[int, int, int]:
-    """Within a caller: priority, then the shortest remaining work, then who came first."""
-    return -work.priority, work.remaining, work.number
+def rank(work: Work) -> tuple[bool, int, int, int]:
+    """Urgent first, then by priority, the shortest remaining work, who came first."""
+    return not work.is_urgent, -work.priority, work.remaining, work.number
 
 
 def find_owed(works: Sequence[Work], turns: Turns) -> Work | None:

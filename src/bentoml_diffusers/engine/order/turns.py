@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from bentoml_diffusers.engine.order.work import Work
 
@@ -24,8 +24,8 @@ class Turns:
     least of those that are there: the time in which it asked for nothing gives it no credit.
     """
 
-    def __init__(self) -> None:
-        self._given: dict[str, float] = {}
+    def __init__(self, given: Mapping[str, float] | None = None) -> None:
+        self._given: dict[str, float] = dict(given or {})
         self._active: Counter[str] = Counter()
         self._since: dict[Work, float] = {}
         self._passed: Counter[str] = Counter()
@@ -37,7 +37,8 @@ class Turns:
         caller = work.caller
         if not self._active[caller]:
             floor = min((self._given[one] for one in +self._active), default=None)
-            self._forget(floor)
+            if floor is not None:
+                self._forget(floor)
             self._given[caller] = max(floor or 0.0, self._given.get(caller, 0.0))
         self._active[caller] += 1
         self._since[work] = self._given[caller]
@@ -48,6 +49,8 @@ class Turns:
         del self._since[work]
         if not self._active[work.caller]:
             del self._active[work.caller]
+            if not self._active:
+                self._given.clear()
             self._charged.pop(work.caller, None)
             self._passed.pop(work.caller, None)
 
@@ -81,13 +84,13 @@ class Turns:
         else:
             self._passed.pop(caller, None)
 
-    def callers(self) -> set[str]:
-        """Returns those that have requests here."""
-        return set(self._active)
+    def all_given(self) -> dict[str, float]:
+        """Returns what all callers have had."""
+        return dict(self._given)
 
-    def _forget(self, floor: float | None) -> None:
+    def _forget(self, floor: float) -> None:
         """Drops what those that are gone have had, as far as it says nothing any more."""
-        gone: Iterable[str] = [one for one in self._given if one not in self._active]
+        gone = [one for one in self._given if one not in self._active]
         for one in gone:
-            if floor is None or self._given[one] <= floor:
+            if self._given[one] <= floor:
                 del self._given[one]

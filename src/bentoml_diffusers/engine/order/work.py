@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from bentoml_diffusers.engine.order.paces import Pace
+
 _numbers = itertools.count()
 
 
@@ -38,6 +40,9 @@ class Work:
         steps: How many steps it was asked to take.
         ticket: Counts them.
         deadline: Moment on the clock of the engine at which it must be done.
+        pace: What those like it have cost, if there were any.
+        is_urgent: It is late unless it goes first.
+        urgent_from: Moment before which it is not.
         number: In the order in which requests came.
     """
 
@@ -47,6 +52,9 @@ class Work:
     steps: int = 0
     ticket: Steps = field(default_factory=NoSteps)
     deadline: float | None = None
+    pace: Pace | None = None
+    is_urgent: bool = False
+    urgent_from: float = 0.0
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property

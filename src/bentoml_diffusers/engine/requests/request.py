@@ -21,7 +21,7 @@ from bentoml_diffusers.tasks import OutputLayout
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from bentoml_diffusers.adapters import AdapterSet
+    from bentoml_diffusers.engine.order import Estimate, Pace
     from bentoml_diffusers.engine.requests.schedulers import SchedulerChoice
     from bentoml_diffusers.media import Audio, Video
     from bentoml_diffusers.tasks import Task
@@ -138,7 +139,15 @@ class Request:
     canvas: Canvas | None = None
     max_sequence_length: int | None = None
 
-    def work(self, ticket: Ticket) -> Work:
+    @property
+    def signature(self) -> Hashable:
+        """Requests of equal signature cost the same for each step."""
+        guidance = self.arguments.get("guidance_scale", self.guidance_scale)
+        is_guided = guidance > 1 if isinstance(guidance, (int, float)) else None
+        size = self.arguments.get("height"), self.arguments.get("width")
+        return self.pipeline_class, self.method, self.pixels, *size, is_guided
+
+    def work(self, ticket: Ticket, pace: Pace | None = None) -> Work:
         """Returns what the order of work needs to know of it."""
         return Work(
             caller=self.caller,
@@ -147,6 +156,7 @@ class Request:
             steps=self.pixel_steps // self.pixels,
             ticket=ticket,
             deadline=ticket.deadline,
+            pace=pace,
         )
 
 
@@ -349,6 +359,7 @@ class Handle:
     future: Future[Result]
     ticket: Ticket
     _withdraw: Callable[[], None]
+    _look: Callable[[], Estimate]
 
     def result(self, timeout: float | None = None) -> Result:
         """Waits for the result.
@@ -366,6 +377,15 @@ class Handle:
         """Stops the request: at once if it waits, else before its next forward."""
         self.ticket.cancel()
         self._withdraw()
+
+    @property
+    def estimate(self) -> Estimate:
+        """Where it stands: its position in the queue, seconds until it starts and is done.
+
+        Seconds are known once requests like it, and like those before it, have been done. They
+        foresee none that is still to come. Takes milliseconds where many wait: not for each step.
+        """
+        return self._look()
 
     @property
     def progress(self) -> tuple[int, int | None]:
