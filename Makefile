@@ -37,6 +37,7 @@ help:
 	@echo "make test-clients    try the clients of OpenAI, Hugging Face and others (npm, too, if there)"
 	@echo "make test-numerics   run the tests with the numeric kernels of other processors"
 	@echo "make test-families   try the pipeline classes of all families"
+	@echo "make simulate   run the order of work in 100,000 random worlds"
 	@echo "make lint    check style and format"
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
@@ -61,6 +62,9 @@ test-families: $(VENV)/.installed-test
 test-clients: $(VENV)/.installed-test $(CLIENTS)/.installed$(if $(QUICK),-quick)
 	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m tools.clients --python $(CLIENTS)/bin/python \
 		$(if $(QUICK),--quick) $(ARGS)
+
+simulate: $(VENV)/.installed-test
+	$(BIN)/python -m tools.simulation --requests 10000000 --processes 2 $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ def held(engine, count):
     with conductor.turn(Member(Ticket())):
         yield
         give_up = time.monotonic() + 30
-        while len(conductor._ready) + len(conductor._entering) < count:
+        while len(conductor._baton.ready) + len(conductor._baton.entering) < count:
             assert time.monotonic() < give_up
             time.sleep(0.001)
 

@@ -267,7 +267,7 @@ def test_a_defect_of_the_scheduling_ends_requests_and_readiness(monkeypatch):
         def fail(*_):
             raise KeyError("on purpose")
 
-        monkeypatch.setattr(engine._worker.conductor, "_choose_group", fail)
+        monkeypatch.setattr(engine._worker.conductor._baton, "_choose", fail)
         with held(engine, 3):  # one alone is not scheduled
             handles = [engine.submit("txt2img", **CALL) for _ in range(3)]
         for handle in handles:

@@ -311,7 +311,7 @@ def test_a_late_request_joins_the_next_step():
             if index == 1:
                 late.append(engine.submit("txt2img", **RED, num_inference_steps=2))
                 give_up = time.monotonic() + 30
-                while not engine._worker.conductor._ready and time.monotonic() < give_up:
+                while not engine._worker.conductor._baton.ready and time.monotonic() < give_up:
                     time.sleep(0.001)
             return tensors
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bentoml_diffusers.engine.order import Turns, choose_start, kept_places
+from bentoml_diffusers.engine.order import Queue
 from bentoml_diffusers.engine.report import QueueReport
 from bentoml_diffusers.errors import (
     DiffusersError,
@@ -55,13 +55,12 @@ class Admission:
 
     def __init__(self, limits: EngineLimits, run: Callable[[Entry], Result]) -> None:
         self._counts: Counter[str] = Counter()
-        self._limits = limits
         self._run = run
         self._threads = ThreadPoolExecutor(limits.max_running, "diffusers-engine")
         self._lock = threading.Condition()
-        self._queue: dict[Work, Entry] = {}
-        self._running: dict[Work, Entry] = {}
-        self._turns = Turns()
+        self._queue: Queue[Entry] = Queue(
+            limits.max_running, limits.max_queue, limits.max_pixel_steps
+        )
         self._rate = _Rate()
         self._clock: threading.Thread | None = None
         self._closed = False
@@ -80,12 +79,12 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._queue)
+        return len(self._queue.waiting)
 
     @property
     def running(self) -> int:
         """Requests that have been started."""
-        return len(self._running)
+        return len(self._queue.running)
 
     @contextlib.contextmanager
     def counting_refusals(self) -> Iterator[None]:
@@ -107,10 +106,11 @@ class Admission:
         with self._lock:
             if self._closed:
                 raise RequestCancelled("the engine is closed")
-            self._check_room(entry)
+            if not self._queue.has_room(entry.work):
+                seconds = self._rate.seconds_for(self._queue.work)
+                raise QueueFull(len(self._queue.waiting), seconds)
             self._counts["submitted"] += 1
-            self._turns.enter(entry.work)
-            self._queue[entry.work] = entry
+            self._queue.add(entry.work, entry)
             self._start_next()
             if entry.ticket.deadline is not None and not entry.future.done():
                 self._start_clock()
@@ -119,31 +119,30 @@ class Admission:
     def withdraw(self, entry: Entry) -> None:
         """Frees the place of a request that waits; one that runs looks at its ticket itself."""
         with self._lock:
-            if self._queue.pop(entry.work, None) is None:
+            if not self._queue.withdraw(entry.work):
                 return
         self._finish(entry, RequestCancelled())
 
     def look_at_queue(self) -> QueueReport:
         """Returns how many wait, and for how long."""
         with self._lock:
-            has_room = len(self._running) < self._limits.max_running
-            seconds = 0 if has_room else self._rate.estimate(self._waiting_work())
-            return QueueReport(waiting=len(self._queue), seconds=seconds)
+            queue = self._queue
+            is_free = queue.has_place and not queue.waiting
+            seconds = 0 if is_free else self._rate.estimate(queue.work)
+            return QueueReport(waiting=len(queue.waiting), seconds=seconds)
 
     def look(self) -> tuple[list[Entry], list[Entry], dict[str, float]]:
         """Returns who runs, who waits, and what callers have been given."""
         with self._lock:
-            return (
-                list(self._running.values()),
-                list(self._queue.values()),
-                self._turns.all_given(),
-            )
+            queue = self._queue
+            running, waiting = list(queue.running.values()), list(queue.waiting.values())
+            return running, waiting, queue.turns.all_given()
 
     def close(self, *, cancel: bool) -> None:
         """Takes no more requests; returns when all are answered."""
         with self._lock:
             self._closed = True
-            entries = [*self._queue.values(), *self._running.values()]
+            entries = [*self._queue.waiting.values(), *self._queue.running.values()]
             self._lock.notify_all()
         if cancel:
             for entry in entries:
@@ -155,29 +154,8 @@ class Admission:
         if self._clock is not None:
             self._clock.join()
 
-    def _check_room(self, entry: Entry) -> None:
-        """One request of each caller may wait whatever its work is, and has a place kept."""
-        limits, mine = self._limits, entry.work
-        if len(self._running) < limits.max_running and not self._queue:
-            return
-        is_only = all(work.caller != mine.caller for work in self._queue)
-        room = limits.max_queue - (0 if is_only else kept_places(limits.max_queue))
-        work = self._waiting_work()
-        is_too_much = work + mine.total > limits.max_pixel_steps
-        if len(self._queue) >= room or (is_too_much and self._queue and not is_only):
-            raise QueueFull(len(self._queue), self._rate.seconds_for(work))
-
-    def _waiting_work(self) -> int:
-        return sum(work.total for work in self._queue)
-
     def _start_next(self) -> None:
-        places = self._limits.max_running
-        while self._queue:
-            work = choose_start(list(self._queue), self._running, places, self._turns)
-            if work is None:
-                return
-            self._turns.charge(work, work.total)
-            entry = self._running[work] = self._queue.pop(work)
+        while (entry := self._queue.start_next()) is not None:
             self._threads.submit(self._serve, entry)
 
     def _serve(self, entry: Entry) -> None:
@@ -190,8 +168,7 @@ class Admission:
 
     def _finish(self, entry: Entry, outcome: Result | BaseException) -> None:
         with self._lock:
-            self._running.pop(entry.work, None)
-            self._turns.leave(entry.work)
+            self._queue.finish(entry.work)
             if isinstance(outcome, BaseException):
                 self._counts[outcome_of(outcome)] += 1
             else:
@@ -214,18 +191,19 @@ class Admission:
         """Answers requests whose time is over while they wait."""
         while True:
             with self._lock:
-                if self._closed and not self._queue:
+                if self._closed and not self._queue.waiting:
                     return
-                late = [entry for entry in self._queue.values() if entry.ticket.must_stop]
+                waiting = self._queue.waiting.values()
+                late = [entry for entry in waiting if entry.ticket.must_stop]
                 for entry in late:
-                    del self._queue[entry.work]
+                    self._queue.withdraw(entry.work)
                 if not late:
                     self._lock.wait(self._next_deadline_s())
             for entry in late:
                 self._finish(entry, _reason_to_stop(entry.ticket))
 
     def _next_deadline_s(self) -> float | None:
-        moments = [work.deadline for work in self._queue]
+        moments = [work.deadline for work in self._queue.waiting]
         known = [moment for moment in moments if moment is not None]
         return max(0.0, min(known) - time.monotonic()) + 0.001 if known else None
 

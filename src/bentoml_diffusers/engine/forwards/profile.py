@@ -49,11 +49,7 @@ class CostProfile:
         """
         with self._lock:
             self._collect()
-            costs = self._kinds[kind]
-            rows = min(waiting, costs.max_rows, costs.choose(waiting))
-            if 0 < own < rows:
-                rows = min(rows, costs.choose_within(own, stretch))
-            return rows
+            return self._kinds[kind].choose_rows(waiting, own, stretch)
 
     def seconds(self, kind: Hashable, rows: int) -> float | None:
         """Returns how long a forward takes; ``None`` before it is known."""

@@ -5,9 +5,10 @@ so that they can be simulated; :mod:`~bentoml_diffusers.engine.admission` and
 :mod:`~bentoml_diffusers.engine.forwards.conductor` carry them out.
 """
 
+from bentoml_diffusers.engine.order.baton import Baton
 from bentoml_diffusers.engine.order.costs import Costs, bucket
 from bentoml_diffusers.engine.order.deadlines import note_urgency
-from bentoml_diffusers.engine.order.forecast import Estimate, Load, forecast, lone_seconds
+from bentoml_diffusers.engine.order.forecasts import Estimate, Load, forecast, lone_seconds
 from bentoml_diffusers.engine.order.paces import Pace, Paces
 from bentoml_diffusers.engine.order.policy import (
     choose_entry,
@@ -16,12 +17,15 @@ from bentoml_diffusers.engine.order.policy import (
     kept_places,
     record_group,
 )
+from bentoml_diffusers.engine.order.queue import Queue
 from bentoml_diffusers.engine.order.turns import Turns
 from bentoml_diffusers.engine.order.work import Work
 
 __all__ = [
+    "Baton",
     "Costs",
     "Estimate",
+    "Queue",
     "Load",
     "Pace",
     "Paces",

@@ -34,6 +34,19 @@ class Costs:
         if self._forwards % _REVIEW == 0:
             self._review()
 
+    def choose_rows(self, waiting: int, own: int, stretch: float) -> int:
+        """Returns how many rows the next forward should have, at most ``waiting``.
+
+        Args:
+            waiting: Rows that could share it.
+            own: Rows among them of the caller whose turn it is; 0: all.
+            stretch: How many times longer it may take than with these alone.
+        """
+        rows = min(waiting, self.max_rows, self.choose(waiting))
+        if 0 < own < rows:
+            rows = min(rows, self.choose_within(own, stretch))
+        return rows
+
     def choose(self, waiting: int) -> int:
         """Returns how many of the rows that wait should share a forward.
 

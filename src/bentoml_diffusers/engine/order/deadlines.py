@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from bentoml_diffusers.engine.order.forecast import lone_seconds
+from bentoml_diffusers.engine.order.forecasts import lone_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable

@@ -54,9 +54,11 @@ def choose_entry(waiting: Sequence[Work], turns: Turns) -> Work | None:
     """Returns who goes first; ``None`` if nobody waits."""
     if not waiting:
         return None
+    owed = find_aged(waiting, turns) if turns.owes else None
+    if owed is not None:
+        return owed
     caller = min((work.caller for work in waiting), key=turns.place)
-    mine = [work for work in waiting if work.caller == caller]
-    return find_owed(mine, turns) or min(mine, key=rank)
+    return min((work for work in waiting if work.caller == caller), key=rank)
 
 
 def choose_group(forwards: Sequence[F], turns: Turns, choose_rows: ChooseRows) -> list[F]:
@@ -92,20 +94,22 @@ def choose_first(forwards: Sequence[F], turns: Turns) -> F:
     ahead of one of them by the work of that request. What comes before and after the steps goes
     first, of the caller that has had the least: so what has just come shares the next step.
     """
+    owed = find_aged([one.work for one in forwards], turns) if turns.owes else None
+    if owed is not None:
+        return next(one for one in forwards if one.work is owed)
     by_caller: dict[str, list[F]] = defaultdict(list)
     for one in forwards:
         by_caller[one.work.caller].append(one)
-    if len(by_caller) == 1:
-        return _first_of(forwards, turns, aside_first=True)
     given = {caller: turns.given(caller) for caller in by_caller}
     least = min(given.values())
     firsts = []
     for caller, mine in by_caller.items():
-        is_behind = given[caller] <= least
-        first = _first_of(mine, turns, aside_first=is_behind)
-        if is_behind and not first.is_step:
-            return first
-        if given[caller] - least < first.work.total / first.work.weight or is_behind:
+        asides = [one for one in mine if not one.is_step] if given[caller] <= least else []
+        if asides:
+            return min(asides, key=lambda one: rank(one.work))
+        first = min(mine, key=lambda one: rank(one.work))
+        lead = given[caller] - least
+        if not lead or lead < first.work.total / first.work.weight:
             firsts.append(first)
     return min(firsts, key=lambda one: rank(one.work))
 
@@ -122,10 +126,9 @@ def record_group(
         count: How many such forwards it has been given.
     """
     if len(chosen) < len(forwards):
-        caller = chosen[0].work.caller
-        aged = find_aged([one.work for one in forwards if one.work.caller == caller], turns)
+        aged = find_aged([one.work for one in forwards], turns)
         if aged is not None:
-            turns.note_aged(caller, was_passed=all(one.work is not aged for one in chosen))
+            turns.note_aged(was_passed=all(one.work is not aged for one in chosen))
     for one in chosen:
         turns.charge(one.work, count * one.work.pixels)
 
@@ -135,24 +138,10 @@ def rank(work: Work) -> tuple[bool, int, int, int]:
     return not work.is_urgent, -work.priority, work.remaining, work.number
 
 
-def find_owed(works: Sequence[Work], turns: Turns) -> Work | None:
-    """Returns the oldest aged request of a caller if it is its turn."""
-    return find_aged(works, turns) if turns.owes(works[0].caller) else None
-
-
-def find_aged(works: Sequence[Work], turns: Turns) -> Work | None:
-    """Returns the oldest request of one caller if it is aged."""
-    oldest = min(works, key=lambda work: work.number)
-    return oldest if turns.is_aged(oldest) else None
-
-
-def _first_of(mine: Sequence[F], turns: Turns, *, aside_first: bool) -> F:
-    """Of one caller."""
-    owed = find_owed([one.work for one in mine], turns)
-    if owed is not None:
-        return next(one for one in mine if one.work is owed)
-    asides = [one for one in mine if not one.is_step] if aside_first else []
-    return min(asides or mine, key=lambda one: rank(one.work))
+def find_aged(works: Iterable[Work], turns: Turns) -> Work | None:
+    """Returns the oldest request that is aged, if there is one."""
+    aged = [work for work in works if turns.is_aged(work)]
+    return min(aged, key=lambda work: work.number) if aged else None
 
 
 def _weigh(forwards: Sequence[Forward]) -> float:

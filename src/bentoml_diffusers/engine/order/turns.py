@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.engine.order.work import Work
 
-# A request is aged once its caller has been given this many times its work since it came.
+# A request is aged once so many times its share of the device has been given since it came.
 PATIENCE = 8
-# One of so many decisions for a caller is for its oldest aged request.
+# One of so many decisions is for the oldest aged request.
 AGED_SHARE = 4
 
 
@@ -28,7 +28,8 @@ class Turns:
         self._given: dict[str, float] = dict(given or {})
         self._active: Counter[str] = Counter()
         self._since: dict[Work, float] = {}
-        self._passed: Counter[str] = Counter()
+        self._passed = 0
+        self._clock = 0.0
         self._charged: dict[str, int] = {}
         self._charges = 0
 
@@ -41,7 +42,7 @@ class Turns:
                 self._forget(floor)
             self._given[caller] = max(floor or 0.0, self._given.get(caller, 0.0))
         self._active[caller] += 1
-        self._since[work] = self._given[caller]
+        self._since[work] = self._clock
 
     def leave(self, work: Work) -> None:
         """Notes that a request has ended."""
@@ -52,11 +53,11 @@ class Turns:
             if not self._active:
                 self._given.clear()
             self._charged.pop(work.caller, None)
-            self._passed.pop(work.caller, None)
 
     def charge(self, work: Work, pixel_steps: float) -> None:
         """Notes what a request has been given."""
         self._given[work.caller] += pixel_steps / work.weight
+        self._clock += pixel_steps
         self._charges += 1
         self._charged[work.caller] = self._charges
 
@@ -69,20 +70,18 @@ class Turns:
         return self._given[caller], self._charged.get(caller, 0)
 
     def is_aged(self, work: Work) -> bool:
-        """True if a request has waited so long that its caller's smaller ones give way."""
-        had = self._given[work.caller] - self._since[work]
-        return had * work.weight > PATIENCE * work.total
+        """True if a request has waited so long that smaller ones give way."""
+        fair = work.total * len(self._active) / work.weight
+        return self._clock - self._since[work] > PATIENCE * fair
 
-    def owes(self, caller: str) -> bool:
-        """True if it is the turn of the oldest aged request of a caller."""
-        return self._passed[caller] >= AGED_SHARE - 1
+    @property
+    def owes(self) -> bool:
+        """True if it is the turn of the oldest aged request."""
+        return self._passed >= AGED_SHARE - 1
 
-    def note_aged(self, caller: str, *, was_passed: bool) -> None:
-        """Notes whether a decision passed over the oldest aged request of a caller."""
-        if was_passed:
-            self._passed[caller] += 1
-        else:
-            self._passed.pop(caller, None)
+    def note_aged(self, *, was_passed: bool) -> None:
+        """Notes whether a decision passed over the oldest aged request."""
+        self._passed = self._passed + 1 if was_passed else 0
 
     def all_given(self) -> dict[str, float]:
         """Returns what all callers have had."""
