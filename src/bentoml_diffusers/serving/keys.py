@@ -83,7 +83,7 @@ class Visit:
         self._expected = 1
         self._prepaid = 0  # requests to come that are paid
         self._open = 0  # requests that have not ended
-        self._began = 0.0
+        self._began: float | None = None  # while it has a place
 
     def expect(self, parts: int) -> None:
         """Says how many equal requests the call is."""
@@ -98,30 +98,28 @@ class Visit:
             QuotaTooSmall: 403, always beyond it.
         """
         self.account.check_task(task)
-        with self._lock:
+        with self._lock, contextlib.ExitStack() as undo:
             if not self._prepaid:
-                self._pay(pixel_steps * self._expected)
-                self._prepaid = self._expected
-            self._prepaid -= 1
+                self._pay(pixel_steps * self._expected, undo)
+            if self._began is None:
+                self._began = self.account.places.take()
+            undo.pop_all()
+            self._prepaid = (self._prepaid or self._expected) - 1
             self._open += 1
         return Charge(self, pixel_steps)
 
-    def _pay(self, pixel_steps: int) -> None:
-        account = self.account
-        with contextlib.ExitStack() as undo:
-            for bucket, amount in ((account.requests, 1), (account.work, pixel_steps)):
-                bucket.take(amount)
-                undo.callback(bucket.give_back, amount)
-            if not self._open:
-                self._began = account.places.take()
-            undo.pop_all()
+    def _pay(self, pixel_steps: int, undo: contextlib.ExitStack) -> None:
+        for bucket, amount in ((self.account.work, pixel_steps), (self.account.requests, 1)):
+            bucket.take(amount)
+            undo.callback(bucket.give_back, amount)
 
     def leave(self, *, is_done: bool) -> None:
-        """Notes that a request has ended; the last of a call frees its place."""
+        """Notes that a request has ended; with none left the call has no place any more."""
         with self._lock:
             self._open -= 1
-            if not self._open:
+            if not self._open and self._began is not None:
                 self.account.places.leave(self._began, is_done=is_done)
+                self._began = None
 
 
 @dataclass(frozen=True)

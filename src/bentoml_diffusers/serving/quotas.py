@@ -84,6 +84,11 @@ class Places:
         self._usual_s = 1.0  # how long a request takes, by a moving average
         self._lock = threading.Lock()
 
+    @property
+    def taken(self) -> int:
+        """How many are there now."""
+        return len(self._began)
+
     def take(self) -> float:
         """Takes a place; returns what :meth:`leave` wants.
 
