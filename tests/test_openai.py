@@ -24,7 +24,7 @@ from bentoml_diffusers.serving.dispatcher import Dispatcher
 from bentoml_diffusers.serving.endpoints import classic_endpoints
 from bentoml_diffusers.serving.uploads import UploadBudget
 
-LIMITS = RequestLimits(default_steps=8, max_steps=1000, max_side=256)
+LIMITS = RequestLimits(default_steps=8, max_steps=1000, max_side=256, max_images=4)
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 PROMPT = {"prompt": "a red circle", "seed": 5, "num_inference_steps": 4}
 
@@ -289,6 +289,8 @@ class TestErrors:
             ({"size": "512x32"}, 400, "invalid_value", "size"),
             ({"num_inference_steps": 1001}, 400, "invalid_value", "num_inference_steps"),
             ({"n": "many"}, 400, "invalid_value", "n"),
+            ({"n": 5}, 400, "invalid_value", "n"),  # the service has less than OpenAI
+            ({"previews": True}, 400, "unsupported_parameter", "previews"),
             ({"background": "transparent"}, 400, "unsupported_value", "background"),
             ({"frame_count": 3}, 400, "unsupported_parameter", "frame_count"),
             ({"model": "dall-e-2"}, 404, "model_not_found", "model"),
@@ -352,6 +354,8 @@ class TestHuggingFace:
             ("/", {"inputs": "a", "more": 1}, 400, "more"),
             ("/", {"inputs": "a", "parameters": {"steps": 1}}, 400, "steps"),
             ("/", {"inputs": "a", "parameters": {"prompt": "b"}}, 400, "inputs"),
+            ("/", {"inputs": "a", "parameters": {"n": 2}}, 400, "parameters.n"),
+            ("/", {"inputs": "iVBORw0KGgo", "parameters": {}}, 400, "parameters.prompt"),
         ],
     )
     def test_errors(self, client, path, body, status, field):

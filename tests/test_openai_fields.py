@@ -109,7 +109,7 @@ class TestGenerations:
         request = ImageRequest(prompt="x", size="64x32", seed=3, user="me", style="vivid")
         order = translator.generation(request)
         assert order.task == "txt2img"
-        assert order.values == {"prompt": "x", "width": 64, "height": 32, "seed": 3}
+        assert order.values == {"prompt": "x", "n": 1, "width": 64, "height": 32, "seed": 3}
         assert order.names["width"] == "size"
 
     @pytest.mark.parametrize(

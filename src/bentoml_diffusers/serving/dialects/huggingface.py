@@ -38,6 +38,9 @@ IGNORED = {
     "model": "the path has it",
     "options": "nothing is cached, and the model is loaded",
 }
+# What cannot be done, with the reason.
+REFUSED = {"n": "an answer is one image", "previews": "an answer is one image"}
+_IMAGE_HEADS = ("data:image/", "iVBORw0KGgo", "/9j/", "UklGR")  # PNG, JPEG, WebP in base64
 _FORMATS: Mapping[str, OutputFormat] = {"image/jpeg": "jpeg", "image/webp": "webp"}
 
 
@@ -60,7 +63,8 @@ def make_routes(context: DialectContext) -> Sequence[BaseRoute]:
             request_id=find_request_id(request.scope),
             caller=Caller.of(request.scope),
         )
-        output_format = choose_format(request.headers.get("accept"))
+        accepted = choose_format(request.headers.get("accept"))
+        output_format = values.get("output_format") or accepted
         try:
             answer = await context.dispatcher.run(call, request.receive)
         except DiffusersError as error:
@@ -74,7 +78,7 @@ def make_routes(context: DialectContext) -> Sequence[BaseRoute]:
 def translate(requests: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns the task of a request, and values by the names of its native fields.
 
-    An image comes with its prompt among the parameters, or with none; text has none there.
+    An image comes with its prompt among the parameters; text has none there.
 
     Args:
         requests: What the service takes, by task.
@@ -92,12 +96,23 @@ def translate(requests: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[str
         raise InvalidRequest("inputs", inputs, "a prompt, or an image in base64")
     if not isinstance(parameters, dict):
         raise InvalidRequest("parameters", parameters, "an object")
-    if "prompt" not in parameters:
+    _check_parameters(inputs, parameters)
+    if parameters.get("prompt") is None:
         return find_task(requests, GENERATION), {**parameters, "prompt": inputs}
     task = find_task(requests, EDIT)
     own = {name: value for name, value in parameters.items() if name != "target_size"}
     image = _read_image(inputs, parameters.get("target_size"), requests[task].limits)
     return task, {**own, "image": image}
+
+
+def _check_parameters(inputs: str, parameters: Mapping[str, Any]) -> None:
+    for name, reason in REFUSED.items():
+        if parameters.get(name) is not None:
+            raise InvalidRequest(f"parameters.{name}", parameters[name], f"none: {reason}")
+    prompt = parameters.get("prompt")
+    is_image = inputs.startswith(_IMAGE_HEADS)
+    if not isinstance(prompt, (str, type(None))) or (is_image and prompt is None):
+        raise InvalidRequest("parameters.prompt", prompt, "the prompt for the image in inputs")
 
 
 def choose_format(accept: str | None) -> OutputFormat:
@@ -144,7 +159,7 @@ _EXAMPLE = {"inputs": "a big red circle on a blue background at the left"}
 def describe_fields(context: DialectContext) -> Mapping[str, Any]:
     """Returns the fields of the inference API; its parameters are fields of the native one."""
     del context
-    return {"/": {"applied": ["inputs", "parameters"], "refused": {}, "ignored": IGNORED}}
+    return {"/": {"applied": ["inputs", "parameters"], "refused": REFUSED, "ignored": IGNORED}}
 
 
 def describe_paths(context: DialectContext, schemas: Schemas) -> Paths:

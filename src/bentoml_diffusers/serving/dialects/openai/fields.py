@@ -27,6 +27,7 @@ REFUSED = {
     "frame_count": "no animations are made",
     "frame_duration_ms": "no animations are made",
     "markup": "say the change in the prompt, or mark it in a mask",
+    "previews": "say partial_images",
     "svg": "no vector graphics are made",
 }
 

@@ -126,7 +126,7 @@ class Translator:
         twice = sorted(set(extra) & set(values))
         if twice:
             raise FieldsRefused([((twice[0],), "is given by another field, too")])
-        own = {"prompt": request.prompt, **self._choose_steps(task, request)}
+        own = {"prompt": request.prompt, "n": request.n, **self._choose_steps(task, request)}
         whole = {**own, **values, **extra, **add_loras(loras, extra)}
         return Order(task=task, values=whole, request=request, loras=loras, **more)
 
