@@ -1,0 +1,1 @@
+"""Random requests against the whole API of a service."""
