@@ -89,7 +89,7 @@ def test_a_classic_folder_generates_the_same_as_a_modular_pipeline(modular_model
     assert record.details["blocks"] == "StableDiffusionXLAutoBlocks"
     assert record.details["modular_workflows"] == ["text2image", "image2image", "inpainting"]
     assert record.components["unet"] == "diffusers.UNet2DConditionModel"
-    assert store.verify(modular_model).is_whole
+    assert store.verify(modular_model).is_intact
 
 
 def test_the_stored_index_names_nothing_outside(modular_model, sdxl_folder):
@@ -306,7 +306,7 @@ def test_two_models_with_a_block_py_each_never_mix(with_code, name, sdxl_pixels)
     ("change", "words"),
     [
         (lambda f: (f / "block.py").unlink(), "not there: block.py"),
-        (lambda f: (f / "helper.py").unlink(), "helper, which is not beside it"),
+        (lambda f: (f / "helper.py").unlink(), "helper, which is not in its folder"),
         (lambda f: (f / "block.py").write_text("import helper"), "from .helper import"),
         (lambda f: (f / "block.py").write_text("from ..up import x"), "one folder"),
         (lambda f: (f / "block.py").write_text("class ("), "not a Python file"),
@@ -469,7 +469,7 @@ def from_two_folders(module):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (with_state, "state of its own, by"),
+        (with_state, "attributes were changed: by"),
         (in_main, "__main__"),
         (loaded_twice, "any more"),
         (with_arguments, "needs arguments"),

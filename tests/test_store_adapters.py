@@ -49,7 +49,7 @@ def test_a_lora_of_diffusers_is_described(lora_dir, name):
     assert (details["rank"], details["base_model"]) == (4, "tiny")
     assert details["components"] == {"unet": details["tensors"] // 2}
     assert details["modules"] == ["to_k", "to_out.0", "to_q", "to_v"]
-    assert details["architecture"] == "unet with text of width 16"
+    assert details["architecture"] == "unet with text embeddings of width 16"
 
 
 def test_a_lora_of_kohya_is_described(tmp_path, name):
@@ -117,7 +117,7 @@ def test_a_name_leads_nowhere_else(lora_dir, tmp_path, name, weight_name, words)
 
 def test_a_link_out_of_the_folder_is_refused(lora_dir, tmp_path, name):
     (tmp_path / "x.safetensors").symlink_to(lora_dir / "one.safetensors")
-    with pytest.raises(errors.InvalidModel, match="leads out"):
+    with pytest.raises(errors.InvalidModel, match="points outside"):
         bentoml_diffusers.import_lora(name, tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_one_broken_entry_hides_no_other(lora_dir, name, caplog):
     listed = {model.tag for model, _ in store.list_records()}
     assert broken.tag not in listed
     assert bentoml.models.get(other).tag in listed
-    assert f"left out: '{broken.tag}' has a broken record.json" in caplog.text
+    assert f"skipped: '{broken.tag}' has a broken record.json" in caplog.text
     bentoml.models.delete(str(broken.tag))
 
 
@@ -219,7 +219,7 @@ def test_a_textual_inversion_for_two_encoders_is_described(tmp_path, name):
 
 def test_several_embeddings_in_one_file_are_refused_at_once(tmp_path, name):
     save_file({"<x>": torch.randn(1, 16), "<y>": torch.randn(1, 16)}, tmp_path / "x.safetensors")
-    with pytest.raises(errors.InvalidModel, match="more than one: its tensors are <x>, <y>"):
+    with pytest.raises(errors.InvalidModel, match="must hold exactly one textual inversion; its tensors are <x>, <y>"):
         bentoml_diffusers.import_textual_inversion(name, tmp_path)
 
 
@@ -252,7 +252,7 @@ def test_adapters_are_listed_exported_and_imported_like_models(lora_dir, tmp_pat
     assert model.tag not in [entry.tag for entry in store.list_entries()]
     again = bentoml.models.import_model(archive)
     assert again.tag in [entry.tag for entry in store.list_entries()]
-    assert store.verify(again).is_whole
+    assert store.verify(again).is_intact
     assert record_of(again).details["rank"] == 4
 
 
@@ -310,8 +310,8 @@ def edit_config(folder, **values):
 
 
 REFUSED_PARTS = {
-    "which component it is for": lambda folder: edit_config(folder, auto_mapping=None),
-    "is not a LoRA by its": lambda folder: edit_config(folder, peft_type="LOHA"),
+    "does not name its component": lambda folder: edit_config(folder, auto_mapping=None),
+    "is not a LoRA according to its": lambda folder: edit_config(folder, peft_type="LOHA"),
     "changes the base model": lambda folder: edit_config(folder, init_lora_weights="pissa"),
     "has a broken": lambda folder: (folder / "adapter_config.json").write_text("{"),
     "no readable": lambda folder: (folder / "adapter_model.safetensors").write_text("x"),

@@ -186,7 +186,7 @@ def test_only_what_needs_it_is_repaired(tags, name):
     assert REPAIRED.get(name, "") in " ".join(record.repairs)
     assert record.class_name
     assert record.components
-    assert store.verify(bentoml_diffusers.get(tags[name])).is_whole
+    assert store.verify(bentoml_diffusers.get(tags[name])).is_intact
 
 
 def test_a_repaired_model_is_the_same_when_imported_again(tags, tmp_path, name):

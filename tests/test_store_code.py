@@ -74,7 +74,7 @@ def test_a_file_and_a_folder_are_stored_and_run(trusting, write, name):
     assert bentoml_diffusers.load_model(folder).say() == "folder"
     record = store.read_record(Path(file.path))
     assert record.code.sha256 == store.hash_code(Path(file.path, "code"))
-    assert store.verify(file).is_whole
+    assert store.verify(file).is_intact
 
 
 def test_the_code_in_the_store_runs_not_the_file_it_came_from(trusting, write):
@@ -105,7 +105,7 @@ def test_files_of_one_folder_import_each_other(trusting, write, tmp_path):
 
 def test_without_trust_it_is_refused_with_file_and_hash(trusting, write, caplog):
     model = trusting(write("untrusted"), trust_remote_code=False)
-    assert "brings code that will not run" in caplog.text
+    assert "brings code that is not trusted" in caplog.text
     digest = store.read_record(Path(model.path)).code.sha256
     with pytest.raises(errors.UntrustedSource) as caught:
         bentoml_diffusers.load_model(model)

@@ -315,7 +315,7 @@ def test_code_with_relative_imports_comes_along(package, tmp_path, name):
 
 def test_code_that_works_only_where_it_lies_is_refused(package, name):
     pipeline = package("STRENGTH = 1\ntry:\n    from ..x import y\nexcept ImportError:\n    pass")
-    with pytest.raises(errors.InvalidModel, match=r"imports \.\.x, which is not beside it"):
+    with pytest.raises(errors.InvalidModel, match=r"imports \.\.x, which is not in its folder"):
         bentoml_diffusers.save_model(name, pipeline)
 
 

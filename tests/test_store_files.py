@@ -48,7 +48,7 @@ def test_a_single_file_becomes_the_pipeline_it_was(checkpoint, pipeline_folder, 
         "file community.safetensors",
         "StableDiffusionPipeline",
     )
-    assert store.verify(model).is_whole
+    assert store.verify(model).is_intact
 
 
 def test_the_configs_can_be_those_of_a_stored_model(checkpoint, model, name):
@@ -81,7 +81,7 @@ def test_an_xl_in_half_precision_stays_in_it(tmp_path, name, pixels):
     ("tensors", "file", "error", "words"),
     [
         ({"unet.to_q.lora_A.weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "import_lora"),
-        ({"weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "not a checkpoint of a whole"),
+        ({"weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "not a checkpoint of a complete"),
         ({"weight": (1, 1)}, "x.ckpt", errors.UntrustedSource, "allow_pickle"),
         ({"weight": (1, 1)}, "x.gguf", errors.InvalidModel, "not a .safetensors"),
         (

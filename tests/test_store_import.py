@@ -70,7 +70,7 @@ def test_later_edits_in_place_do_not_reach_the_store(light_folder, name, link):
     model = bentoml_diffusers.import_model(name, light_folder, link=link)
     edited = [path for path in sorted(light_folder.rglob("*.*")) if edit_in_place(path)]
     assert len(edited) >= 3
-    assert store.verify(model).is_whole
+    assert store.verify(model).is_intact
 
 
 def edit_in_place(path):
@@ -117,7 +117,7 @@ print(inside.samefile(weights), weights.stat().st_mode & 0o222)
 try:
     weights.open("r+b")
 except PermissionError:
-    print("refused", store.verify(model).is_whole)
+    print("refused", store.verify(model).is_intact)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -154,7 +154,7 @@ def test_where_files_can_be_cloned_nothing_is_linked(light_folder, name, monkeyp
     assert weights_of(light_folder).stat().st_mode == before
     assert store.read_record(Path(model.path)).stamps == {}
     assert edit_in_place(weights_of(light_folder))
-    assert store.verify(model).is_whole
+    assert store.verify(model).is_intact
 
 
 def test_an_edit_of_a_linked_file_is_noticed(light_folder, name):
@@ -188,7 +188,7 @@ def test_files_are_never_linked_twice_into_one_model(light_folder, name, tmp_pat
     archive = bentoml.models.export_model(str(model.tag), str(tmp_path / "x.bentomodel"))
     bentoml.models.delete(str(model.tag))
     again = bentoml.models.import_model(archive)
-    assert store.verify(again).is_whole
+    assert store.verify(again).is_intact
 
 
 def test_permissions_come_back_when_an_import_fails(light_folder, name, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_thread_completes_the_record(light_folder, name, monkeypatch):
     deadline = time.monotonic() + 20
     while store.read_record(Path(model.path)).tree is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert store.verify(model).is_whole
+    assert store.verify(model).is_intact
     again = bentoml_diffusers.import_model(name, light_folder)
     assert again.tag == model.tag
 
@@ -279,13 +279,13 @@ def test_verify_names_what_differs(light_folder, name, what):
         path.write_text("{}")
     check = store.verify(model)
     assert getattr(check, what) == (f"scheduler/{path.name}",)
-    assert not check.is_whole
+    assert not check.is_intact
 
 
-def test_an_unchanged_model_is_whole(light_folder, name):
+def test_an_unchanged_model_is_intact(light_folder, name):
     model = bentoml_diffusers.import_model(name, light_folder)
     check = store.verify(model)
-    assert (check.is_whole, check.files) == (True, 4)
+    assert (check.is_intact, check.files) == (True, 4)
 
 
 def test_the_same_thing_is_stored_once_and_another_is_not_taken_for_it(light_folder, name):
@@ -355,7 +355,7 @@ def shard(name):
         (change_index(**{"../vae": ["diffusers", "AutoencoderKL"]}), r"\.\./vae"),
         (change_index(_class_name=["code", "Pipeline"]), r"code\.py"),
         (change_index(_class_name=["../code", "Pipeline"]), r"code\.py"),
-        (link_out, "leads out"),
+        (link_out, "points outside"),
         (link_folder_out, "link to a folder"),
         (shard("../../secret.safetensors"), "outside"),
         (shard("missing.safetensors"), "lacks unet/missing"),
@@ -382,7 +382,7 @@ def test_links_within_the_folder_and_those_of_the_hubs_cache_are_followed(light_
     model = bentoml_diffusers.import_model(name, snapshot)
     assert stored_file(model).samefile(cache / "blobs" / digest)
     assert not stored_file(model).is_symlink()
-    assert store.verify(model).is_whole
+    assert store.verify(model).is_intact
     assert stored_file(model, "unet/extra.txt").read_text().startswith("{")
 
 
@@ -567,7 +567,7 @@ def assert_whole_or_none(home, name, folder):
         "import bentoml, bentoml_diffusers\n"
         "from bentoml_diffusers import store\n"
         f"for model in bentoml.models.list({name!r}):\n"
-        "    assert store.verify(model).is_whole, model\n"
+        "    assert store.verify(model).is_intact, model\n"
         f"model = bentoml_diffusers.get({name!r})\n"
         f"again = bentoml_diffusers.import_model('{name}:after', {str(folder)!r})\n"
         "staging = __import__('pathlib').Path(model.path).parents[2] / 'diffusers_staging'\n"

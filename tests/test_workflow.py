@@ -379,7 +379,7 @@ def test_saving_without_a_blob_says_which(workflow, tmp_path):
     assert not (tmp_path / "wf").exists()
 
 
-def test_the_path_of_a_saved_file_is_whole(workflow, tmp_path, monkeypatch):
+def test_the_path_of_a_saved_file_is_intact(workflow, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = workflow.save_workflow("~/wf")
     assert path == tmp_path / "wf" / "diffusion_workflow.json"

@@ -366,8 +366,8 @@ def _check_choice(name: str, value: object, choices: Sequence[str | bool]) -> No
 
 
 def _check_whole_number(name: str, value: object, low: int, high: int) -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (is_whole and low <= value <= high):  # type: ignore[operator]
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_integer and low <= value <= high):  # type: ignore[operator]
         raise InvalidOption(name, value, f"an integer from {low} to {high}")
 
 

@@ -45,7 +45,7 @@ def test_import_of_code_without_trust_says_the_option(
     process = run_command("diffusers", "import", *words, home=make_home())
     assert (process.returncode, process.stdout) == (0, "mine:one\n")
     (said,) = process.stderr.splitlines()
-    assert said.startswith("Warning: mine:one brings code that will not run")
+    assert said.startswith("Warning: mine:one brings code that is not trusted")
     assert said.endswith("then import it again with --trust-remote-code")
 
 

@@ -120,7 +120,7 @@ def verify(tag: str) -> None:
     ):
         for path in paths:
             click.echo(f"{word}: {path}")
-    if not check.is_whole:
+    if not check.is_intact:
         raise click.ClickException(f"{model.tag} is not what was stored; import it again")
     click.echo(f"{model.tag} is whole: {check.files} files")
 

@@ -88,7 +88,7 @@ def load_modular(
 
     Raises:
         InvalidModel: 400, a component is missing, or cannot be loaded.
-        InvalidOption: 400, an option has a value that cannot be.
+        InvalidOption: 400, an option has an invalid value.
         UntrustedSource: 400, the model brings code that is not trusted.
         UnsupportedByPipeline: 400, an option that modular pipelines lack.
     """

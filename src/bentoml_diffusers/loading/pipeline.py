@@ -81,7 +81,7 @@ def load_pipeline(
     Raises:
         InvalidModel: 400, the model cannot be loaded, was changed after its import, or has a
             tokenizer that makes the same of all prompts.
-        InvalidOption: 400, an option has a value that cannot be.
+        InvalidOption: 400, an option has an invalid value.
         UntrustedSource: 400, the model brings code that is not trusted.
         UnsupportedByPipeline: 400, an option that the pipeline's class lacks.
     """

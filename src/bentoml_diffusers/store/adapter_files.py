@@ -1,4 +1,4 @@
-"""What a file says of the LoRA or textual inversion in it, without loading a pipeline."""
+"""Describes the LoRA or textual inversion in a file, without loading a pipeline."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CROSS_ATTENTION = {768: "stable-diffusion-1", 1024: "stable-diffusion-2", 2048:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """Names and shapes of an adapter's tensors, its small values, and the file's own words."""
+    """Names and shapes of an adapter's tensors, its scalar values, and the file's metadata."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -47,7 +47,7 @@ class AdapterFile:
 
     @property
     def base_model(self) -> str | None:
-        """What the file says that it was trained on."""
+        """The base model that the file's metadata names."""
         keys = ("ss_sd_model_name", "ss_base_model_version", "base_model")
         return next((self.metadata[key] for key in keys if self.metadata.get(key)), None)
 
@@ -74,13 +74,13 @@ def read_adapter(path: Path) -> AdapterFile:
 
 
 def describe_lora(adapter: AdapterFile) -> dict[str, Any]:
-    """Returns what there is to know: architecture, rank, alpha, modules, trigger words.
+    """Returns what the file tells: architecture, rank, alpha, modules, trigger words.
 
     Raises:
-        InvalidModel: 400, no tensor is named like one of a LoRA.
+        InvalidModel: 400, no tensor has the name of a LoRA weight.
     """
     if not any(part in key for key in adapter.shapes for part in _LORA_KEYS):
-        raise InvalidModel(adapter.name, "holds no LoRA: no tensor is named like one")
+        raise InvalidModel(adapter.name, "holds no LoRA: no tensor has the name of a LoRA weight")
     down = {
         key: shape
         for key, shape in adapter.shapes.items()
@@ -111,7 +111,7 @@ def describe_embedding(adapter: AdapterFile, token: str | None) -> dict[str, Any
         raise InvalidModel(adapter.name, "holds no textual inversion: its tensors are not vectors")
     token = token or layout.token
     if token is None:
-        raise InvalidModel(adapter.name, "names no token", "give token=")
+        raise InvalidModel(adapter.name, "does not name its token", "pass token=")
     shape = next(iter(shapes.values()))
     return {
         "token": token,
@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> AdapterFile:
 
 
 def _architecture(adapter: AdapterFile, down: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What the file says, else what the width of the text in cross-attention tells."""
+    """From the metadata, else from the width of the text embeddings in cross-attention."""
     stated = adapter.metadata.get("modelspec.architecture")
     if stated:
         return stated.removesuffix("/lora")
@@ -152,7 +152,7 @@ def _architecture(adapter: AdapterFile, down: Mapping[str, tuple[int, ...]]) -> 
     if len(widths) != 1:
         return None
     width = widths.pop()
-    return _CROSS_ATTENTION.get(width, f"unet with text of width {width}")
+    return _CROSS_ATTENTION.get(width, f"unet with text embeddings of width {width}")
 
 
 def _alpha(adapter: AdapterFile) -> float | None:

@@ -72,7 +72,7 @@ def import_lora(
         weight_name: File in the folder or repository; not needed if there is only one.
         base_model: What it was trained on, recorded as given.
         components: Denoisers that it is for, where a model has two and the file does not say it:
-            ``["transformer_2"]`` of Wan 2.2. A request may say something else.
+            ``["transformer_2"]`` of Wan 2.2. A request may override it.
         revision: Branch, tag or commit of the hub repository.
         allow_pickle: Read the tensors of a ``.bin`` or ``.pt`` file and store them as safetensors.
         labels: As in BentoML.
@@ -80,10 +80,10 @@ def import_lora(
 
     Raises:
         InvalidModel: 400, no LoRA in it, a broken file, or several of them.
-        UntrustedSource: 400, a pickle, and they are not allowed.
+        UntrustedSource: 400, a pickle without ``allow_pickle``.
         ModelNotFound: 404, no such file, folder or repository.
-        TagConflict: 409, the version exists and is something else.
-        HubUnavailable: 503, the hub did not answer as it should.
+        TagConflict: 409, the version exists and holds something else.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     make_tag(name)  # before anything is fetched
     with _in_one_file(_find(source, weight_name, revision)) as found:
@@ -111,7 +111,7 @@ def import_textual_inversion(
         name: Tag for the embedding.
         source: A file with one tensor per token or with ``emb_params``, a folder, or a hub
             repository.
-        token: The new word; by default what the file says.
+        token: The placeholder token; by default the one that the file names.
         weight_name: File in the folder or repository; not needed if there is only one.
         base_model: What it was trained on, recorded as given.
         revision: Branch, tag or commit of the hub repository.
@@ -121,10 +121,10 @@ def import_textual_inversion(
 
     Raises:
         InvalidModel: 400, no embedding in it, a broken file, or several of them.
-        UntrustedSource: 400, a pickle, and they are not allowed.
+        UntrustedSource: 400, a pickle without ``allow_pickle``.
         ModelNotFound: 404, no such file, folder or repository.
-        TagConflict: 409, the version exists and is something else.
-        HubUnavailable: 503, the hub did not answer as it should.
+        TagConflict: 409, the version exists and holds something else.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     make_tag(name)  # before anything is fetched
     found = _find(source, weight_name, revision)
@@ -135,7 +135,7 @@ def import_textual_inversion(
 
 @dataclass(frozen=True)
 class _Found:
-    """A file with an adapter: where it is, and where it is from."""
+    """A file with an adapter: its path and its origin."""
 
     path: Path
     origin: str
@@ -178,11 +178,11 @@ def _find(source: str | os.PathLike[str], weight_name: str | None, revision: str
 
 def _check_within(folder: Path, file: Path) -> None:
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise InvalidModel(folder.name, f"has a link that leads out of it: {file.name}")
+        raise InvalidModel(folder.name, f"has a symlink that points outside of it: {file.name}")
 
 
 def _commit_of(file: Path) -> str | None:
-    """The hub's cache keeps a file in ``snapshots/<commit>/``."""
+    """The commit from a path in the hub's cache, ``snapshots/<commit>/...``."""
     parts = file.parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
@@ -199,14 +199,15 @@ def _choose(names: list[str], weight_name: str | None, source: str) -> str:
     if len(preferred or files) != 1:
         listed = ", ".join(sorted(files)[:20]) or "none"
         raise InvalidModel(
-            source, f"has several files with weights, or none: {listed}", "give weight_name="
+            source,
+            f"must have one file with weights, or weight_name must name one; found: {listed}",
         )
     return (preferred or files)[0]
 
 
 @contextlib.contextmanager
 def _in_one_file(found: _Found) -> Iterator[_Found]:
-    """Gives what PEFT wrote into folders as one file; any other file as it is."""
+    """Joins the folders that PEFT wrote into one file; yields any other file unchanged."""
     if not found.peft_parts:
         yield found
         return

@@ -1,4 +1,4 @@
-"""What a stored model is, and whether it still is what was stored."""
+"""Describes stored models, and checks their files against the stored hashes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """What a check of the hashes found.
+    """The result of checking a model's hashes.
 
     Attributes:
-        files: How many files were read.
-        changed: Files that hold something else than was stored.
-        missing: Files that are gone.
+        files: Number of files that were read.
+        changed: Files whose content differs from what was stored.
+        missing: Files that no longer exist.
         added: Files that were not stored.
     """
 
@@ -41,8 +41,8 @@ class Check:
     added: tuple[str, ...] = ()
 
     @property
-    def is_whole(self) -> bool:
-        """True if everything is as it was stored."""
+    def is_intact(self) -> bool:
+        """True if every file is as it was stored."""
         return not (self.changed or self.missing or self.added)
 
 
@@ -50,7 +50,7 @@ def verify(model: bentoml.Model) -> Check | None:
     """Reads all files of a stored model and compares their hashes.
 
     Returns:
-        What was found; ``None`` for a model without record, of BentoML's own module.
+        The result; ``None`` for a model without a record, stored by BentoML's own module.
 
     Raises:
         InvalidModel: 400, a file changed before its hash was taken.
@@ -67,7 +67,7 @@ def verify(model: bentoml.Model) -> Check | None:
 
 
 def hash_of_model(model: bentoml.Model) -> str:
-    """Returns the hash over all files of a stored model; takes time where it is not known yet."""
+    """Returns the hash over all files of a stored model; computes it first if it is missing."""
     entry = Path(model.path)
     record = complete_record(entry)
     if record is not None and record.tree is not None:
@@ -76,7 +76,7 @@ def hash_of_model(model: bentoml.Model) -> str:
 
 
 def describe(model: bentoml.Model) -> dict[str, Any]:
-    """Returns what is known of a stored model, as plain values; more of one with a record."""
+    """Returns what is known about a stored model as plain values; more if it has a record."""
     entry = Path(model.path)
     record = complete_record(entry)
     if record is None:

@@ -1,4 +1,4 @@
-"""What a stored pipeline is made of, read from its index and configs; no weights are read."""
+"""What a stored pipeline consists of, read from its index and configs, not its weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Index:
-    """What the index of a pipeline says, of a classic or a modular one.
+    """The index of a classic or modular pipeline.
 
     Attributes:
         values: Its content.
-        components: Library and class of each component, by its name.
+        components: Library and class of each component, by name.
         is_modular: It is ``modular_model_index.json``.
         name: What messages call the pipeline.
     """
@@ -43,7 +43,7 @@ class Index:
         return class_name(self.values)
 
     def as_modular(self) -> dict[str, Any]:
-        """Returns its content as that of a modular pipeline.
+        """Returns its content as the index of a modular pipeline.
 
         Raises:
             InvalidModel: 400, diffusers has no modular pipeline for this class.
@@ -71,7 +71,7 @@ def read_index(folder: Path, name: str) -> Index:
 
 
 def read_component_classes(model: bentoml.Model) -> dict[str, str]:
-    """Returns the class of each component by its name, of a classic or a modular pipeline.
+    """Returns the class of each component of a pipeline, classic or modular, by name.
 
     Raises:
         InvalidModel: 400, an index that cannot be read.

@@ -1,4 +1,4 @@
-"""What the names of a textual inversion's tensors say, in each layout that there is."""
+"""Finds token and vectors in the file of a textual inversion, in each known layout."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NAMELESS = ("emb_params", "*")
 
 @dataclass(frozen=True)
 class EmbeddingLayout:
-    """What is where in the file of a textual inversion.
+    """Where the file of a textual inversion has its token and vectors.
 
     Attributes:
-        token: The token that the file gives, ``None`` if it names none.
+        token: The token that the file names, if any.
         keys: Key of the vectors by name of their text encoder; under ``None`` those of a file that
             does not say which one they are for.
     """
@@ -43,7 +43,7 @@ def read_embedding_layout(name: str, shapes: Mapping[str, Sequence[int]]) -> Emb
         shapes: Shape of each tensor by its name.
 
     Raises:
-        InvalidModel: 400, no textual inversion, several of them, or more than that.
+        InvalidModel: 400, no textual inversion, several of them, or other tensors beside it.
     """
     # Beside the vectors AUTOMATIC1111 has single numbers: the id of the token, the steps.
     keys = [key for key, shape in shapes.items() if shape and not key.startswith(_TOKEN_ID)]
@@ -54,7 +54,7 @@ def read_embedding_layout(name: str, shapes: Mapping[str, Sequence[int]]) -> Emb
         found = ", ".join(sorted(keys)[:5]) or "none"
         raise InvalidModel(
             name,
-            f"holds no textual inversion, or more than one: its tensors are {found}",
+            f"must hold exactly one textual inversion; its tensors are {found}",
             "it must hold one tensor, or one for each text encoder as clip_l and clip_g",
         )
     token = keys[0].removeprefix(_PARAMETER)

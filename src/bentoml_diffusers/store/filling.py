@@ -76,7 +76,7 @@ def fill_from_pipeline(
     """Writes a pipeline from memory, as safetensors, with its IP-Adapters.
 
     Raises:
-        InvalidModel: 400, an IP-Adapter, or a component, that would not come back.
+        InvalidModel: 400, an IP-Adapter or a component that could not be loaded again.
     """
     root = entry / PIPELINE_FOLDER
     unet = getattr(pipeline, "unet", None)
@@ -96,7 +96,7 @@ def finish_record(
     known: Mapping[str, str] | None = None,
     linked: set[str] | None = None,
 ) -> Record:
-    """Repairs what was written, stores its code, and says what is there."""
+    """Repairs what was written, stores its code, and returns the complete record."""
     root = entry / PIPELINE_FOLDER
     repairs = repair_pipeline(root)
     record = replace(

@@ -90,9 +90,9 @@ def import_model(
 ) -> bentoml.Model:
     """Imports a pipeline from a folder, a single file or the Hugging Face Hub.
 
-    The same import again returns what is stored. Another import under the same name makes a new
-    version, under the same name and version it is an error. Killed at any moment, the store has
-    the whole model or none.
+    Repeating an import returns the stored model. A different import under the same name makes a
+    new version; under the same name and version it is an error. An import that is killed leaves
+    either the complete model in the store or nothing.
 
     Args:
         name: Tag for the model; without a version a new one is made.
@@ -107,14 +107,14 @@ def import_model(
         custom_pipeline: Pipeline code to store with the model: a file, a folder with
             ``pipeline.py``, or the name of a community pipeline or of a hub repository; or blocks:
             a folder with ``modular_config.json``. It runs only when trusted.
-        trust_remote_code: Take code from the hub, and let this store run the code that comes
-            with the model; other stores ask again.
+        trust_remote_code: Take code from the hub, and trust the code that comes with the model
+            in this store; other stores ask again.
         allow_pickle: Read the tensors of ``.bin`` and ``.ckpt`` files where there are no
             safetensors, and store them as safetensors.
         config: For a single file: the folder, or the tag of a stored model, whose configs and
             tokenizers it takes.
-        link: How files of a folder come in: ``"auto"`` links what cannot be edited in place and
-            copies the rest, ``"copy"`` copies all, ``"hard"`` links all.
+        link: How files of a folder are put into the store: ``"auto"`` links what cannot be edited
+            in place and copies the rest, ``"copy"`` copies all, ``"hard"`` links all.
         options: More options to store with the model, see :class:`ModelOptions`.
         signatures: Methods of the runner; by default ``{"__call__": {"batchable": False}}``.
         labels: As in BentoML.
@@ -127,7 +127,7 @@ def import_model(
         UntrustedSource: 400, pickled weights or code that are not allowed.
         ModelNotFound: 404, there is no such source.
         TagConflict: 409, the version exists and is something else.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
         StorageFull: 507, no space left.
     """
     if link not in LINK_MODES:
@@ -148,7 +148,7 @@ def import_model(
     if path.is_file():
         return _import_file(goal, open_checkpoint(path, config, allow_pickle=allow_pickle))
     if config is not None:
-        raise InvalidOption("config", str(config), "nothing: it is for single files")
+        raise InvalidOption("config", str(config), "None: it is for single files only")
     wanted = Wanted(
         source=str(model_name_or_path),
         weights=WeightChoice(variant, allow_pickle),
@@ -184,7 +184,7 @@ def _options_to_store(
 
 @dataclass(frozen=True)
 class _Goal:
-    """Where an import goes, and what is stored beside the files."""
+    """The tag of an import, and what is stored beside the files."""
 
     tag: Tag
     options: ModelOptions
@@ -193,7 +193,7 @@ class _Goal:
 
 
 def _import_local(goal: _Goal, folder: Path, wanted: Wanted, link: LinkMode) -> bentoml.Model:
-    name = folder.resolve().name  # entries travel: no path of this machine
+    name = folder.resolve().name  # entries are exported to other machines: no path of this one
     source = _open(folder, name, wanted)
     record = Record(kind="pipeline", origin=f"folder {name}", variant=wanted.weights.variant)
     return _import_source(goal, record, source, wanted, link)
@@ -228,15 +228,15 @@ def _download(wanted: Wanted) -> Download:
 def _open(
     folder: Path, name: str, wanted: Wanted, elsewhere: Mapping[str, Place] | None = None
 ) -> Source:
-    """Opens a folder as what it is, or a classic pipeline as the modular one that is wanted."""
+    """Opens a folder as it is, or a classic pipeline as a modular one if that is wanted."""
     is_classic = (folder / PIPELINE_INDEX).is_file()
     if (folder / MODULAR_INDEX).is_file() and (wanted.modular or not is_classic):
         return open_modular(folder, name=name, weights=wanted.weights, elsewhere=elsewhere)
     if not is_classic and (folder / BLOCKS_CONFIG).is_file():
         raise InvalidModel(
             name,
-            f"holds blocks, but no pipeline: it has no {MODULAR_INDEX}",
-            "import the pipeline that they are for, with custom_pipeline=this folder",
+            f"holds blocks, but not a pipeline: it has no {MODULAR_INDEX}",
+            "import the pipeline that they belong to, with this folder as custom_pipeline",
         )
     source = open_folder(folder, name=name, weights=wanted.weights)
     if not wanted.modular:
@@ -290,15 +290,15 @@ def _settle_trust(tag: Tag, sha256: str, *, trust: bool) -> None:
         trust_code(sha256)
     elif not is_trusted(sha256):
         logger.warning(
-            "%s brings code that will not run (%s): read it in its folder code/, then import it "
-            "again with trust_remote_code=True",
+            "%s brings code that is not trusted (%s): review it in its folder code/, then import "
+            "it again with trust_remote_code=True",
             tag,
             sha256,
         )
 
 
 def _describe_modular(source: Source, code: FoundCode | None) -> dict[str, Any]:
-    """Says what a modular pipeline is made of, and what is complete of it; checks that it is.
+    """Describes the blocks of a modular pipeline and its complete workflows; refuses one with none.
 
     Blocks of the model's own are code, which does not run here: they are checked at the load.
     """
@@ -336,7 +336,7 @@ def _import_file(goal: _Goal, checkpoint: Checkpoint) -> bentoml.Model:
 
 
 def _refuse_missing_path(text: str, tag: Tag) -> None:
-    """Says at once what the hub need not be asked for."""
+    """Refuses what is clearly a missing path before the hub is asked."""
     first, _, rest = text.partition("/")
     if Path(text).expanduser().is_absolute() or text.startswith((".", "~")) or "/" in rest:
         raise ModelNotFound(text, "is not a folder or file here", "check the path")
@@ -344,7 +344,7 @@ def _refuse_missing_path(text: str, tag: Tag) -> None:
         raise ModelNotFound(
             text,
             f"is not a folder or file here, but {first!r} is a folder",
-            "check the path, or start elsewhere to mean a repository of the hub",
+            "check the path; for a hub repository of that name, run from another folder",
         )
     if not rest and Path(tag.name).exists():
         raise ModelNotFound(

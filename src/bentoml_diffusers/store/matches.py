@@ -1,4 +1,4 @@
-"""Is what is stored under a tag what is asked for? Then it is returned, and nothing is written."""
+"""Finds out whether a tag already holds what an import would store; then nothing is written."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def find_same_model(
     code: FoundCode | None,
     signatures: Mapping[str, Any] | None = None,
 ) -> bentoml.Model | None:
-    """Returns the stored pipeline if it is the same thing.
+    """Returns the stored pipeline if it is the same.
 
     Raises:
-        TagConflict: 409, the tag has a version, and holds another thing.
+        TagConflict: 409, the tag has a version, and holds something else.
     """
 
     def is_same(model: bentoml.Model, stored: Record) -> bool:
@@ -85,10 +85,10 @@ def _is_same_upstream(
 
 
 def find_same_details(tag: Tag, asked: Record) -> bentoml.Model | None:
-    """Returns the stored entry if it was made from the same file, by its hash.
+    """Returns the stored entry if it was made from a file with the same hash.
 
     Raises:
-        TagConflict: 409, the tag has a version, and holds another thing.
+        TagConflict: 409, the tag has a version, and holds something else.
     """
     return _find(tag, asked, lambda _, stored: stored.details == asked.details)
 
@@ -113,7 +113,7 @@ def _find(
 
 
 def _has_same_files(entry: Path, stored: Record, source: Source) -> bool:
-    """Compares what a folder holds with what was taken from it; reads only what could differ."""
+    """Compares a folder with the files taken from it; reads only those that could differ."""
     sources = stored.details.get("sources", {})
     names = [name for name in source.selection.files if "/" in name or not name.endswith(".py")]
     plain = [name for name in names if name not in sources]

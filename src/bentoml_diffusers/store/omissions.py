@@ -1,4 +1,4 @@
-"""What diffusers' ``save_pretrained`` leaves out of a classic pipeline, or writes unreadably."""
+"""Stores what diffusers' ``save_pretrained`` leaves out of a classic pipeline."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def write_left_out(pipeline: DiffusionPipeline, root: Path) -> None:
-    """Writes the components that are arguments with a default: diffusers passes over them.
+    """Writes the components that are arguments with a default, which diffusers skips.
 
     Raises:
         InvalidModel: 400, a component that cannot be written.
     """
-    # `pipeline.components` passes over them too.
+    # `pipeline.components` skips them too.
     for name in read_components(pipeline.config, type(pipeline).__name__):
         component = getattr(pipeline, name, None)
         if component is None or (root / name).is_dir():

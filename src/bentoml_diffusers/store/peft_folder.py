@@ -1,7 +1,7 @@
-"""LoRAs that PEFT's ``save_pretrained`` wrote, as one file in the layout of diffusers.
+"""Converts LoRAs that PEFT's ``save_pretrained`` wrote to one file in the layout of diffusers.
 
-PEFT writes a folder for each component: the tensors by the names of its layers, and beside them a
-config with what they are multiplied by. diffusers reads that from the metadata of its own files.
+PEFT writes a folder for each component: the tensors by the names of its layers, and a config
+with their scaling. diffusers reads that from the metadata of its own files.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _TEXT_ENCODER = "CLIPTextModel"
-# What a config says of the tensors; the rest is of the training.
+# The parts of a config about the tensors; the rest is about training.
 _SETTINGS = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern"),
     *("use_rslora", "use_dora", "lora_bias"),
 )
-# Others write to the base model, such as "pissa".
+# Other initialisations change the base model, such as "pissa".
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def find_peft_parts(folder: Path) -> list[Path]:
-    """Returns the folders that PEFT wrote: the given one, else those in it; none: no such one."""
+    """Returns the folders that PEFT wrote: the given one, else its subfolders; empty if none."""
     if (folder / PEFT_CONFIG).is_file():
         return [folder]
     return sorted(path.parent for path in folder.glob(f"*/{PEFT_CONFIG}"))
 
 
 def join_peft_parts(parts: list[Path], target: Path) -> None:
-    """Writes what PEFT wrote for one or several components as one file.
+    """Writes the folders that PEFT wrote, one for each component, as one file.
 
     Args:
-        parts: Folders of PEFT. Where one is named like a component, it is for this one.
+        parts: Folders that PEFT wrote. One named like a component is for that component.
         target: Path of the safetensors file.
 
     Raises:
-        InvalidModel: 400, of another method than LoRA, for a component that cannot be told, or
-            more than a LoRA.
+        InvalidModel: 400, another method than LoRA, an unknown component, or tensors that are
+            not part of a LoRA.
     """
     from safetensors.torch import save_file
 
@@ -69,13 +69,15 @@ def _read_config(part: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as err:
         raise InvalidModel(part.name, f"has a broken {PEFT_CONFIG}") from err
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise InvalidModel(part.name, f"is not a LoRA by its {PEFT_CONFIG}", "import a LoRA")
+        raise InvalidModel(
+            part.name, f"is not a LoRA according to its {PEFT_CONFIG}", "import a LoRA"
+        )
     start = config.get("init_lora_weights")
     if start not in _PLAIN_STARTS:
         raise InvalidModel(
             part.name,
             f"was trained with init_lora_weights={start!r}, which changes the base model",
-            "convert it to a plain LoRA by path_initial_model_for_weight_conversion of PEFT",
+            "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
     return config
 
@@ -95,7 +97,7 @@ def _read_layers(part: Path) -> dict[str, torch.Tensor]:
 
 
 def _component_of(part: Path, config: Mapping[str, Any], layers: Mapping[str, object]) -> str:
-    """Returns what the folder is named, else what the class or the layers say."""
+    """Returns the component: by the folder's name, else by the class or the layers."""
     if part.name in _COMPONENTS:
         return part.name
     base = (config.get("auto_mapping") or {}).get("base_model_class") or ""
@@ -108,6 +110,6 @@ def _component_of(part: Path, config: Mapping[str, Any], layers: Mapping[str, ob
         return "text_encoder"
     raise InvalidModel(
         part.name,
-        "was written by save_pretrained of PEFT, and does not say which component it is for",
-        f"name the folder like the component: {', '.join(_COMPONENTS)}",
+        "was written by save_pretrained of PEFT, and does not name its component",
+        f"rename the folder to the component: {', '.join(_COMPONENTS)}",
     )

@@ -1,7 +1,7 @@
-"""Mends what diffusers writes, or wrote, and does not read back.
+"""Repairs files that diffusers writes, or once wrote, and cannot read back.
 
-Each repair works on the copy in the store and says what it did. It names the version of
-diffusers that makes it needless.
+Each repair works on the copy in the store and reports what it did. Its docstring names the
+version of diffusers with the fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPAIRED_FILES = (PIPELINE_INDEX, "unet/config.json")
 
 
 def repair_pipeline(folder: Path) -> list[str]:
-    """Mends a pipeline in the store; returns what was done, in words."""
+    """Repairs a pipeline in the store; returns what was done, as text."""
     done = []
     for repair in _REPAIRS:
         text = repair(folder)
@@ -34,9 +34,9 @@ def repair_pipeline(folder: Path) -> list[str]:
 def _name_library_of_deprecated_classes(folder: Path) -> str | None:
     """``["deprecated", "KarrasVeScheduler"]`` does not load (broken in diffusers 0.42.1).
 
-    Nor do ``["diffusers", "ScoreSdeVpScheduler"]``, which it exports one level lower, and
-    ``["wuerstchen", "PaellaVQModel"]`` of Stable Cascade, and what else moved with the
-    pipelines that became deprecated.
+    Nor do ``["diffusers", "ScoreSdeVpScheduler"]``, which diffusers exports one level lower,
+    ``["wuerstchen", "PaellaVQModel"]`` of Stable Cascade, and other classes that moved with
+    the deprecated pipelines.
     """
     if not (folder / PIPELINE_INDEX).is_file():
         return None  # a modular pipeline
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    # As a new file: the old one may be shared with the source.
+    # Written as a new file: the old one may share its inode with the source.
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     temporary.replace(path)

@@ -42,7 +42,7 @@ def save_model(
 
     Args:
         name: Tag for the model; without a version a new one is made.
-        pipeline: What to save, classic or modular; its weights are written as safetensors. The
+        pipeline: The pipeline, classic or modular; its weights are written as safetensors. The
             code of a class, or of blocks, that is not of diffusers is saved too, and needs
             ``trust_remote_code=True`` to load elsewhere. Loaded IP-Adapters and the guider
             of a modular pipeline come along.
@@ -54,7 +54,7 @@ def save_model(
 
     Raises:
         InvalidModel: 400, not a diffusers pipeline, one whose code is in no file, or one that
-            would not come back as it is: with LoRAs loaded, or with a component missing.
+            could not be restored: with LoRAs loaded, or with a component missing.
         TagConflict: 409, the version exists already.
     """
     import diffusers

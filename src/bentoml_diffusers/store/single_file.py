@@ -1,7 +1,7 @@
-"""A whole Stable Diffusion in one file -> a pipeline in the store, without the network.
+"""A single-file Stable Diffusion checkpoint -> a pipeline in the store, without the network.
 
-Such a file holds weights only. Configs and tokenizers come from a folder or from a model of the
-same family that is stored already.
+Such a file holds only weights. Configs and tokenizers come from a folder, or from a stored model
+of the same family.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A single file that was looked at.
+    """A single-file checkpoint that was inspected.
 
     Attributes:
         path: The file.
@@ -53,11 +53,11 @@ class Checkpoint:
 def open_checkpoint(
     path: Path, config: str | os.PathLike[str] | None, *, allow_pickle: bool
 ) -> Checkpoint:
-    """Looks at a single file before it is read.
+    """Inspects a single-file checkpoint before its weights are read.
 
     Raises:
-        InvalidModel: 400, no checkpoint of a whole pipeline, or a broken file.
-        UntrustedSource: 400, a pickle, and they are not allowed.
+        InvalidModel: 400, not a checkpoint of a complete pipeline, or a broken file.
+        UntrustedSource: 400, a pickle without ``allow_pickle``.
         ModelNotFound: 404, ``config`` is neither a folder nor a stored model.
     """
     if path.suffix in PICKLE_SUFFIXES:
@@ -77,7 +77,7 @@ def open_checkpoint(
         is_adapter = any(part in key for key in header for part in _ADAPTER_KEYS)
         raise InvalidModel(
             path.name,
-            "is not a checkpoint of a whole pipeline" + (", but a LoRA" if is_adapter else ""),
+            "is not a checkpoint of a complete pipeline" + (", but a LoRA" if is_adapter else ""),
             "use import_lora" if is_adapter else "give the folder of the pipeline",
         )
     dtypes = [value["dtype"] for value in header.values()]
@@ -127,19 +127,21 @@ def _load(checkpoint: Checkpoint, pipeline_class: Any) -> DiffusionPipeline:
         raise InvalidModel(
             checkpoint.path.name,
             f"could not be read as {cls.__name__}: {err}",
-            "give config=, a folder or a stored model of the same family",
+            "pass config= with a folder or a stored model of the same family",
         ) from err
     _check_weights(pipeline, checkpoint.path.name)
     return pipeline
 
 
 def _check_weights(pipeline: DiffusionPipeline, name: str) -> None:
-    """Diffusers leaves parameters without memory where a file has no weights for them."""
+    """Diffusers leaves parameters on the meta device where a file has no weights for them."""
     import torch
 
     for part, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module) and any(p.is_meta for p in module.parameters()):
-            raise InvalidModel(name, f"lacks weights for {part!r}", "give the config of its family")
+            raise InvalidModel(
+                name, f"lacks weights for {part!r}", "pass config= with a model of its family"
+            )
 
 
 def _find_config(config: str | os.PathLike[str] | None) -> Path | None:

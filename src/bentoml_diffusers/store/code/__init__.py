@@ -1,4 +1,4 @@
-"""Code that a model brings: found, hashed, trusted. Nothing runs here."""
+"""Code that a model brings: found, hashed, trusted. None of it is executed here."""
 
 from bentoml_diffusers.store.code.imports import with_imports
 from bentoml_diffusers.store.code.search import (

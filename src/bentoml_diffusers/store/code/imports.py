@@ -1,4 +1,4 @@
-"""Which files code needs beside its own: read out of its imports, nothing runs."""
+"""Finds the files that a Python file imports from its own folder, without executing any."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 
 
 def with_imports(entry: str, beside: Mapping[str, Path]) -> dict[str, Path]:
-    """Returns the files that a file needs, itself included, by their names.
+    """Returns a file and those of its folder that it imports, by their names.
 
     Args:
         entry: Name of the file.
         beside: All files of its folder by their names.
 
     Raises:
-        InvalidModel: 400, it imports what is not beside it, or in a way that works only where it
-            lies now.
+        InvalidModel: 400, it imports a file that is not in its folder, or by an absolute name.
     """
     needed = {entry: beside[entry]}
     waiting = [entry]
@@ -53,7 +52,7 @@ def _modules_beside(name: str, beside: Mapping[str, Path]) -> Iterator[str]:
                 if file in beside and file != name:
                     raise InvalidModel(
                         name,
-                        f"imports {module!r}, a file beside it, by a name that will not be found",
+                        f"imports {module!r}, a file in its folder, by an absolute name",
                         f"write `from .{module} import ...`",
                     )
 
@@ -65,7 +64,7 @@ def _relative(name: str, node: ast.ImportFrom, beside: Mapping[str, Path]) -> It
         if node.level > 1 or file not in beside:
             raise InvalidModel(
                 name,
-                f"imports {'.' * node.level}{module}, which is not beside it",
-                "put all of the code into one folder, without folders in it",
+                f"imports {'.' * node.level}{module}, which is not in its folder",
+                "put all of the code into one folder, without subfolders",
             )
         yield file

@@ -1,4 +1,4 @@
-"""Code of pipelines and blocks that a model brings: found, hashed, stored. Nothing runs here."""
+"""Code of pipelines and blocks that a model brings: found, hashed, stored, never executed."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _COMMUNITY = "diffusers/community-pipelines-mirror"
 
 @dataclass(frozen=True)
 class FoundCode:
-    """Code that was found, not run.
+    """Code that was found; it has not been executed.
 
     Attributes:
-        origin: Where it is from, without paths of this machine.
+        origin: Where it came from, without paths of this machine.
         files: Its files by their names in ``code/``.
         entry: The one with the pipeline.
-        class_name: Class in it, if something says which.
-        of_blocks: It is the code of a modular pipeline's blocks.
+        class_name: Class in it, if the index or the config names one.
+        of_blocks: True for the code of a modular pipeline's blocks.
     """
 
     origin: str
@@ -70,13 +70,13 @@ class FoundCode:
 
 
 def hash_code(folder: Path) -> str:
-    """Returns the hash over all files of a folder with code, whatever a record says."""
+    """Returns the hash over all files of a folder with code, without trusting a record."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return hash_tree({path.relative_to(folder).as_posix(): hash_file(path) for path in files})
 
 
 def brings_blocks(custom_pipeline: str | None) -> bool:
-    """True if this is a folder with the code of blocks."""
+    """True for a folder with the code of blocks."""
     path = Path(custom_pipeline).expanduser() if custom_pipeline else None
     return path is not None and (path / BLOCKS_CONFIG).is_file()
 
@@ -84,7 +84,7 @@ def brings_blocks(custom_pipeline: str | None) -> bool:
 def find_code(
     custom_pipeline: str | None, source: Source | None, *, trust_remote_code: bool
 ) -> FoundCode | None:
-    """Finds the code of a pipeline, in this order: what is asked for, what the index names.
+    """Finds the code of a pipeline, the one asked for, else the one that the index names.
 
     Args:
         custom_pipeline: A file, a folder with ``pipeline.py`` or with blocks, the name of a file
@@ -116,10 +116,10 @@ def find_code(
 
 
 def code_of_class(cls: type[Any]) -> FoundCode | None:
-    """Finds the code of a pipeline's class; ``None`` for those of diffusers and of this package.
+    """Finds the code of a pipeline's class; ``None`` for classes of diffusers and this package.
 
     Raises:
-        InvalidModel: 400, its code is in no file of its own, or in several folders.
+        InvalidModel: 400, its code is not in a Python file, or in several folders.
     """
     if cls.__module__.partition(".")[0] in ("diffusers", "bentoml_diffusers"):
         return None
@@ -127,11 +127,11 @@ def code_of_class(cls: type[Any]) -> FoundCode | None:
     if file is None:
         raise InvalidModel(
             cls.__name__,
-            "is defined in no file of its own, so its code cannot be stored",
+            "is not defined in a Python file, so its code cannot be stored",
             "put the class into a file and import it from there",
         )
     path = Path(file)
-    if path.parent.name == CODE_FOLDER:  # loaded from the store: with all that belongs to it
+    if path.parent.name == CODE_FOLDER:  # loaded from the store: keep all files that belong to it
         files = {item.name: item for item in sorted(path.parent.glob("*.py"))}
         return FoundCode(f"file {path.name}", files, path.name, cls.__name__)
     beside = {item.name: item for item in sorted(path.parent.glob("*.py"))}
@@ -160,8 +160,8 @@ def _blocks_code(
     if module == "__main__" or not (module.isidentifier() and name.isidentifier()):
         raise InvalidModel(
             origin,
-            f"names the code of its blocks in {BLOCKS_CONFIG} as {declared!r}",
-            "save blocks whose class is in a file of its own",
+            f"has an auto_map in {BLOCKS_CONFIG} that names no file and class: {declared!r}",
+            "save blocks whose class is defined in a Python file",
         )
     files = {path.name: path.resolve() for path in sorted(folder.glob("*.py"))}
     if f"{module}.py" in files:
@@ -172,7 +172,7 @@ def _blocks_code(
         return None  # diffusers writes this also for blocks of its own
     raise InvalidModel(
         origin,
-        f"names code of its blocks that is not there: {module}.py",
+        f"lacks {module}.py, the code of its blocks",
         f"put the file with the class {name} beside {BLOCKS_CONFIG}: diffusers does not save it",
     )
 
@@ -189,7 +189,7 @@ def _folder_code(folder: Path) -> FoundCode:
 
 
 def _code_names(names: Iterable[str]) -> list[str]:
-    """Returns those files of a repository that are code, or say which is."""
+    """Returns those files of a repository that are code, and the config that names the class."""
     return [name for name in names if "/" not in name and name.endswith((".py", BLOCKS_CONFIG))]
 
 
@@ -201,10 +201,12 @@ def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
         name.count("/") > 1
         or not name.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum()
     ):
-        raise InvalidOption("custom_pipeline", name, "a file, a folder, or a name on the hub")
+        raise InvalidOption(
+            "custom_pipeline", name, "a file, a folder, or the name of a hub repository"
+        )
     if not trust_remote_code:
         raise UntrustedSource(
-            "custom_pipeline", name, "code from the hub needs trust_remote_code=True"
+            "custom_pipeline", name, "code from the hub, only with trust_remote_code=True"
         )
     if "/" in name:
         root = download_snapshot(name, _code_names, revision="main").folder
@@ -219,4 +221,4 @@ def _hub_code(name: str, *, trust_remote_code: bool) -> FoundCode:
         except InvalidModel:
             continue
         return FoundCode(f"{_COMMUNITY} {folder}", {ENTRY_FILE: file}, ENTRY_FILE)
-    raise InvalidOption("custom_pipeline", name, "a community pipeline of diffusers")
+    raise InvalidOption("custom_pipeline", name, "the name of a community pipeline of diffusers")

@@ -1,4 +1,4 @@
-"""Which code this store may run: hashes that an operator trusted here.
+"""Which code may be executed from this store: hashes that an operator trusted here.
 
 Trust does not travel: a model that was exported elsewhere brings its code, not its permission.
 """
@@ -11,7 +11,7 @@ _FILE = "diffusers_trusted_code"
 
 
 def trust_code(sha256: str) -> None:
-    """Remembers that code with this hash may run from this store."""
+    """Records that code with this hash may be executed from this store."""
     if not is_trusted(sha256):
         with (_compat.model_store().root.parent / _FILE).open("a") as stream:
             stream.write(f"{sha256}\n")

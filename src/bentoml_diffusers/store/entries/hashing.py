@@ -1,7 +1,7 @@
 """Hashes of stored files: at once where that is quick, else in a thread beside the caller.
 
-Links are made in milliseconds, while sha256 reads every byte. So hashes of large files follow
-after the import; until then the file's size and time of change stand for it.
+Links are made in milliseconds, while sha256 reads every byte. So large files are
+hashed after the import; until then size and modification time stand in for the hash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_text(text: str) -> str:
-    """Returns the sha256 of the file that has this text."""
+    """Returns the sha256 of a file with this text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -51,24 +51,24 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def hash_tree(files: Mapping[str, str]) -> str:
-    """Returns one hash over paths and their hashes: equal trees, and only they, have equal ones."""
+    """Returns one hash over paths and their hashes; only equal trees have equal hashes."""
     lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def stamp(path: Path) -> list[int]:
-    """Returns size, time of change in nanoseconds, and inode of a file."""
+    """Returns size, modification time in nanoseconds, and inode of a file."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def with_hashes(record: Record, root: Path, known: Mapping[str, str], linked: set[str]) -> Record:
-    """Returns the record with what can be said at once of the files below ``root``.
+    """Returns the record with hashes of the small files below ``root``, and stamps of the rest.
 
     Args:
         record: Of the entry that is being written.
         root: Folder of the pipeline or adapter.
-        known: Hashes that need no computing, by path.
+        known: Hashes that are known already, by path.
         linked: Paths of the files that share their inode with the source.
     """
     paths = {path.relative_to(root).as_posix(): path for path in list_files(root)}
@@ -95,7 +95,7 @@ def hash_rest_later(entry: Path, record: Record) -> None:
 
 
 def complete_record(entry: Path) -> Record | None:
-    """Returns the record of a stored model with all hashes; computes those that are missing.
+    """Returns the record of a stored model with all hashes; computes the missing ones.
 
     Raises:
         InvalidModel: 400, a file changed before its hash was taken.
@@ -124,7 +124,7 @@ def check_stamps(
 ) -> None:
     """Refuses files that were edited in place since the import; costs one ``stat`` each.
 
-    A file whose time changed, but not its content, passes: that costs its hash.
+    A file with a new modification time and the same content passes; that takes one hash.
 
     Raises:
         InvalidModel: 400, a file is gone or was changed.
@@ -145,7 +145,7 @@ def check_stamps(
 
 def _is_unchanged(now: Sequence[int], expected: Sequence[int]) -> bool:
     size, changed, inode = expected
-    # Another inode: the model was exported and imported, times of change do not travel.
+    # Another inode: the model was exported and imported, which keeps no modification times.
     return now[0] == size and (now[2] != inode or now[1] == changed)
 
 
@@ -153,6 +153,6 @@ def _complete_quietly(entry: Path) -> None:
     try:
         complete_record(entry)
     except (OSError, InvalidModel) as err:  # deleted meanwhile, or changed: `verify` says so
-        logger.debug("no hashes for %s: %s", entry, err)
+        logger.debug("could not hash %s: %s", entry, err)
     finally:
         _threads.pop(entry, None)

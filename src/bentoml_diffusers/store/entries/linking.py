@@ -3,10 +3,10 @@
 What is stored must not change when the source is edited later. So a file is, in this order,
 
 1. cloned, where the file system shares blocks but not the inode (btrfs, XFS, bcachefs, APFS),
-2. hard linked, where nobody edits it in place: files of the hub's cache, whose name is their
-   hash, and files that lose their permission to be written here,
+2. hard linked, where nobody edits it in place: files of the hub's cache, which are named by
+   their hash, and files whose write permission is removed here,
 3. copied: small files, which editors rewrite in place; files on another disk or of another
-   owner; and everything where permissions bind nobody, as for root.
+   owner; and everything where permissions are not enforced, as for root.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Linker:
-    """Puts files into one entry, and remembers how.
+    """Puts files into one entry, and keeps track of how.
 
     Args:
         mode: ``"auto"`` as above; ``"hard"`` links also where the source can be edited in place
@@ -56,9 +56,9 @@ class Linker:
 
         Args:
             source: A file, links resolved.
-            target: Where to; its folder is made.
+            target: Where to put it; its folder is created.
             name: Path of the file inside the model.
-            is_frozen: True if whoever writes the source replaces files instead of editing them.
+            is_frozen: True if the source's files are only ever replaced, never edited in place.
 
         Raises:
             StorageFull: 507, no space for a copy.
@@ -77,10 +77,10 @@ class Linker:
         self.counts[way] += 1
 
     def log(self, tag: object) -> None:
-        """Says once how the large files came in."""
+        """Logs once whether the large files were copied or linked."""
         if self.counts["copied"] and self.mode != "copy":
             logger.info(
-                "%s: copied %d large files: they lie on another disk, or could be edited in place",
+                "%s: copied %d large files: they are on another disk, or could be edited in place",
                 tag,
                 self.counts["copied"],
             )
@@ -90,7 +90,7 @@ class Linker:
             )
 
     def undo(self) -> None:
-        """Gives files of the source their permissions back, after a failed import."""
+        """Restores the write permission of the source's files, after a failed import."""
         for path, mode in self._protected:
             with contextlib.suppress(OSError):
                 path.chmod(mode)
@@ -119,7 +119,7 @@ class Linker:
         return True
 
     def _protect(self, path: Path) -> bool:
-        """Takes away the permission to write; False where that stops nobody."""
+        """Removes the write permission; False where that would not be enforced."""
         mode = path.stat().st_mode
         try:
             path.chmod(mode & ~_CAN_WRITE)
@@ -135,7 +135,7 @@ class Linker:
 
 
 def clone_file(source: Path, target: Path) -> bool:
-    """Makes a copy that shares its blocks until one of both is written; False if that can't be."""
+    """Makes a copy-on-write clone; False if the file system cannot."""
     try:
         import fcntl
 
@@ -149,7 +149,7 @@ def clone_file(source: Path, target: Path) -> bool:
 
 @contextlib.contextmanager
 def storage_errors(what: object) -> Iterator[None]:
-    """Turns "no space left on device" into an error of ours.
+    """Turns "no space left on device" into :class:`StorageFull`.
 
     Raises:
         StorageFull: 507, a disk or a quota is full.

@@ -1,4 +1,4 @@
-"""Entries of the model store by their tags, and all of them."""
+"""Gets one entry of the model store by its tag, or lists all."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def get(tag_like: str | Tag) -> bentoml.Model:
 
 
 def find_stored(tag: Tag) -> bentoml.Model | None:
-    """Returns the model with just this tag, the latest if it has no version, or ``None``."""
+    """Returns the model with exactly this tag (without version the latest), or ``None``."""
     if tag.version and not (_compat.model_store().root / tag.path()).is_dir():
-        return None  # BentoML would find `name:v10` for `name:v1`
+        return None  # BentoML also takes prefixes: it would find `name:v10` for `name:v1`
     try:
         return bentoml.models.get(str(tag))
     except bentoml.exceptions.NotFound:
@@ -65,11 +65,11 @@ def list_entries() -> list[bentoml.Model]:
 
 
 def list_records() -> Iterator[tuple[bentoml.Model, Record | None]]:
-    """Yields each of these with its record; one that cannot be read is left out, with a warning."""
+    """Yields each of them with its record; skips an unreadable one with a warning."""
     for model in list_entries():
         try:
             record = read_record(Path(model.path))
-        except InvalidModel as err:  # noqa: PERF203 - one must not hide the others
-            logger.warning("left out: %s", err)
+        except InvalidModel as err:  # noqa: PERF203 - one broken entry must not hide the others
+            logger.warning("skipped: %s", err)
         else:
             yield model, record

@@ -1,8 +1,8 @@
-"""Stored adapters by name, at the pace of requests.
+"""Finds stored adapters by name, fast enough for every request.
 
-BentoML reads and checks a YAML file each time it is asked for a model, which takes longer than to
-switch a LoRA. Here an answer holds as long as the folder of the name is as it was: versions come
-and go by a rename in it, and never change.
+BentoML reads and validates a YAML file at each look-up of a model, which takes longer than
+switching a LoRA. Here a result is cached until the folder of the name changes: versions come and
+go by a rename in it, and never change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bentoml_diffusers.errors import InvalidModel
 from bentoml_diffusers.store.entries.layout import ADAPTER_FOLDER, RECORD_FILE
 from bentoml_diffusers.store.entries.record import Kind, read_record
 
-_Stamp = tuple[int, int, int]  # times of change of content and of inode, inode
+_Stamp = tuple[int, int, int]  # mtime, ctime, inode
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class StoredAdapter:
     Attributes:
         tag: Its tag, with the version.
         path: Its file.
-        token: Word of a textual inversion, where its file or its import says one.
-        components: Denoisers that a LoRA is for, where its import says it.
+        token: Token of a textual inversion, where its file or its import names one.
+        components: Denoisers that a LoRA is for, where its import names them.
     """
 
     tag: str
@@ -41,7 +41,7 @@ class StoredAdapter:
 
 
 def find_adapter(name: str, kind: Kind) -> StoredAdapter | None:
-    """Returns the adapter with a tag; ``None`` where the store has none of that kind.
+    """Returns the adapter with a tag; ``None`` if the store has none of that kind.
 
     Args:
         name: ``"name"`` for the latest version, or ``"name:version"``.
@@ -57,7 +57,7 @@ def find_adapter(name: str, kind: Kind) -> StoredAdapter | None:
 
 
 def list_names() -> list[str]:
-    """Returns the names of all entries of the store, whatever they are."""
+    """Returns the names of all entries of the store, of every kind."""
     with os.scandir(_compat.model_store().root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
@@ -74,7 +74,7 @@ def _find(name: str, kind: Kind, _folder: Path, _stamps: object) -> StoredAdapte
     folder = Path(model.path)
     record = read_record(folder)
     if record is None or record.kind != kind:  # said by an error, which is not kept
-        raise InvalidModel(model.tag, f"is no {kind}")
+        raise InvalidModel(model.tag, f"is not a {kind}")
     file = next((folder / ADAPTER_FOLDER).iterdir())
     components = tuple(record.details.get("loaded_into", ()))
     return StoredAdapter(str(model.tag), file, record.details.get("token"), components)

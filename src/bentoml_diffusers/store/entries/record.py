@@ -1,7 +1,7 @@
 """Our own record inside each stored model: where it came from and what it is.
 
-BentoML calls the arguments of its model creation that would hold this deprecated, so it is kept
-in a file of ours.
+BentoML has deprecated the arguments of its model creation that could hold this, so it is kept
+in a file of our own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PACKAGES = ("bentoml-diffusers", "bentoml", "diffusers", "transformers", "peft"
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that make an image what it is."""
+    """Returns the versions of the packages that an image depends on."""
     installed = {name: _compat.find_version(name) for name in _PACKAGES}
     return {name: version for name, version in installed.items() if version}
 
@@ -42,7 +42,7 @@ class Code:
     Attributes:
         origin: File, community name or hub repository that it came from.
         entry: File in ``code/`` that defines the pipeline.
-        class_name: Class in it; ``None``: the only pipeline that it defines.
+        class_name: Class in it; ``None``: the only pipeline class in the file.
         sha256: Hash over all files in ``code/``; the name of the module is made from it.
     """
 
@@ -54,22 +54,22 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known of a stored model.
+    """What is known about a stored model.
 
     Attributes:
         kind: What the entry is.
         origin: Hub repository, ``"folder NAME"``, ``"file NAME"`` or ``"memory"``.
         revision: Revision asked for, when it came from the hub.
-        commit: Commit that the revision stood for, when it came from the hub.
+        commit: Commit that the revision pointed to, when it came from the hub.
         variant: Variant of the weights, such as ``"fp16"``.
         class_name: Class of the pipeline, as its index names it.
         components: ``"library.Class"`` of each component, by its name.
         code: Pipeline code that is stored with the model.
-        repairs: What had to be mended so that the model loads, in words.
+        repairs: What had to be repaired so that the model loads, as text.
         options: Options stored with the model, as plain values.
         files: sha256 by path relative to the folder of the pipeline or adapter.
         tree: One hash over ``files``; ``None`` while hashes are missing.
-        stamps: Size, time of change (ns) and inode of the files that share their disk blocks
+        stamps: Size, modification time (ns) and inode of the files that share their disk blocks
             with the source, and of those whose hash is missing, by path.
         details: What else is known of an adapter: rank, modules, tokens.
         versions: Versions of the packages that wrote the model.
@@ -95,7 +95,7 @@ class Record:
 
     @property
     def source(self) -> str:
-        """Origin, revision and variant in words."""
+        """Origin, revision and variant as text."""
         parts = [self.origin]
         if self.commit or self.revision:
             parts.append(f"at {self.commit or self.revision}")
@@ -109,7 +109,7 @@ class Record:
         return PIPELINE_FOLDER if self.kind == "pipeline" else ADAPTER_FOLDER
 
     def write(self, folder: Path) -> None:
-        """Writes ``record.json`` into a model's folder, at once: readers see old or new."""
+        """Writes ``record.json`` into a model's folder, atomically."""
         temporary = folder / f".{RECORD_FILE}-{os.getpid()}"
         temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True))
         temporary.replace(folder / RECORD_FILE)

@@ -1,4 +1,4 @@
-"""Writes entries of the model store: whole or not at all.
+"""Writes entries of the model store atomically: complete, or not at all.
 
 BentoML fills a temporary folder and then copies it file by file into the store, so a killed
 import leaves half a model under a valid tag. Here the entry is filled beside the store, on the
@@ -64,8 +64,8 @@ def write_entry(
         tag: Where to; without a version a new one is made.
         fill: Writes the files into the folder that it gets, and returns the record.
         options: Stored with the model.
-        find_same: Asked once more when the entry is ready: the model that another process
-            stored meanwhile, if it is the same thing.
+        find_same: Called again when the entry is ready: returns the model that another
+            process has stored meanwhile, if it is the same.
         **arguments: ``signatures``, ``labels``, ``metadata``, ``custom_objects`` and
             ``external_modules``, as in BentoML.
 
@@ -141,14 +141,14 @@ def _staging_folder(store_root: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Removes what killed imports left."""
+    """Removes folders that killed imports left behind."""
     for folder in root.iterdir():
         if folder.is_dir() and _is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """True if nobody holds the lock any more: the system releases it when its holder is killed."""
+    """True if the lock is free: the system releases it when its holder is killed."""
     try:
         with FileLock(folder / "lock", timeout=0):
             return True

@@ -1,8 +1,8 @@
-"""What a modular pipeline is made of: its blocks as plain values, and the code that they need.
+"""The blocks of a modular pipeline as plain values, and the code that they need.
 
-Blocks that a class builds by itself are named by that class. Blocks that were put together
-otherwise (``from_blocks_dict``, ``sub_blocks.insert``, a modular workflow cut out of a larger
-one) are written out part by part: diffusers would silently load something else.
+Blocks that a class builds by itself are stored as that class. Blocks that were assembled in
+another way (``from_blocks_dict``, ``sub_blocks.insert``, a modular workflow cut out of a larger
+one) are described one by one: diffusers would silently load something else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BASES = "diffusers.modular_pipelines.modular_pipeline"
 
-# Blocks of diffusers ask of these whether they are there.
+# Blocks of diffusers branch on whether these components are there.
 _MAY_LACK = (
     *("text_encoder", "tokenizer", "prompt_enhancer", "safety_checker", "watermark"),
     *("sound_tokenizer", "duration_head", "transformer_2"),
@@ -36,7 +36,7 @@ def describe_blocks(blocks: ModularPipelineBlocks) -> dict[str, Any]:
     """Returns blocks as plain values: ``class``, its ``module`` or ``file``, ``sub_blocks``.
 
     Raises:
-        InvalidModel: 400, a block that cannot be made again from its class.
+        InvalidModel: 400, a block that its class alone does not recreate.
     """
     cls = type(blocks)
     node = _describe_class(cls)
@@ -45,8 +45,8 @@ def describe_blocks(blocks: ModularPipelineBlocks) -> dict[str, Any]:
     if changed:
         raise InvalidModel(
             cls.__name__,
-            f"is a block with a state of its own, {', '.join(changed)}, which cannot be stored",
-            "set it in the class",
+            f"is a block whose attributes were changed: {', '.join(changed)}",
+            "only blocks can be stored that their class creates: set the attributes in the class",
         )
     if not _is_same(blocks, fresh):
         node["sub_blocks"] = {
@@ -56,10 +56,10 @@ def describe_blocks(blocks: ModularPipelineBlocks) -> dict[str, Any]:
 
 
 def code_of_blocks(blocks: ModularPipelineBlocks) -> FoundCode | None:
-    """Finds the code of all blocks that are not of diffusers; ``None`` if all are.
+    """Finds the code of all blocks that are not part of diffusers; ``None`` if all are.
 
     Raises:
-        InvalidModel: 400, code that is in no file, or not in one folder.
+        InvalidModel: 400, code that is not in a file, or not all in one folder.
     """
     classes = list(dict.fromkeys(_own_classes(blocks)))
     if not classes:
@@ -85,7 +85,7 @@ def code_of_blocks(blocks: ModularPipelineBlocks) -> FoundCode | None:
 
 
 def modular_workflows(blocks: ModularPipelineBlocks) -> dict[str, Any]:
-    """Returns the blocks of each modular workflow; those that run without triggers as ``""``."""
+    """Returns the blocks of each modular workflow; ``""`` names the one without trigger inputs."""
     try:
         return {name: blocks.get_workflow(name) for name in blocks.available_workflows}
     except NotImplementedError:
@@ -106,7 +106,7 @@ def build_blocks(
         find_class: Returns a class of the model's own code, by file and name.
 
     Raises:
-        InvalidModel: 400, malformed, or a class that is not there.
+        InvalidModel: 400, malformed, or a class that does not exist.
     """
     try:
         name, file, module = node["class"], node.get("file"), node.get("module", "diffusers")
@@ -115,7 +115,9 @@ def build_blocks(
         raise InvalidModel(BLOCKS_FILE, f"has a malformed block: {node!r}") from err
     cls = find_class(file, name) if file else _names.resolve_blocks_class(name, module)
     if cls is None:
-        raise InvalidModel(BLOCKS_FILE, f"names the block {module}.{name}, which diffusers lacks")
+        raise InvalidModel(
+            BLOCKS_FILE, f"names the block {module}.{name}, which diffusers does not have"
+        )
     blocks: ModularPipelineBlocks = _make(cls)
     if "sub_blocks" in node:
         made = {key: build_blocks(part, find_class) for key, part in parts.items()}
@@ -136,11 +138,13 @@ def read_blocks(
     """Makes the blocks of a folder: those of its ``blocks.json``, or those that its index names.
 
     Raises:
-        InvalidModel: 400, they are not there, or need code that the model does not have.
+        InvalidModel: 400, they are missing, or need code that the model does not bring.
     """
 
     def refuse(file: str, name: str) -> type[Any]:
-        raise InvalidModel(source, f"names the block {name} of {file}, code that is not with it")
+        raise InvalidModel(
+            source, f"names the block {name} of {file}, whose code it does not bring"
+        )
 
     if (folder / BLOCKS_FILE).is_file():
         return build_blocks(read_json(folder / BLOCKS_FILE, source), find_class or refuse)
@@ -151,7 +155,7 @@ def find_blocks(index: Mapping[str, Any], source: str) -> ModularPipelineBlocks:
     """Makes the blocks of diffusers that an index names.
 
     Raises:
-        InvalidModel: 400, it names none that stand by themselves.
+        InvalidModel: 400, it names no blocks that can be built from their class alone.
     """
     name = str(index.get("_blocks_class_name"))
     cls = _names.resolve_blocks_class(name)
@@ -166,7 +170,7 @@ def find_blocks(index: Mapping[str, Any], source: str) -> ModularPipelineBlocks:
 
 
 def expected_names(blocks: ModularPipelineBlocks) -> set[str]:
-    """Returns the components that blocks take from files."""
+    """Returns the components that blocks load from files."""
     return {
         spec.name
         for spec in blocks.expected_components
@@ -177,13 +181,13 @@ def expected_names(blocks: ModularPipelineBlocks) -> set[str]:
 def complete_workflows(
     blocks: ModularPipelineBlocks, present: Collection[str], source: str, only: str = ""
 ) -> list[str]:
-    """Returns the modular workflows whose components are all there.
+    """Returns the modular workflows whose components are all present.
 
     Args:
         blocks: Blocks of a pipeline, or of one modular workflow.
-        present: Components that are there.
-        source: Of what, for messages.
-        only: Name of the modular workflow, if the blocks are of one.
+        present: Components that are present.
+        source: Name of the source, for messages.
+        only: Name of the modular workflow, if the blocks are those of one.
 
     Raises:
         InvalidModel: 400, there is none, so nothing could be generated.
@@ -198,7 +202,9 @@ def complete_workflows(
         name = only or name
         text = f"the modular workflow {name!r} needs" if name else "its blocks need"
         raise InvalidModel(
-            source, f"lacks {', '.join(missing)}, which {text}", "add what is missing, and save it"
+            source,
+            f"lacks {', '.join(missing)}, which {text}",
+            "add the missing components, and save it again",
         )
     return [name for name in complete if name]
 
@@ -229,14 +235,14 @@ def _file_of(cls: type[Any]) -> Path:
     if file is None or not Path(file).is_file():
         raise InvalidModel(
             cls.__name__,
-            f"is defined in {cls.__module__}, in no file of its own, so its code cannot be stored",
+            f"is defined in {cls.__module__}, not in a Python file, so its code cannot be stored",
             "put the class into a file and import it from there",
         )
     if getattr(module, cls.__qualname__, None) is not cls:
         raise InvalidModel(
             cls.__name__,
             f"is not what {cls.__module__} has under this name any more, so its code is not known",
-            "define it at the top of a file, and load that once",
+            "define it at the top level of a file, and import that file once",
         )
     return Path(file)
 
@@ -246,7 +252,9 @@ def _make(cls: type[Any]) -> Any:
         return cls()
     except TypeError as err:
         raise InvalidModel(
-            cls.__name__, f"is a block that needs arguments to be made: {err}", "give them defaults"
+            cls.__name__,
+            f"is a block whose constructor needs arguments: {err}",
+            "give them defaults",
         ) from err
 
 
@@ -273,7 +281,7 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """True for blocks of the same classes, names and state, all the way down."""
+    """True for blocks of the same classes, names and attributes, recursively."""
     return (
         type(one) is type(other)
         and not _changed_state(one, other)

@@ -1,4 +1,4 @@
-"""A folder with a modular pipeline: where each component of its index lies, and what is taken."""
+"""A folder with a modular pipeline: where the files of each component are, and which are taken."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def open_modular(
     weights: WeightChoice,
     elsewhere: Mapping[str, Place] | None = None,
 ) -> Source:
-    """Looks at a folder with a modular pipeline before anything is taken from it.
+    """Inspects a folder with a modular pipeline before any file is taken from it.
 
     Args:
         folder: Has ``modular_model_index.json``.
         name: What messages call it.
         weights: Which weights to take.
-        elsewhere: Components that lie in other folders.
+        elsewhere: Components whose files are in other folders.
 
     Raises:
-        InvalidModel: 400, a broken index, a component or code that is named but not there.
-        UntrustedSource: 400, weights as pickle, and they are not allowed.
+        InvalidModel: 400, a broken index, or a component or code that it names is missing.
+        UntrustedSource: 400, pickled weights without ``allow_pickle``.
     """
     index = read_modular_index(folder, name)
     names = list_names(folder)
@@ -69,11 +69,11 @@ def open_modular(
 
 
 def open_as_modular(classic: Source, *, has_own_blocks: bool = False) -> Source:
-    """Takes a classic pipeline as a modular one: of its components those that the blocks know.
+    """Opens a classic pipeline as a modular one, with those components that the blocks know.
 
     Args:
         classic: The folder of the classic pipeline.
-        has_own_blocks: Its blocks are not of diffusers, so it is not known yet what they need.
+        has_own_blocks: Its blocks are custom code, so it is not known yet what they need.
 
     Raises:
         InvalidModel: 400, diffusers has no blocks for this class.
@@ -108,18 +108,18 @@ def make_source(
     weights: WeightChoice,
     more: Iterable[str] = (),
 ) -> Source:
-    """Selects the files of the components, and rewrites the index to name nothing outside.
+    """Selects the files of the components, and rewrites the index to name only those.
 
     Raises:
-        InvalidModel: 400, a component that is not whole.
-        UntrustedSource: 400, weights as pickle, and they are not allowed.
+        InvalidModel: 400, a component that is incomplete.
+        UntrustedSource: 400, pickled weights without ``allow_pickle``.
     """
     chosen: list[str] = list(more)
     localized = dict(index)
     with_variant = False
     for key, component in read_modular_components(index, name).items():
         if key not in places:
-            localized.pop(key)  # named, but without files: stays None
+            localized.pop(key)  # named in the index, but without files: stays None
             continue
         variant = weights.variant or component.variant
         files = select_part(name, key, component, list_place(places[key], key), weights)
@@ -132,7 +132,7 @@ def make_source(
         with_variant |= has_variant
     if weights.variant and not with_variant:
         problem = f"has no variant {weights.variant!r}"
-        raise InvalidModel(name, problem, "check it, or leave variant out")
+        raise InvalidModel(name, problem, "check the variant, or leave it out")
     taken = tuple(sorted(chosen))
     pickles = tuple(file for file in taken if file.endswith(PICKLE_SUFFIXES))
     source = Source(
@@ -157,17 +157,17 @@ def select_part(
 ) -> list[str]:
     """Chooses the files of one component, whose names begin with its name.
 
-    Where no variant is asked for it is the one that the index names.
+    If no variant is asked for, the one that the index names is taken.
 
     Raises:
-        InvalidModel: 400, it has no weights, or code of its own.
-        UntrustedSource: 400, weights as pickle, and they are not allowed.
+        InvalidModel: 400, it has no weights, or brings its own code.
+        UntrustedSource: 400, pickled weights without ``allow_pickle``.
     """
     code = next((name for name in names if name.endswith(".py")), None)
     if code is not None:
         raise InvalidModel(
             source,
-            f"has a component {key!r} with code of its own, {code}, which is not supported",
+            f"has a component {key!r} with its own code, {code}, which is not supported",
             "let its blocks define the class",
         )
     if not names:
@@ -179,12 +179,12 @@ def select_part(
 def find_place(
     folder: Path, key: str, component: Component, names: Iterable[str], source: str
 ) -> Place | None:
-    """Returns where in a folder a component lies; ``None`` for one that has no files at all.
+    """Returns where the files of a component are; ``None`` for one that has no files at all.
 
-    As in diffusers, files of the folder win over what the index says.
+    As in diffusers, files of the folder take precedence over the index.
 
     Raises:
-        InvalidModel: 400, its files are named, and not in the folder.
+        InvalidModel: 400, the index names its files, but they are not in the folder.
     """
     subfolder = local_subfolder(key, component, names)
     if subfolder is not None:
@@ -195,13 +195,13 @@ def find_place(
         source,
         f"has no files for {key!r}: its {MODULAR_INDEX} names {component.repository!r}, "
         "which is not in the folder",
-        "load it with diffusers (load_components) and give it to save_model, or import the "
+        "load it with diffusers (load_components) and pass it to save_model, or import the "
         "repository itself from the hub",
     )
 
 
 def local_subfolder(key: str, component: Component, names: Iterable[str]) -> str | None:
-    """Returns the folder among ``names`` that has a component's files, if there is one."""
+    """Returns the folder among ``names`` that has a component's files, if any."""
     known = list(names)
     for subfolder in dict.fromkeys((component.subfolder, key)):
         if subfolder and any(name.startswith(f"{subfolder}/") for name in known):
@@ -210,12 +210,12 @@ def local_subfolder(key: str, component: Component, names: Iterable[str]) -> str
 
 
 def list_place(place: Place, key: str) -> list[str]:
-    """Returns the files of a component, under its own name."""
+    """Returns the files of a component, with paths below its name."""
     return names_in(list_names(place.folder), place.subfolder, key)
 
 
 def names_in(names: Iterable[str], subfolder: str, key: str) -> list[str]:
-    """Returns those of a repository's files that are a component's, under its own name."""
+    """Returns those of a repository's files that are a component's, with paths below its name."""
     if subfolder:
         start = f"{subfolder}/"
         return [f"{key}/{name.removeprefix(start)}" for name in names if name.startswith(start)]
@@ -223,7 +223,7 @@ def names_in(names: Iterable[str], subfolder: str, key: str) -> list[str]:
 
 
 def select_beside(names: Iterable[str]) -> list[str]:
-    """Returns what belongs to a modular pipeline beside its components."""
+    """Returns the files of a modular pipeline that belong to no component."""
     known = list(names)
     code = [name for name in known if "/" not in name and name.endswith(".py")]
     adapters = [name for name in known if name.startswith(f"{IP_ADAPTER_FOLDER}/")]

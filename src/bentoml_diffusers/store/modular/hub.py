@@ -1,4 +1,4 @@
-"""A modular pipeline from the hub: its own files, and those that its index names elsewhere."""
+"""A modular pipeline from the hub: its own files, and those in other repositories."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModularDownload(Download):
-    """A snapshot, and the components that lie in other repositories.
+    """A snapshot, and the components from other repositories.
 
     Attributes:
-        places: Where those lie.
-        parts: Repository and commit of each, in words.
+        places: Where those are, by name.
+        parts: Repository and commit of each, as text.
     """
 
     places: Mapping[str, Place] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class ModularDownload(Download):
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """Which files to take of a component."""
+    """Which files of a component to take."""
 
     source: str
     weights: WeightChoice
@@ -48,7 +48,7 @@ class _Choice:
     def files(
         self, key: str, component: Component, names: Sequence[str], subfolder: str
     ) -> list[str]:
-        """Returns the files of a component by their names in its repository."""
+        """Returns the files of a component, with paths in its repository."""
         own = names_in(names, subfolder, key)
         chosen = select_part(self.source, key, component, own, self.weights)
         start = f"{subfolder}/" if subfolder else ""
@@ -56,7 +56,7 @@ class _Choice:
 
 
 def download_modular(wanted: Wanted, index: Path) -> ModularDownload:
-    """Downloads what a modular pipeline needs, also out of other repositories.
+    """Downloads what a modular pipeline needs, from other repositories too.
 
     Offline, or without network, takes what the hub's cache holds.
 
@@ -66,9 +66,9 @@ def download_modular(wanted: Wanted, index: Path) -> ModularDownload:
 
     Raises:
         ModelNotFound: 404, a repository that the index names is not there.
-        InvalidModel: 400, a component is nowhere, or on another machine.
+        InvalidModel: 400, a component has no files, or they are on another machine.
         UntrustedSource: 400, only pickled weights.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
         StorageFull: 507, no space left for the files.
     """
     repo_id, proxies = wanted.source, wanted.proxies

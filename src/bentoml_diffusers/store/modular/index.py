@@ -1,6 +1,6 @@
 """The index of a modular pipeline: read, made from a classic one, and rewritten for the store.
 
-In diffusers' index each component may lie in another repository. In the store all lie in the
+In diffusers' index each component may be in another repository. In the store all are in the
 entry, and the index names nothing outside of it.
 """
 
@@ -26,9 +26,9 @@ class Component:
     """A component as an index names it.
 
     Attributes:
-        library: Where its class is from.
+        library: Package of its class.
         class_name: Its class.
-        repository: Where its files lie: a repository or folder; ``None`` if nowhere.
+        repository: Repository or folder with its files; ``None`` if it has none.
         subfolder: Folder in it.
         variant: Variant of its weights.
         revision: Branch, tag or commit of the repository.
@@ -42,7 +42,7 @@ class Component:
     revision: str | None = None
 
     def localized(self, name: str) -> list[Any]:
-        """Returns its entry for an index beside its files."""
+        """Returns its entry for an index in the same folder as its files."""
         kind = [self.library, self.class_name]
         return [
             *kind,
@@ -64,7 +64,7 @@ def read_modular_index(folder: Path, name: str) -> dict[str, Any]:
     """
     index = read_json(folder / MODULAR_INDEX, name)
     if not isinstance(index.get("_class_name"), str):
-        raise InvalidModel(name, f"has a {MODULAR_INDEX} that names no _class_name")
+        raise InvalidModel(name, f"has a {MODULAR_INDEX} without _class_name")
     return index
 
 
@@ -72,7 +72,7 @@ def read_modular_components(index: Mapping[str, Any], source: str) -> dict[str, 
     """Returns the components that an index names, by name, those without files included.
 
     Raises:
-        InvalidModel: 400, a malformed entry, or a class that is not of diffusers or transformers.
+        InvalidModel: 400, a malformed entry, or a class of neither diffusers nor transformers.
     """
     return {
         name: _read_component(name, value, source)
@@ -84,8 +84,8 @@ def read_modular_components(index: Mapping[str, Any], source: str) -> dict[str, 
 def modular_index_from(index: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Turns the index of a classic pipeline into that of its modular one.
 
-    What the classic one has explicitly not, ``[null, null]``, is left out: diffusers would turn a
-    component that is made from its config into one that cannot be loaded.
+    Components that are explicitly absent, ``[null, null]``, are left out: diffusers would turn one
+    that is made from its config into one that cannot be loaded.
 
     Raises:
         InvalidModel: 400, diffusers has no blocks for this class.
@@ -115,7 +115,7 @@ def write_index(index: Mapping[str, Any]) -> str:
 
 
 def _is_component(value: object) -> bool:
-    """True for ``[library, class, details]``; a config value can be a list, too."""
+    """True for ``[library, class, details]``; a config value may be a list as well."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 3
@@ -143,7 +143,7 @@ def _read_component(name: str, value: Sequence[Any], source: str) -> Component:
             source,
             f"names {library}.{class_name} for {name!r} in its {MODULAR_INDEX}, "
             "which is not a class of diffusers or transformers",
-            "let the code of its blocks make this component",
+            "let the code of its blocks create this component",
         )
     subfolder = details.get("subfolder") or ""
     if subfolder:

@@ -1,6 +1,6 @@
-"""IP-Adapters that are loaded into a pipeline's UNet: out of it into files, as they came in.
+"""Writes the IP-Adapters that are loaded into a pipeline's UNet as files that load again.
 
-diffusers cannot save them: a UNet that is saved with one does not load any more.
+diffusers cannot save them: a UNet that is saved with one no longer loads.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def has_ip_adapter(component: Any) -> bool:
 
 
 def refuse_ip_adapters(pipeline: str, components: Mapping[str, Any]) -> None:
-    """Refuses IP-Adapters where they cannot be stored: in another component than a UNet.
+    """Refuses IP-Adapters that cannot be stored: those in a component that is not a UNet.
 
     Raises:
-        InvalidModel: 400, says in which one.
+        InvalidModel: 400, names the component.
     """
     for name, component in components.items():
         if name != "unet" and has_ip_adapter(component):
@@ -56,7 +56,7 @@ def write_ip_adapters(unet: Any, folder: Path) -> None:
     """Writes the IP-Adapters of a UNet into ``ip_adapter/``, with their scales.
 
     Raises:
-        InvalidModel: 400, of a kind that would not come back as it is.
+        InvalidModel: 400, of a kind that could not be restored exactly.
     """
     from safetensors.torch import save_file
 
@@ -78,7 +78,7 @@ def write_ip_adapters(unet: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def without_ip_adapters(unet: Any) -> Iterator[None]:
-    """Takes the IP-Adapters out of a UNet meanwhile. Not thread-safe: nothing may run with it."""
+    """Removes the IP-Adapters of a UNet for the block. Not thread-safe: nothing may run with it."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     projection, kind = unet.encoder_hid_proj, unet.config.encoder_hid_dim_type
@@ -100,7 +100,7 @@ def _is_adapted(processor: Any) -> bool:
 
 
 def _projection_of(unet: Any, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Returns an image projection as it is in files; checks that diffusers makes it again."""
+    """Returns an image projection as in files; checks that diffusers recreates it from them."""
     state = layer.state_dict()
     renamed = {
         _rename(key, _PROJECTIONS.get(type(layer).__name__, {})): state[key] for key in state

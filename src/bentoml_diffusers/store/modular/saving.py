@@ -1,7 +1,7 @@
-"""A modular pipeline out of memory into a folder, whole.
+"""Writes a modular pipeline from memory into a folder, completely.
 
-diffusers' ``save_pretrained`` leaves out guiders, code, structure and IP-Adapters, and writes the
-place it saves to into the pipeline and its index.
+diffusers' ``save_pretrained`` leaves out guiders, code, structure and IP-Adapters, and writes
+the path it saves to into the pipeline and its index.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a modular pipeline before anything is written.
+    """What is known about a modular pipeline before anything is written.
 
     Attributes:
         blocks: Its blocks as plain values.
-        code: Their code, if it is not of diffusers.
+        code: Their code, if they are not part of diffusers.
         components: The components that are written, by name.
-        details: For the record.
+        details: Details for the record.
     """
 
     blocks: dict[str, Any]
@@ -70,14 +70,16 @@ def refuse_loras(pipeline: DiffusionPipeline | ModularPipeline) -> None:
 
 
 def prepare_modular(pipeline: ModularPipeline) -> Prepared:
-    """Looks at a modular pipeline: can it be stored so that it comes back as it is?
+    """Checks that a modular pipeline can be stored and restored exactly.
 
     Raises:
-        InvalidModel: 400, says what cannot be stored, or is missing.
+        InvalidModel: 400, names what cannot be stored, or is missing.
     """
     name = type(pipeline).__name__
     if not _names.is_modular_class(name):
-        raise InvalidModel(name, "is a pipeline class of your own", "put what it does into blocks")
+        raise InvalidModel(
+            name, "is a custom pipeline class, which cannot be stored", "move its code into blocks"
+        )
     blocks = pipeline.blocks
     described = describe_blocks(blocks)
     code = code_of_blocks(blocks)
@@ -100,12 +102,12 @@ def prepare_modular(pipeline: ModularPipeline) -> Prepared:
 
 
 def write_modular(prepared: Prepared, pipeline: ModularPipeline, folder: Path) -> None:
-    """Writes a modular pipeline; nothing of it is changed.
+    """Writes a modular pipeline, without changing it.
 
     Args:
         prepared: See :func:`prepare_modular`.
         pipeline: The pipeline.
-        folder: Where to; made here.
+        folder: Target folder; created here.
 
     Raises:
         InvalidModel: 400, a component that cannot be written.
@@ -127,7 +129,7 @@ def write_modular(prepared: Prepared, pipeline: ModularPipeline, folder: Path) -
 
 
 def _stands_in_index(component: Any) -> bool:
-    """True for what diffusers loads by its class; an image processor is only made from a config."""
+    """True for what diffusers loads by its class; an image processor is made from a config."""
     return hasattr(component, "save_pretrained") and _names.is_component_class(
         *describe_class(component)
     )
@@ -138,11 +140,14 @@ def _check_component(pipeline: str, name: str, component: Any) -> None:
     if not _names.is_component_class(library, class_name):
         raise InvalidModel(
             pipeline,
-            f"has {library}.{class_name} as its {name}, no class of diffusers or transformers",
-            "let its blocks make it from a config",
+            f"has {library}.{class_name} as its {name}, "
+            "which is not a class of diffusers or transformers",
+            "let its blocks create it from a config",
         )
     if not hasattr(component, "save_pretrained"):
-        raise InvalidModel(pipeline, f"has a {name} that cannot be saved, {class_name}")
+        raise InvalidModel(
+            pipeline, f"has a {name} that cannot be saved: {class_name} has no save_pretrained"
+        )
     refuse_ip_adapters(pipeline, {name: component})
 
 
@@ -160,7 +165,7 @@ def _write_component(component: Any, target: Path, root: Path) -> None:
 
 
 def _write_configs(pipeline: ModularPipeline, prepared: Prepared, folder: Path) -> None:
-    """Writes what differs from how diffusers makes a component, where it can only be made."""
+    """Writes how components without files differ from those that diffusers makes by default."""
     for name in pipeline.config_component_names:
         component = getattr(pipeline, name)
         if name in prepared.components or not hasattr(component, "save_config"):
@@ -168,7 +173,7 @@ def _write_configs(pipeline: ModularPipeline, prepared: Prepared, folder: Path) 
         spec = next(s for s in pipeline.blocks.expected_components if s.name == name)
         if type(component) is not spec.type_hint:
             raise InvalidModel(
-                type(pipeline).__name__, f"has another class as its {name} than its blocks make"
+                type(pipeline).__name__, f"has a {name} of another class than its blocks create"
             )
         if dict(component.config) != dict(spec.create().config):
             component.save_config(folder / name)

@@ -1,4 +1,4 @@
-"""Where a pipeline comes from: a folder or the hub, which of its files, and pickles in them."""
+"""Where a pipeline comes from, a folder or the hub; which files are taken; reading pickles."""
 
 from bentoml_diffusers.store.sources.hub import (
     Download,

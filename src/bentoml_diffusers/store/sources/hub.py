@@ -26,7 +26,7 @@ _PROBE_S = 5.0
 
 @dataclass(frozen=True)
 class Download:
-    """A downloaded snapshot: its folder, and the commit that the revision stood for."""
+    """A downloaded snapshot: its folder, and the commit that the revision pointed to."""
 
     folder: Path
     commit: str
@@ -40,7 +40,7 @@ def find_index(wanted: Wanted) -> Path:
     Raises:
         ModelNotFound: 404, there is no such repository or revision, or it needs a token.
         InvalidModel: 400, no diffusers pipeline.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -49,7 +49,7 @@ def find_index(wanted: Wanted) -> Path:
     first, second = reversed(names) if wanted.modular else names
     with _hub_errors(wanted.source, wanted.revision), _use_proxies(wanted.proxies):
         is_cut_off = _is_cut_off()
-        # By the revision's name, so that the cache knows next time offline what it stands for.
+        # By the revision's name, so that the cache can resolve it offline next time.
         download = functools.partial(
             hf_hub_download, wanted.source, revision=wanted.revision, local_files_only=is_cut_off
         )
@@ -69,13 +69,13 @@ def download_snapshot(
     revision: str,
     proxies: Mapping[str, str] | None = None,
 ) -> Download:
-    """Downloads those files of a repository that ``choose`` picks of its names.
+    """Downloads the files of a repository that ``choose`` selects by their names.
 
-    Offline, or without network, takes what the hub's cache holds; ``choose`` sees its names.
+    Offline, or without network, ``choose`` selects among the files in the hub's cache.
 
     Raises:
         ModelNotFound: 404, there is no such repository or revision, or it needs a token.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
         StorageFull: 507, no space left for the files.
     """
     from huggingface_hub import snapshot_download
@@ -83,7 +83,7 @@ def download_snapshot(
     with _hub_errors(repo_id, revision), _use_proxies(proxies):
         names = _list_files(repo_id, revision)
         if names is None:
-            # Only where it is: the hub's client would miss the files that nobody asked for.
+            # Only the folder: the hub's client would miss the files that were not asked for.
             folder = Path(
                 snapshot_download(
                     repo_id, revision=revision, allow_patterns=[], local_files_only=True
@@ -102,14 +102,14 @@ def download_pipeline(wanted: Wanted, index: Path) -> Download:
     Offline, or without network, takes what the hub's cache holds.
 
     Args:
-        wanted: The repository. A file with its ``custom_pipeline`` is taken, too, if it is there.
+        wanted: The repository. A file named by its ``custom_pipeline`` is taken too, if it exists.
         index: Its index, see :func:`find_index`.
 
     Raises:
         ModelNotFound: 404, there is no such repository or revision, or it needs a token.
         InvalidModel: 400, no diffusers pipeline, or no such variant.
         UntrustedSource: 400, only pickled weights.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
         StorageFull: 507, no space left for the files.
     """
     from huggingface_hub import snapshot_download
@@ -142,7 +142,7 @@ def download_file(
     Raises:
         ModelNotFound: 404, no such repository.
         InvalidModel: 400, no such file in it.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     from huggingface_hub import hf_hub_download
 
@@ -168,21 +168,21 @@ def upload_files(
     private: bool | None = None,
     message: str,
 ) -> str:
-    """Uploads files in one commit; makes the repository if it is not there.
+    """Uploads files in one commit; creates the repository if it does not exist.
 
     Args:
         repo_id: ``owner/name``, or ``name`` in the user's own namespace.
-        files: By their path in the repository.
-        token: By default what the hub's login or HF_TOKEN says.
+        files: Files by their path in the repository.
+        token: By default that of the hub's login or HF_TOKEN.
         private: Whether a new repository is private.
-        message: Of the commit.
+        message: Commit message.
 
     Returns:
-        The whole id of the repository.
+        The full id of the repository.
 
     Raises:
         ModelNotFound: 404, no such repository, or the token may not write to it.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -205,11 +205,11 @@ def upload_files(
 
 
 def list_repository(repo_id: str, revision: str = "main") -> Sequence[str]:
-    """Returns all files of a repository, or of what is cached of it.
+    """Returns all files of a repository, or offline those in the hub's cache.
 
     Raises:
         ModelNotFound: 404, no such repository, or it needs a token.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     with _hub_errors(repo_id, revision):
         return _list_files(repo_id, revision) or ()
@@ -224,7 +224,7 @@ def _list_files(repo_id: str, revision: str) -> list[str] | None:
     except Exception as err:
         if not _is_unreachable(err):
             raise
-        logger.warning("the hub cannot be reached, looking into its cache: %s", err)
+        logger.warning("the hub cannot be reached, using its cache: %s", err)
         return None
     return [item.rfilename for item in info.siblings or ()]
 
@@ -234,11 +234,11 @@ def _is_cut_off() -> bool:
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return False  # it knows that itself, and says so
+        return False  # the hub's client handles this, with a message of its own
     for _ in range(2):
         try:
             get_session().head(constants.ENDPOINT, timeout=_PROBE_S)
-        except Exception as err:  # noqa: BLE001, PERF203 - of httpx or requests, by its version
+        except Exception as err:  # noqa: BLE001, PERF203 - from httpx or requests, depending on its version
             if not _is_unreachable(err):
                 return False
         else:
@@ -247,15 +247,15 @@ def _is_cut_off() -> bool:
 
 
 def _as_pattern(name: str) -> str:
-    """A pattern of ``fnmatch`` that matches just this name."""
+    """An ``fnmatch`` pattern that matches only this name."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 @contextlib.contextmanager
 def _use_proxies(proxies: Mapping[str, str] | None) -> Iterator[None]:
-    """Lets the hub's client, which takes no proxies as arguments, find them in its environment.
+    """Sets proxies in the environment, since the hub's client takes none as arguments.
 
-    Not thread-safe: for its time all requests of the process go through them.
+    Not thread-safe: during the block all requests of the process use them.
     """
     if not proxies:
         yield
@@ -277,7 +277,7 @@ def _use_proxies(proxies: Mapping[str, str] | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hub_errors(repo_id: str, revision: str, file: str = PIPELINE_INDEX) -> Iterator[None]:
-    """Turns what huggingface_hub raises into errors of ours, with what to do next."""
+    """Turns errors of huggingface_hub into this package's, with the next step."""
     try:
         with storage_errors(repo_id):
             yield
@@ -298,7 +298,9 @@ def _translate(err: Exception, repo_id: str, revision: str, file: str) -> Diffus
     if isinstance(err, errors.GatedRepoError):
         return ModelNotFound(repo_id, "is gated", "accept its licence on the hub and set HF_TOKEN")
     if isinstance(err, errors.RevisionNotFoundError):
-        return ModelNotFound(repo_id, f"has no revision {revision!r}", "check its name")
+        return ModelNotFound(
+            repo_id, f"has no revision {revision!r}", "check the name of the revision"
+        )
     if isinstance(err, errors.RepositoryNotFoundError):
         return ModelNotFound(
             repo_id,
@@ -324,7 +326,7 @@ def _has_answer(err: Any) -> bool:
 
 
 def _is_of_the_network(err: Exception) -> bool:
-    # huggingface_hub speaks through httpx or httpx2, by its version.
+    # huggingface_hub uses httpx or httpx2, depending on its version.
     return isinstance(err, OSError) or type(err).__module__.partition(".")[0] in ("httpx", "httpx2")
 
 

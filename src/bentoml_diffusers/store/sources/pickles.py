@@ -19,7 +19,7 @@ def convert_pickle(source: Path, target: Path, name: str) -> None:
 
     Args:
         source: A file that ``torch.save`` wrote.
-        target: Where to.
+        target: Target file.
         name: Name of the file, for messages.
 
     Raises:
@@ -31,7 +31,7 @@ def convert_pickle(source: Path, target: Path, name: str) -> None:
 
 
 def read_pickle(path: Path, name: str) -> dict[str, Any]:
-    """Returns the tensors of a pickle by name, each with memory of its own.
+    """Returns the tensors of a pickle by name, none sharing memory with another.
 
     Raises:
         InvalidModel: 400, it holds more than tensors, or cannot be read.
@@ -53,7 +53,7 @@ def read_pickle(path: Path, name: str) -> dict[str, Any]:
 
 
 def flatten(content: Any) -> dict[str, Any]:
-    """Returns all tensors of nested mappings; a ``state_dict`` stands for what holds it."""
+    """Returns all tensors of nested mappings; a ``state_dict`` replaces its parent."""
     import torch
 
     if not isinstance(content, dict):
@@ -70,7 +70,7 @@ def flatten(content: Any) -> dict[str, Any]:
 
 
 def converted_name(name: str) -> str:
-    """Returns where the safetensors of a pickle are looked for by diffusers and transformers."""
+    """Returns the name by which diffusers and transformers look for the safetensors of a pickle."""
     folder, slash, base = name.rpartition("/")
     if base.startswith("pytorch_model"):
         base = base.replace("pytorch_model", "model", 1)
@@ -85,7 +85,7 @@ def is_pickle_shard_index(name: str) -> bool:
 
 
 def convert_shard_index(source: Path, target: Path) -> None:
-    """Writes the index of pickled shards for their safetensors."""
+    """Writes an index of pickled shards as one of their safetensors."""
     index = json.loads(source.read_text())
     shards = {key: converted_name(name) for key, name in index["weight_map"].items()}
     target.write_text(json.dumps({**index, "weight_map": shards}))

@@ -1,6 +1,6 @@
 """Which files of a repository or folder a pipeline needs: one variant, one format, no duplicates.
 
-Only names are looked at, so it is decided before anything is downloaded or linked.
+Only names are considered, so the choice is made before anything is downloaded or linked.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _WITHOUT_WEIGHTS = ("Tokenizer", "Processor", "Scheduler", "FeatureExtractor")
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """Which weights are taken.
+    """Which weights to take.
 
     Attributes:
-        variant: Those of this variant where a component has it, such as ``"fp16"``.
-        allow_pickle: Those in ``.bin`` files, of components that have no safetensors.
+        variant: Take this variant, such as ``"fp16"``, where a component has it.
+        allow_pickle: Take ``.bin`` files of components without safetensors.
     """
 
     variant: str | None = None
@@ -57,7 +57,7 @@ class _Weights:
 
 @dataclass(frozen=True)
 class Selection:
-    """Files that a pipeline needs.
+    """The files that a pipeline needs.
 
     Attributes:
         files: Paths relative to the repository or folder.
@@ -79,13 +79,13 @@ def select_files(
 
     Args:
         index: Content of ``model_index.json``.
-        names: All files that there are, as relative paths.
+        names: All existing files, as relative paths.
         source: Name of the repository or folder, for messages.
         weights: Which weights to take.
 
     Raises:
-        InvalidModel: 400, a component that the index names is not there, or has no weights.
-        UntrustedSource: 400, weights as pickle, and they are not allowed.
+        InvalidModel: 400, a component that the index names is missing, or has no weights.
+        UntrustedSource: 400, pickled weights without ``allow_pickle``.
     """
     known = sorted(names)
     for name in known:
@@ -107,7 +107,7 @@ def select_files(
             files = _select_place(source, class_name, inside, weights)
             with_variant |= any(_read_weights(name).variant == weights.variant for name in files)
             chosen.update(files)
-    if f"{IP_ADAPTER_FOLDER}/{SCALES_FILE}" in known:  # of a pipeline that this package saved
+    if f"{IP_ADAPTER_FOLDER}/{SCALES_FILE}" in known:  # written by this package's save_model
         chosen.update(_files_in(IP_ADAPTER_FOLDER, known))
     if weights.variant and not with_variant:
         raise _no_variant(source, weights.variant, known)
@@ -119,7 +119,7 @@ def read_components(index: Mapping[str, Any], source: str) -> dict[str, tuple[st
     """Returns library and class of each component that an index names, by its name.
 
     Raises:
-        InvalidModel: 400, a name that is not a plain word.
+        InvalidModel: 400, a name that is not an identifier.
     """
     components = {}
     for name, value in index.items():
@@ -128,7 +128,10 @@ def read_components(index: Mapping[str, Any], source: str) -> dict[str, tuple[st
         if value[0] is None or not all(isinstance(item, str) for item in value):
             continue
         if not name.isidentifier():
-            raise InvalidModel(source, f"names a component {name!r} in its {PIPELINE_INDEX}")
+            raise InvalidModel(
+                source,
+                f"names a component {name!r} in its {PIPELINE_INDEX}, which is not an identifier",
+            )
         components[name] = (value[0], value[1])
     return components
 
@@ -136,14 +139,14 @@ def read_components(index: Mapping[str, Any], source: str) -> dict[str, tuple[st
 def find_places(
     source: str, component: str, class_name: str, names: Sequence[str]
 ) -> list[list[str]]:
-    """Returns the files of each place that diffusers reads for a component; no place: no files.
+    """Returns the files of each folder that diffusers reads for a component.
 
-    That is its folder; for classes that hold several models, such as ``MultiControlNetModel``,
-    also ``controlnet_1``, ``controlnet_2``...; and without a folder of its own the root, where
-    the first repositories have their only model.
+    That is its own folder; for classes that hold several models, such as
+    ``MultiControlNetModel``, also ``controlnet_1``, ``controlnet_2``...; without a folder of
+    its own the root, where the first repositories have their only model.
 
     Raises:
-        InvalidModel: 400, a folder that diffusers writes and does not read.
+        InvalidModel: 400, a folder that diffusers writes but does not read.
     """
     first = _files_in(component, names)
     if not first:
@@ -158,7 +161,7 @@ def find_places(
     if class_name.startswith("Multi") and _files_in(unread, names):
         raise InvalidModel(
             source,
-            f"has a folder {unread}, which diffusers wrote and does not read",
+            f"has a folder {unread}, which diffusers writes but does not read",
             f"rename it to {component}_{len(places)}",
         )
     return places
@@ -192,14 +195,16 @@ def _select_place(
 
 
 def check_name(source: str, name: str) -> None:
-    """Refuses a file name that leads out of the folder.
+    """Refuses a file name that points outside of the folder.
 
     Raises:
-        InvalidModel: 400, an absolute path, one with ``..``, or of Windows.
+        InvalidModel: 400, an absolute path, one with ``..``, or a Windows path.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
-        raise InvalidModel(source, f"names a file outside of itself: {name!r}", "do not use it")
+        raise InvalidModel(
+            source, f"names a file outside of its folder: {name!r}", "do not use this model"
+        )
 
 
 def _code_files(index: Mapping[str, Any], names: Sequence[str], source: str) -> list[str]:
@@ -210,7 +215,7 @@ def _code_files(index: Mapping[str, Any], names: Sequence[str], source: str) -> 
     file = f"{declared[0]}.py"
     if file not in names:
         raise InvalidModel(
-            source, f"names pipeline code that is not there: {file}", "add the file to it"
+            source, f"lacks {file}, the pipeline code that its index names", "add the file to it"
         )
     return [file]
 
@@ -219,7 +224,7 @@ def _refuse_own_code(source: str, component: str, file: str, names: Sequence[str
     if file in names:
         raise InvalidModel(
             source,
-            f"has a component {component!r} with code of its own, {file}, which is not supported",
+            f"has a component {component!r} with its own code, {file}, which is not supported",
             "let a custom_pipeline define its class",
         )
 
@@ -232,12 +237,12 @@ def select_component(
     Args:
         source: Name of the repository or folder, for messages.
         class_name: Class of the component.
-        names: All its files, each below its name.
+        names: Its files, each below the component's name.
         weights: Which weights to take.
 
     Raises:
         InvalidModel: 400, it has no weights, or only in other variants.
-        UntrustedSource: 400, weights as pickle, and they are not allowed.
+        UntrustedSource: 400, pickled weights without ``allow_pickle``.
     """
     component = names[0].split("/")[0]
     there = [_read_weights(name) for name in names if _is_weights(name)]
@@ -265,7 +270,7 @@ def select_component(
 
 
 def _pick(source: str, component: str, weights: list[_Weights], variant: str | None) -> list[str]:
-    """Files of the variant if the component has them, else those without variant."""
+    """The files of the variant if the component has it, else those without variant."""
     main = [item for item in weights if item.stem in _MAIN_STEMS] or weights
     for wanted in dict.fromkeys((variant, None)):
         found = [item.name for item in main if item.variant == wanted]

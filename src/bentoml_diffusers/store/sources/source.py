@@ -1,4 +1,4 @@
-"""A folder with a pipeline: what is in it, and whether it is whole."""
+"""A folder with a pipeline: its index and files, checked for completeness."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_HEADER = 100 << 20  # bytes, as in the safetensors format
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of a component lie: a subfolder (``""``: the root) of a folder."""
+    """Location of a component's files: a subfolder (``""``: the root) of a folder."""
 
     folder: Path
     subfolder: str
@@ -39,11 +39,11 @@ class Source:
 
     Attributes:
         name: What messages call it.
-        folder: Where it is.
-        index: What its index says; of a modular pipeline, what the stored index will say.
+        folder: Its path.
+        index: Content of its index; of a modular pipeline, of the index that is stored.
         selection: The files to take, by their names in the entry.
-        places: For a modular pipeline: where each component lies.
-        written: Files of the entry that are written anew, and their text.
+        places: For a modular pipeline: the location of each component.
+        written: Files of the entry that are written instead of copied, and their text.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Source:
     written: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
-        """Returns where a file really is, links resolved."""
+        """Returns the real path of a file, symlinks resolved."""
         component, _, rest = name.partition("/")
         place = self.places.get(component) if rest else None
         if place is None:
@@ -67,7 +67,7 @@ class Source:
         return self.folder if place is None else place.folder
 
     def known_hash(self, name: str) -> str | None:
-        """Returns the sha256 of a file of the hub's cache, whose name says it."""
+        """Returns the sha256 of a file in the hub's cache, which is named by it."""
         path = self.path(name)
         is_hash = path.parent == hub_blobs(self.root(name)) and len(path.name) == 64
         return path.name if is_hash else None
@@ -79,7 +79,7 @@ class Wanted:
 
     Attributes:
         source: A folder, or ``owner/name`` of a repository of the hub.
-        weights: Which weights to take of it.
+        weights: Which of its weights to take.
         revision: Branch, tag or commit of the repository.
         proxies: Proxies for the hub, by protocol; for the time of a download they are those of
             the process.
@@ -96,12 +96,12 @@ class Wanted:
 
 
 def open_folder(folder: Path, *, name: str, weights: WeightChoice) -> Source:
-    """Looks at a folder before anything is taken from it.
+    """Inspects a folder before any file is taken from it.
 
     Raises:
-        InvalidModel: 400, no readable index, a missing component or variant, a link that leads
-            out, a truncated file.
-        UntrustedSource: 400, weights as pickle, and they are not allowed.
+        InvalidModel: 400, no readable index, a missing component or variant, a symlink that
+            points outside, a truncated file.
+        UntrustedSource: 400, pickled weights without ``allow_pickle``.
     """
     index = read_classic_index(folder, name)
     selection = select_files(index, list_names(folder), source=name, weights=weights)
@@ -119,7 +119,7 @@ def read_classic_index(folder: Path, name: str) -> dict[str, Any]:
     """
     index = read_json(folder / PIPELINE_INDEX, name)
     if not index.get("_class_name"):
-        raise InvalidModel(name, f"has a {PIPELINE_INDEX} that names no class")
+        raise InvalidModel(name, f"has a {PIPELINE_INDEX} that does not name a class")
     return index
 
 
@@ -127,7 +127,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     """Reads an index or a config of a pipeline.
 
     Raises:
-        InvalidModel: 400, there is none, or it holds no object.
+        InvalidModel: 400, there is none, or it is not a JSON object.
     """
     if not path.is_file():
         raise InvalidModel(
@@ -140,7 +140,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     except ValueError as err:
         raise InvalidModel(name, f"has a broken {path.name}: {err}") from err
     if not isinstance(content, dict):
-        raise InvalidModel(name, f"has a {path.name} that is not an object, so names no class")
+        raise InvalidModel(name, f"has a {path.name} that is not a JSON object")
     return content
 
 
@@ -151,20 +151,22 @@ def class_name(index: Mapping[str, Any]) -> str:
 
 
 def list_names(folder: Path) -> list[str]:
-    """Returns all files below a folder as relative paths; links to folders are not followed."""
+    """Returns all files below a folder as relative paths; symlinks to folders are refused."""
     names = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(item for item in folders if item not in _NEVER_STORED)
         names += [Path(root, file).relative_to(folder).as_posix() for file in files]
         for item in [item for item in folders if Path(root, item).is_symlink()]:
             raise InvalidModel(
-                folder.name, f"has a link to a folder: {item}", "put the files themselves there"
+                folder.name,
+                f"has a symlink to a folder: {item}",
+                "replace it with the files themselves",
             )
     return sorted(names)
 
 
 def hub_blobs(folder: Path) -> Path | None:
-    """Returns the folder that the links of a snapshot in the hub's cache lead to."""
+    """Returns the folder that the symlinks of a snapshot in the hub's cache point to."""
     resolved = folder.resolve()
     is_snapshot = resolved.parent.name == "snapshots"
     return resolved.parent.parent / "blobs" if is_snapshot else None
@@ -194,17 +196,19 @@ def check_safetensors(path: Path, name: str, source: str) -> None:
 
 
 def check_file(source: Source, name: str) -> None:
-    """Checks that a file is inside of its folder, and whole.
+    """Checks that a file is inside its folder and complete.
 
     Raises:
-        InvalidModel: 400, a link that leads out or to nothing, or a truncated file.
+        InvalidModel: 400, a symlink that points outside or dangles, or a truncated file.
     """
     path = source.path(name)
     root = source.root(name)
     allowed = (root.resolve(), hub_blobs(root))
     if not any(path.is_relative_to(root) for root in allowed if root is not None):
         raise InvalidModel(
-            source.name, f"has a link that leads out of it: {name}", "put the file itself there"
+            source.name,
+            f"has a symlink that points outside of it: {name}",
+            "replace it with the file itself",
         )
     if not path.is_file():
         raise InvalidModel(source.name, f"has a dangling symlink: {name}")
@@ -215,7 +219,7 @@ def check_file(source: Source, name: str) -> None:
 
 
 def _check_shards(source: Source, name: str) -> None:
-    """All shards that an index of weights names must be there, beside it."""
+    """Checks that all shards that an index of weights names are in its folder."""
     try:
         shards = set(json.loads(source.path(name).read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as err:

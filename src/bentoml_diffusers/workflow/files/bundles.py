@@ -57,7 +57,7 @@ def open_bundle(
     Raises:
         InvalidWorkflow: 400, a zip that is broken.
         ModelNotFound: 404, no such file, folder or repository.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     path = Path(source).expanduser()
     is_file_name = path.suffix.lower() in _SUFFIXES
@@ -88,7 +88,7 @@ def push_bundle(
 
     Raises:
         ModelNotFound: 404, no such repository, or the token may not write to it.
-        HubUnavailable: 503, the hub did not answer as it should.
+        HubUnavailable: 503, the hub could not be reached, or answered with an error.
     """
     upload_files(repo_id, files, token=token, private=private, message=message)
 

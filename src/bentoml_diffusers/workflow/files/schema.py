@@ -257,7 +257,7 @@ class Workflow(Part):
             InvalidWorkflow: 400, broken, changed, or of a newer version.
             InvalidModel: 400, the repository has no such file.
             ModelNotFound: 404, no such file, folder or repository.
-            HubUnavailable: 503, the hub did not answer as it should.
+            HubUnavailable: 503, the hub could not be reached, or answered with an error.
         """
         bundle = open_bundle(source, filename, revision=revision, token=token)
         return cls._from_bundle(bundle, LOCAL)
@@ -313,7 +313,7 @@ class Workflow(Part):
         Raises:
             InvalidWorkflow: 400, a file name that cannot be, or a blob is missing.
             ModelNotFound: 404, no such repository, or the token may not write to it.
-            HubUnavailable: 503, the hub did not answer as it should.
+            HubUnavailable: 503, the hub could not be reached, or answered with an error.
             StorageFull: 507, no space left.
         """
         root = Path(folder).expanduser()
