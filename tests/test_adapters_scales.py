@@ -272,8 +272,8 @@ def test_the_store_knows_the_denoiser(wan_folder, name):
     ("make", "components", "match"),
     [
         (tiny_wan, ["transformer_3"], "of transformer, transformer_2"),
-        (tiny_wan, [7], "names of components"),
-        (tiny_wan, ["transformer", "transformer"], "names of components"),
+        (tiny_wan, [7], "a list of component names"),
+        (tiny_wan, ["transformer", "transformer"], "a list of component names"),
         (functools.partial(tiny_wan, two=False), ["transformer_2"], "of transformer"),
         (testing.tiny_stable_diffusion, ["unet"], "files for a StableDiffusionPipeline say it"),
     ],

@@ -189,7 +189,7 @@ def test_the_layouts_of_trainers_for_both_encoders(folder, tmp_path):
         (testing.tiny_stable_diffusion_xl, {"emb_params": (1, 24)}, "one text encoder"),
         (testing.tiny_flux, {"<x>": (1, 16)}, "one text encoder"),
         (testing.tiny_stable_diffusion, {"clip_l": (1, 16), "clip_g": (1, 24)}, "text_encoder_2"),
-        (testing.tiny_stable_diffusion, {"emb_params": (1, 16), "extra": (1, 16)}, "more than one"),
+        (testing.tiny_stable_diffusion, {"emb_params": (1, 16), "extra": (1, 16)}, "exactly one"),
     ],
 )
 @pytest.mark.parametrize("is_static", [False, True], ids=["request", "static"])
@@ -282,11 +282,11 @@ def test_static_words_and_those_of_requests(folder):
     [
         ({"<x>": torch.ones(17)}, "another base model"),
         ({"<x>": torch.full((16,), float("nan"))}, "NaN"),
-        ({"<x>": torch.ones(2, 2, 16)}, "no vectors"),
-        ({"<x>": torch.ones(16), "<y>": torch.ones(16)}, "no textual inversion"),
-        ({"<x>": torch.ones(16, dtype=torch.int64)}, "no vectors"),
+        ({"<x>": torch.ones(2, 2, 16)}, "must hold vectors"),
+        ({"<x>": torch.ones(16), "<y>": torch.ones(16)}, "exactly one textual inversion"),
+        ({"<x>": torch.ones(16, dtype=torch.int64)}, "must hold vectors"),
         ({"clip_l": torch.ones(1, 17)}, "another base model"),
-        ({}, "no textual inversion"),
+        ({}, "exactly one textual inversion"),
     ],
 )
 def test_broken_files_are_refused(pipeline, tmp_path, tensors, error):

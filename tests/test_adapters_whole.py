@@ -79,7 +79,9 @@ def test_alphas_by_pattern_are_those_of_peft(lora):
     assert (ours - generate_by_peft(MAKE, [(lora, 1.0)])).abs().max() < 5e-6
     about["unet.rank_pattern"] = {r"mid_block.*": 2}
     save_file(tensors, lora, metadata={"lora_adapter_metadata": json.dumps(about)})
-    with pytest.raises(errors.InvalidModel, match=r"say rank 2 for mid_block.*, it has rank 4"):
+    with pytest.raises(
+        errors.InvalidModel, match=r"give rank 2 for mid_block.*, but it has rank 4"
+    ):
         prepare(lora.parent)
 
 

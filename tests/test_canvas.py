@@ -126,7 +126,7 @@ class TestReplay:
         assert output.images[0].tobytes() == image.tobytes()
 
     def test_people_read_it(self, recorded):
-        assert ("size", "that of the image that came") in summarize(recorded[1])
+        assert ("size", "that of the input image") in summarize(recorded[1])
         other = recorded[1].model_copy(update={"keep_size": False})
         assert "size" not in dict(summarize(other))
 

@@ -72,7 +72,7 @@ def test_a_package_that_cannot_be_imported_hides_nothing(run, monkeypatch):
 
 def test_a_service_that_is_not_there(run):
     report = json.loads(run("--url", CLOSED_PORT, "--output", "json"))
-    assert f"no service of this package answers at {CLOSED_PORT}" in report["service"]["error"]
+    assert f"no service of this package responds at {CLOSED_PORT}" in report["service"]["error"]
     assert "problems: 1" in run("--url", CLOSED_PORT) or len(report["problems"]) > 1
 
 

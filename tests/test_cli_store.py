@@ -48,7 +48,7 @@ def test_import_info_and_verify(run, pipeline_folder, name):
         *record.files.values(),
     ):
         assert text in shown
-    assert "is whole" in run("verify", tag).output
+    assert "is intact" in run("verify", tag).output
     path = Path(bentoml_diffusers.get(tag).path, "diffusion_model", "unet", "config.json")
     path.write_text("{}")
     broken = run("verify", tag)
@@ -62,7 +62,7 @@ def test_code_is_shown_with_its_hash_and_trust(run, pipeline_folder, tmp_path, n
     (tmp_path / "pipeline.py").write_text(code + f"# {name}\n")
     arguments = (name, pipeline_folder, "--custom-pipeline", tmp_path)
     run("import", *arguments)
-    assert "not trusted here" in run("info", name).output
+    assert "not trusted in this store" in run("info", name).output
     run("import", *arguments, "--trust-remote-code")
     shown = run("info", name).output
     assert "pipeline.py" in shown

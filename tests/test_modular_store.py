@@ -287,7 +287,7 @@ def test_code_is_stored_and_runs_only_when_trusted(with_code, name):
     assert type(trusted.blocks).__module__.startswith("_bentoml_diffusers_code_")
     rewritten = Path(model.path, "code", "helper.py")
     rewritten.write_text("WORD = 'evil'")
-    with pytest.raises(errors.InvalidModel, match="other code"):
+    with pytest.raises(errors.InvalidModel, match="code that was changed"):
         bentoml_diffusers.load_model(model, trust_remote_code=True)
 
 
@@ -305,7 +305,7 @@ def test_two_models_with_a_block_py_each_never_mix(with_code, name, sdxl_pixels)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda f: (f / "block.py").unlink(), "not there: block.py"),
+        (lambda f: (f / "block.py").unlink(), "lacks block.py"),
         (lambda f: (f / "helper.py").unlink(), "helper, which is not in its folder"),
         (lambda f: (f / "block.py").write_text("import helper"), "from .helper import"),
         (lambda f: (f / "block.py").write_text("from ..up import x"), "one folder"),

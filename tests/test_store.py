@@ -81,7 +81,7 @@ def test_later_changes_of_the_source_do_not_reach_the_store(tmp_path, name):
     [
         (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "broken"),
-        (lambda folder: (folder / "model_index.json").write_text("[]"), "does not name a class"),
+        (lambda folder: (folder / "model_index.json").write_text("[]"), "is not a JSON object"),
         (lambda folder: (folder / "vae").rename(folder / "vea"), "vae"),
     ],
 )

@@ -161,7 +161,7 @@ def test_changed_code_is_refused(trusting, write):
     model = trusting(write("changed"))
     path = Path(model.path, "code", "pipeline.py")
     path.write_text(path.read_text().replace("changed", "evil"))
-    with pytest.raises(errors.InvalidModel, match="other code"):
+    with pytest.raises(errors.InvalidModel, match="code that was changed"):
         bentoml_diffusers.load_model(model, trust_remote_code=True)
     assert store.verify(model).changed == ("code",)
 

@@ -81,7 +81,12 @@ def test_an_xl_in_half_precision_stays_in_it(tmp_path, name, pixels):
     ("tensors", "file", "error", "words"),
     [
         ({"unet.to_q.lora_A.weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "import_lora"),
-        ({"weight": (1, 1)}, "x.safetensors", errors.InvalidModel, "not a checkpoint of a complete"),
+        (
+            {"weight": (1, 1)},
+            "x.safetensors",
+            errors.InvalidModel,
+            "not a checkpoint of a complete",
+        ),
         ({"weight": (1, 1)}, "x.ckpt", errors.UntrustedSource, "allow_pickle"),
         ({"weight": (1, 1)}, "x.gguf", errors.InvalidModel, "not a .safetensors"),
         (

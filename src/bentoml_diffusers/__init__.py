@@ -1,6 +1,6 @@
 """BentoML integration for Hugging Face diffusers.
 
-Importing this package makes ``bentoml.diffusers`` mean it, and loads neither torch nor
+Importing this package makes it available as ``bentoml.diffusers``. It loads neither torch nor
 diffusers: names are imported when they are first used.
 """
 

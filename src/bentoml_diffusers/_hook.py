@@ -21,13 +21,13 @@ def _path() -> Path:
 
 
 def show() -> str:
-    """Says whether the hook is there, and what it would be."""
+    """Describes the hook, and whether it is installed."""
     state = "installed" if _path().is_file() else "not installed"
     return f"{state}: {_path()} with the line\n  {_LINE.strip()}"
 
 
 def install() -> str:
-    """Writes the hook."""
+    """Installs the hook."""
     _path().write_text(_LINE)
     return f"written: {_path()}\nremove it with: bentoml diffusers hook remove"
 
@@ -41,7 +41,7 @@ def remove() -> str:
 
 
 def watch() -> None:
-    """Waits for the import of ``bentoml``; then this package takes the name."""
+    """Waits for the import of ``bentoml``, then takes the name ``bentoml.diffusers``."""
     sys.meta_path.insert(0, _Watcher())
 
 

@@ -1,4 +1,4 @@
-"""What is logged while a model is loaded: less by other packages, more by this one."""
+"""Quiets other packages while a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silences, until the block ends, what diffusers and transformers say whenever they load.
+    """Silences, for the block, what diffusers and transformers log at every load.
 
-    Their progress bars where no terminal shows them, and notes that torchvision is not installed.
+    That is progress bars without a terminal, and notes that torchvision is not installed.
     """
     has_terminal = bool(sys.stderr and sys.stderr.isatty())
     bars = contextlib.nullcontext() if has_terminal else _compat.no_progress_bars()

@@ -1,6 +1,6 @@
 """Names <-> classes. Nothing else in this package turns text into code.
 
-Only what diffusers itself exports can be named; a class object is taken as it is.
+Only classes that diffusers itself exports can be named; a class object is returned unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
-# They tell the processes of `serve TAG` their tag, and the fields of EmbedOptions that are on.
+# They pass the tag, and the EmbedOptions that are on, to the processes of `serve TAG`.
 TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"
 EMBED_VARIABLE = "BENTOML_DIFFUSERS_EMBED"
 ACCESS_VARIABLE = "BENTOML_DIFFUSERS_ACCESS"  # and in JSON who may call
@@ -32,7 +32,7 @@ BUNDLED_CLASSES = {
     "ScoreSdeVpPipeline": "score_sde_vp",
 }
 
-_LONGEST_NAME = 64  # characters of an unknown name that are compared with the known ones
+_LONGEST_NAME = 64  # compare only so many characters of an unknown name with the known ones
 
 # Those of diffusers' auto pipelines, and what other classes do by themselves.
 TASKS = (*_compat.AUTO_TASKS, "edit", "upscale", "audio2audio", "unconditional")
@@ -64,7 +64,7 @@ SIGMAS = {
     "Beta": "use_beta_sigmas",
 }
 
-# What other image APIs call a field, and its names here; the first that exists is suggested.
+# Field names of other image APIs, and our names for them; the first that exists is suggested.
 FIELD_ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("steps", "num_steps", "inference_steps", "sampling_steps", "sample_steps", "n_steps"),
@@ -95,7 +95,7 @@ FIELD_ALIASES: dict[str, tuple[str, ...]] = {
     "h": ("height",),
     "size": ("height", "width"),
     "resolution": ("height", "width"),
-    # Of one LoRA or textual inversion.
+    # The same for the keys of one LoRA or textual inversion.
     **dict.fromkeys(("weight", "strength_model", "multiplier", "alpha"), ("scale",)),
     **dict.fromkeys(("path", "file", "filename", "id", "model", "model_name", "tag"), ("name",)),
     **dict.fromkeys(("word", "trigger", "trigger_word", "keyword", "placeholder"), ("token",)),
@@ -125,7 +125,7 @@ def resolve_pipeline_class(
     if value is None:
         return diffusers.DiffusionPipeline  # type: ignore[no-any-return]
     found = value if isinstance(value, type) else exported_class(value)
-    # The AutoPipelines have `from_pretrained` but no base class in common with pipelines.
+    # The AutoPipelines have `from_pretrained`, but share no base class with pipelines.
     if found is None or not hasattr(found, "from_pretrained") or not hasattr(found, "config_name"):
         raise InvalidOption(
             "pipeline_class", value, "a pipeline class, or the name of one that diffusers exports"
@@ -152,13 +152,13 @@ def resolve_scheduler_class(value: str | type[SchedulerMixin]) -> type[Scheduler
     return found
 
 
-# For distilled models. They run on the config of any scheduler for noise, but none lists them.
-# FlowMatchLCMScheduler is not here: pipelines give it no generator, so no seed repeats an image.
+# For distilled models. They accept the config of any noise scheduler, but none lists them.
+# Not FlowMatchLCMScheduler: pipelines give it no generator, so no seed repeats an image.
 _DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
 def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
-    """Returns the classes, by name, that run on the config of a model's scheduler."""
+    """Returns the classes, by name, that accept the config of a model's scheduler."""
     compatible = [
         cls for cls in getattr(base, "compatibles", ()) if not _compat.missing_backends(cls)
     ]
@@ -169,19 +169,19 @@ def fitting_schedulers(base: SchedulerMixin) -> dict[str, type[SchedulerMixin]]:
 
 
 def missing_packages(name: object) -> str:
-    """Returns what a class that diffusers exports needs and is not installed, if anything."""
+    """Returns the packages that a class of diffusers needs and that are not installed, if any."""
     found = exported_class(name) if isinstance(name, str) else name
     return " and ".join(_compat.missing_backends(found))
 
 
 def find_sampler(name: str) -> tuple[str, dict[str, Any]] | None:
-    """Returns the scheduler of a sampler, whose case does not matter: class name and config."""
+    """Returns class name and config for a sampler's name, ignoring case."""
     found = {sampler.lower(): choice for sampler, choice in SAMPLERS.items()}
     return found.get(name.lower())
 
 
 def name_sampler(class_name: str, config: Mapping[str, Any]) -> str:
-    """Returns the sampler's name of a scheduler; for one without, the name of its class."""
+    """Returns the sampler's name for a scheduler; if it has none, the name of its class."""
     for sampler, (name, changes) in SAMPLERS.items():
         if name == class_name and all(config.get(key) == value for key, value in changes.items()):
             sigmas = [suffix for suffix, flag in SIGMAS.items() if config.get(flag)]
@@ -192,7 +192,7 @@ def name_sampler(class_name: str, config: Mapping[str, Any]) -> str:
 def suggest_field(name: str, known: Collection[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for a field that does not exist, else an empty string.
 
-    Other APIs' names for it count, then near matches; ``cfgScale`` and ``cfg-scale`` are
+    Other APIs' names come first, then near matches; ``cfgScale`` and ``cfg-scale`` are read as
     ``cfg_scale``.
     """
     short = name[:_LONGEST_NAME]
@@ -208,7 +208,7 @@ def suggest_field(name: str, known: Collection[str]) -> str:
 def resolve_dtype(
     value: str | torch.dtype | None, option: str = "torch_dtype"
 ) -> torch.dtype | None:
-    """Returns a ``torch.dtype``; text such as ``"float16"`` or ``"torch.bfloat16"`` is taken.
+    """Returns a ``torch.dtype``, also from a string such as ``"float16"`` or ``"torch.bfloat16"``.
 
     Raises:
         InvalidOption: 400, not a floating dtype.
@@ -224,10 +224,10 @@ def resolve_dtype(
 
 
 def resolve_quantization(value: Any) -> Any:
-    """Returns diffusers' ``PipelineQuantizationConfig``; a mapping holds its arguments.
+    """Returns diffusers' ``PipelineQuantizationConfig``, also from a mapping of its arguments.
 
     Raises:
-        InvalidOption: 400, arguments that it does not take.
+        InvalidOption: 400, invalid arguments.
     """
     from diffusers import PipelineQuantizationConfig
 
@@ -260,14 +260,14 @@ def task_class(cls: type[DiffusionPipeline], task: str) -> type[DiffusionPipelin
     """Returns the class that does ``task`` with the components of ``cls``.
 
     Raises:
-        InvalidRequest: 400, diffusers knows no such task for this family of models.
+        InvalidRequest: 400, diffusers has no such task for this family of models.
     """
     for base in cls.__mro__ if task in _compat.AUTO_TASKS else ():
         found = _compat.find_task_class(task, base.__name__)
         if found is not None:
             return found
     if task == "inpaint" and "mask_image" in inspect.signature(cls.__call__).parameters:
-        return cls  # such as Flux Fill, which is for nothing else
+        return cls  # such as Flux Fill, whose only task is the one asked for
     raise InvalidRequest("task", task, f"a task that {cls.__name__} can do")
 
 
@@ -282,7 +282,7 @@ def is_modular_class(value: str | type[Any] | None) -> bool:
 
 
 def modular_class_of(index: Mapping[str, Any]) -> type[ModularPipeline] | None:
-    """Returns the modular class for a classic pipeline by its index; ``None`` if there is none."""
+    """Returns the modular class for the index of a classic pipeline, if there is one."""
     name = _compat.find_modular_class(index)
     return None if name is None else exported_class(name)
 
@@ -290,7 +290,7 @@ def modular_class_of(index: Mapping[str, Any]) -> type[ModularPipeline] | None:
 def resolve_blocks_class(
     name: str, module: str = "diffusers"
 ) -> type[ModularPipelineBlocks] | None:
-    """Returns a class of blocks that diffusers has; ``None`` if it has none of that name."""
+    """Returns diffusers' class of blocks with a name, if there is one."""
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
     if module == "diffusers":
@@ -307,7 +307,7 @@ def resolve_blocks_class(
 
 
 def is_component_class(library: str, class_name: str) -> bool:
-    """True if an index may name this class: diffusers imports what stands there."""
+    """True if an index may name this class, since diffusers imports what an index names."""
     from diffusers import pipelines
 
     if not all(part.isidentifier() for part in (*library.split("."), class_name)):
@@ -318,9 +318,9 @@ def is_component_class(library: str, class_name: str) -> bool:
 
 
 def is_never_loaded(index: Mapping[str, Any], component: str) -> bool:
-    """True if diffusers' loader passes over a component that the index names.
+    """True if diffusers' loader skips a component that the index names.
 
-    So it does with arguments of the pipeline's class that have a default and are not listed as
+    It skips arguments of the pipeline's class that have a default and are not listed as
     optional, such as the scheduler of ``LongCatAudioDiTPipeline`` (diffusers 0.42.1).
     """
     name = index["_class_name"]
@@ -331,10 +331,10 @@ def is_never_loaded(index: Mapping[str, Any], component: str) -> bool:
 
 
 def find_moved_library(library: str, class_name: str) -> str | None:
-    """Returns the library of a class that diffusers does not find where an index says it is.
+    """Returns the real library of a class that is not where an index says.
 
-    ``None`` where it does, or where it is nowhere. Models of deprecated pipelines moved without
-    a word (diffusers 0.42.1), and what is saved of them names no library that has them.
+    ``None`` if the index is right, or the class does not exist. The models of deprecated
+    pipelines were moved (diffusers 0.42.1), and saved ones name a library without them.
     """
     import diffusers
 
@@ -347,7 +347,9 @@ def find_moved_library(library: str, class_name: str) -> str | None:
     for name in _deprecated_pipelines():
         module = getattr(diffusers.pipelines.deprecated, name, None)
         if module is not None and class_name in dir(module):
-            return str(getattr(module, class_name).__module__)  # it has the loaders' bases, too
+            return str(
+                getattr(module, class_name).__module__
+            )  # it exports the loaders' base classes, too
     return None
 
 
@@ -359,7 +361,7 @@ def _deprecated_pipelines() -> tuple[str, ...]:
 
 
 def component_class(library: str, class_name: str) -> type[Any] | None:
-    """Returns the class that an index names; ``None`` if it is of neither upstream."""
+    """Returns the class that an index names; ``None`` if it is in neither library."""
     from diffusers import pipelines
 
     if not is_component_class(library, class_name):
@@ -370,7 +372,7 @@ def component_class(library: str, class_name: str) -> type[Any] | None:
 
 @functools.lru_cache(maxsize=256)
 def exported_class(name: str) -> type[Any] | None:
-    """Finds ``Name``, ``diffusers.Name`` or ``diffusers.<anything>.Name`` among its exports."""
+    """Finds ``Name``, ``diffusers.Name`` or ``diffusers.<anything>.Name`` in its exports."""
     import diffusers
 
     module, _, short = name.rpartition(".")

@@ -1,7 +1,7 @@
 """Every error that this package raises on purpose, each with its HTTP status and its outcome.
 
 The outcome is what a request that ends with it counts as, in :class:`EngineReport` and in the
-metrics of a service: ``invalid`` for what the caller can mend, ``refused`` where there is no room
+metrics of a service: ``invalid`` for what the caller can fix, ``refused`` if there is no room
 now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
 
 ::
@@ -18,12 +18,12 @@ now, ``expired`` after its deadline, ``cancelled``, and ``failed`` for all else.
         ├── ModelNotFound     (LookupError) 404   not in the model store or on the hub
         ├── AdapterNotFound   (LookupError) 404   no such LoRA or textual inversion
         ├── TagConflict       (ValueError)  409   the tag holds something else
-        ├── WorkflowMismatch  (ValueError)  409   a workflow was made with something else
+        ├── WorkflowMismatch  (ValueError)  409   a workflow does not match what is installed
         ├── CodecMissing      (ImportError) 501   PyAV is not installed
         ├── QueueFull                       429   too many requests wait
         ├── DeadlineUnreachable             503   what waits leaves too little time for it
-        ├── HubUnavailable                  503   the hub did not answer as it should
-        ├── StorageFull       (OSError)     507   no space left where the model goes
+        ├── HubUnavailable                  503   the hub could not be reached, or failed
+        ├── StorageFull       (OSError)     507   no space left in the model store
         ├── StoreNotWritable  (OSError)     507   the model store is read-only
         ├── RequestCancelled                503   cancelled by its caller, or on shutdown
         ├── DeadlineExceeded  (TimeoutError) 504  ran past its deadline
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-# Where each fault is, and what it is.
+# The path of each wrong field, and what is wrong.
 Faults: TypeAlias = "Sequence[tuple[Sequence[str | int], str]]"
 Outcome: TypeAlias = Literal["invalid", "refused", "expired", "cancelled", "failed"]
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_FAULTS_SAID = 3  # wrong fields in the text of an error
+_FAULTS_SAID = 3  # number of wrong fields in the text of an error
 
 
 class DiffusersError(BentoMLException):  # type: ignore[misc]
@@ -58,13 +58,13 @@ class DiffusersError(BentoMLException):  # type: ignore[misc]
     outcome: ClassVar[Outcome] = "failed"
 
     def __init_subclass__(cls) -> None:
-        """Stays out of BentoML's table of statuses: its client gives an error only a text."""
+        """Stays out of BentoML's table of statuses: its client creates errors from a text alone."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), str(self), dict(self.__dict__))
 
     def say(self, text: str) -> None:
-        """Gives the error another text."""
+        """Replaces the text of the error."""
         self.args, self.message = (text,), text
 
 
@@ -87,21 +87,21 @@ class InvalidRequest(DiffusersError, InvalidArgument, ValueError):  # type: igno
 
 
 class InvalidWorkflow(InvalidRequest):
-    """A workflow is broken, was changed, is of a newer version, or beyond the limits (400)."""
+    """A workflow is broken, modified, of a newer version, or beyond the limits (400)."""
 
     @classmethod
     def within(cls, error: InvalidRequest, place: str) -> InvalidWorkflow:
-        """For what is wrong with a request that a workflow holds at ``place``."""
+        """For an invalid request that a workflow contains at ``place``."""
         moved = cls(f"{place}.{error.field}", None, "")
         moved.say(f"{place}.{error}")
         return moved
 
 
 class UnreadableRequest(DiffusersError, InvalidArgument, ValueError):  # type: ignore[misc]
-    """The body of a request to a service cannot be read, or some of its fields (400).
+    """The body of a request to a service, or some of its fields, cannot be read (400).
 
     Attributes:
-        faults: Where it is wrong, and how: the path to the field, a sentence.
+        faults: The path to each wrong field, and a sentence about it.
     """
 
     error_code = HTTPStatus.BAD_REQUEST
@@ -145,10 +145,10 @@ class InvalidModel(DiffusersError, ValueError):
 
     @classmethod
     def for_tokenizer(cls, source: object, name: str, kind: str) -> InvalidModel:
-        """For a tokenizer that would make one image of all prompts."""
+        """For a tokenizer that would give the same image for all prompts."""
         return cls(
             source,
-            f"has a {name} ({kind}) that makes the same tokens, or unknown ones, of all prompts",
+            f"has a {name} ({kind}) that gives the same or only unknown tokens for all prompts",
             "its files are damaged, or of another version of transformers: import the model "
             "again, or install the version that saved it",
         )
@@ -221,11 +221,11 @@ class TagConflict(DiffusersError, ValueError):
 
 
 class WorkflowMismatch(DiffusersError, ValueError):
-    """A workflow was made with another pipeline, model, code or adapter than are here (409).
+    """A workflow was made with another pipeline, model, code or adapter (409).
 
     Attributes:
         field: The first part that differs, such as ``"workflow.pipeline.model"``.
-        differences: All that stands against a replay, in words.
+        differences: All that prevents a replay, as text.
     """
 
     error_code = HTTPStatus.CONFLICT
@@ -241,20 +241,20 @@ class WorkflowMismatch(DiffusersError, ValueError):
 
 
 class CodecMissing(DiffusersError, ImportError):
-    """Files of video or audio need PyAV, which is not installed (501)."""
+    """Video and audio files need PyAV, which is not installed (501)."""
 
     error_code = HTTPStatus.NOT_IMPLEMENTED
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"files of {what} need PyAV: pip install 'bentoml-diffusers[video]'")
+        super().__init__(f"{what} files need PyAV; pip install 'bentoml-diffusers[video]'")
 
 
 class QueueFull(DiffusersError):
     """Too many requests wait (429).
 
     Attributes:
-        retry_after_s: Seconds after which there is room, by estimate; the answer of a service
-            has it as ``Retry-After``.
+        retry_after_s: Estimated seconds until there is room; a service sends it as
+            ``Retry-After``.
     """
 
     error_code = HTTPStatus.TOO_MANY_REQUESTS
@@ -262,7 +262,9 @@ class QueueFull(DiffusersError):
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__(f"{waiting} requests wait already; try again in {retry_after_s} seconds")
+        super().__init__(
+            f"{waiting} requests are waiting already; try again in {retry_after_s} seconds"
+        )
 
 
 class DeadlineUnreachable(DiffusersError):
@@ -286,13 +288,13 @@ class HubUnavailable(DiffusersError):
 
     def __init__(self, source: object, problem: str) -> None:
         super().__init__(
-            f"the hub did not deliver {str(source)!r}: {problem}; try again: "
+            f"could not get {str(source)!r} from the hub: {problem}; try again: "
             "files that are complete are not downloaded twice"
         )
 
 
 class StorageFull(DiffusersError, OSError):
-    """There is no space left where the model goes (507)."""
+    """There is no space left in the model store (507)."""
 
     error_code = HTTPStatus.INSUFFICIENT_STORAGE
 

@@ -69,7 +69,7 @@ def test_the_command_line_lists_what_is_loaded(server):
     assert "outline" in shown.stdout.partition("in slots")[2]
     nobody = subprocess.run([*command, "http://127.0.0.1:9"], capture_output=True, text=True)
     assert nobody.returncode == 1
-    assert "no service of this package answers at http://127.0.0.1:9" in nobody.stderr
+    assert "no service of this package responds at http://127.0.0.1:9" in nobody.stderr
 
 
 def test_command_that_is_printed_works(server):

@@ -1,4 +1,4 @@
-"""Everything about the adapters of one pipeline: found, read, brought into slots, applied."""
+"""The adapters of one pipeline: found, read, loaded into slots, applied."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class Lease:
         self._held = held
 
     def release(self) -> None:
-        """Gives the slots up; again does nothing. By the holder of the baton."""
+        """Releases the slots; idempotent. Only for the holder of the baton."""
         self._held.close()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Applies the adapters to everything that runs meanwhile; afterwards all is as it was.
+        """Applies the adapters for the time of the block; afterwards everything is as before.
 
         Raises:
             InvalidModel: 400, a file that is not a LoRA for this pipeline.
@@ -87,18 +87,18 @@ class Lease:
 class AdapterBank:
     """The adapters of one pipeline.
 
-    :meth:`find` and :meth:`prepare` may be called from any thread and change nothing. The rest
-    belongs to the thread that runs the pipeline. Hooks come with the first LoRA of a request, on a
-    component that is compiled at once, so compile before; also with hooks, a forward that nobody
-    brought a LoRA for is bit for bit the plain one.
+    :meth:`find` and :meth:`prepare` are thread-safe and change nothing. The rest is for the thread
+    that runs the pipeline. Hooks are attached with the first LoRA of a request, on a compiled
+    component at once, so compile first. A forward without LoRAs is bit for bit the plain one,
+    with or without hooks.
 
     Args:
         pipeline: The pipeline; gets the static adapters of the options.
-        options: Adapters, and the bounds of what requests may bring.
+        options: The static adapters, and the limits for those of requests.
 
     Raises:
         UnsupportedByPipeline: 400, static adapters for a class without them.
-        InvalidModel: 400, a static adapter that is none for this pipeline.
+        InvalidModel: 400, a static adapter that does not fit this pipeline.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions) -> None:
@@ -112,7 +112,9 @@ class AdapterBank:
         self._said_exclusive = False
         self._layers = LayerMap(pipeline)
         self._running: dict[int, Running] = {}
-        self._tree = threading.Lock()  # of the pipeline's modules, for PEFT and for who reads them
+        self._tree = (
+            threading.Lock()
+        )  # guards the modules' structure: PEFT changes it, readers walk over it
         self._max_rank = options.max_lora_rank or DEFAULT_MAX_RANK
         slots = options.lora_slots or DEFAULT_SLOTS
         self._pool = SlotPool(self._layers, slots, self._max_rank, self._runs_on)
@@ -133,7 +135,7 @@ class AdapterBank:
         textual_inversions: object = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> AdapterSet:
-        """Finds adapters by name; reads no file. Safe from any thread.
+        """Finds adapters by name; reads no file. Thread-safe.
 
         Args:
             lora_weights: A name, a mapping with ``name`` and ``scale``, or a list of either.
@@ -143,8 +145,8 @@ class AdapterBank:
 
         Raises:
             InvalidRequest: 400, malformed, or too many.
-            UntrustedSource: 400, outside of what is allowed.
-            AdapterNotFound: 404, not there.
+            UntrustedSource: 400, outside of the allowed sources.
+            AdapterNotFound: 404, no such adapter.
             UnsupportedByPipeline: 400, the pipeline's class takes no such adapters.
         """
         loras = [one for one in self._lora_finder.find_all(lora_weights) if one.scale != 0]
@@ -164,10 +166,10 @@ class AdapterBank:
         return AdapterSet(tuple(loras), tuple(inversions), layer_scale)
 
     def prepare(self, wanted: AdapterSet) -> PreparedAdapters:
-        """Reads and checks the files. Safe from any thread; takes milliseconds.
+        """Reads and checks the files. Thread-safe; takes milliseconds.
 
         Raises:
-            InvalidModel: 400, a file that is not such an adapter for this pipeline.
+            InvalidModel: 400, a file that is not an adapter of its kind for this pipeline.
             InvalidRequest: 400, a token that exists already.
         """
         read = [self._read_lora(one) for one in wanted.loras]
@@ -175,7 +177,7 @@ class AdapterBank:
         tokens = tuple(self._read_token(one) for one in wanted.inversions)
         self._check_room(tokens)
         tokenizers = self._tokenizers.get(tokens) if tokens else {}
-        # diffusers scales PEFT's layers in place, in those of static LoRAs for all requests.
+        # diffusers scales PEFT's layers in place, those of static LoRAs for all requests.
         rescales = wanted.layer_scale != 1 and self._switch.has_layers
         exclusive = rescales or any(lora.beyond_slots for lora, _ in loras)
         warnings = tuple(
@@ -186,7 +188,7 @@ class AdapterBank:
         return PreparedAdapters(wanted, loras, tokens, tokenizers, exclusive, warnings)
 
     def acquire(self, prepared: PreparedAdapters) -> Lease:
-        """Brings adapters into slots and holds them there.
+        """Loads adapters into slots and holds them there.
 
         Raises:
             AdaptersBusy: 503, running requests hold all slots.
@@ -210,7 +212,7 @@ class AdapterBank:
     def forwarding(
         self, module_name: str, shares: Sequence[tuple[Lease | None, int | None]]
     ) -> Iterator[None]:
-        """Says whose samples the forward of a component holds, while it runs.
+        """Declares, for the block, which request each sample in a component's forward belongs to.
 
         Args:
             module_name: Name of the component.
@@ -238,7 +240,7 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def applied(self, lease: Lease) -> Iterator[None]:
-        """Applies a lease to everything that runs meanwhile. See :meth:`Lease.applied`."""
+        """Applies a lease for the time of the block. See :meth:`Lease.applied`."""
         with contextlib.ExitStack() as stack:
             for name in self._pipeline.components:
                 stack.enter_context(self.forwarding(name, [(lease, None)]))
@@ -248,7 +250,7 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def _through_peft(self, lease: Lease) -> Iterator[None]:
-        """Nobody reads a file against modules that are half changed."""
+        """Holds the lock, so that no file is compared with half-changed modules."""
         with contextlib.ExitStack() as stack:
             with self._tree:
                 stack.enter_context(self._switch.applied(lease.prepared.wanted.loras))
@@ -259,7 +261,7 @@ class AdapterBank:
                     stack.close()
 
     def report(self) -> AdapterReport:
-        """Says what is known, in memory and in slots. Safe from any thread; lists files."""
+        """Reports which adapters are known, in memory and in slots. Thread-safe; lists files."""
         caches = (self._loras, self._embeddings)
         return AdapterReport(
             known=tuple(self._lora_finder.known()),
@@ -274,7 +276,7 @@ class AdapterBank:
         )
 
     def close(self) -> None:
-        """Takes every hook away; the static adapters stay."""
+        """Removes every hook; the static adapters stay."""
         self._pool.close()
         for table in self._tables.values():
             table.remove()
@@ -283,7 +285,7 @@ class AdapterBank:
         self._embeddings.clear()
 
     def _runs_on(self, module_name: str) -> Running:
-        """Components that are one module under two names share what runs."""
+        """The components' current runs; two names for one module share one."""
         module = getattr(self._pipeline, module_name, None)
         return self._running.setdefault(id(module), Running(self._layers.device))
 
@@ -333,7 +335,7 @@ class AdapterBank:
             raise InvalidRequest(
                 "textual_inversions.token",
                 None,
-                f"a token, since {adapter.name!r} names none",
+                f"a token, since the file of {adapter.name!r} names none",
             )
         return PlaceholderToken(token, embedding)
 

@@ -1,4 +1,4 @@
-"""What was read from files, kept in host memory within a bound."""
+"""A bounded cache in host memory of what was read from files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Sized)
 
 @dataclass
 class Counts:
-    """What a cache did: how often it knew, how often and how long it read."""
+    """Statistics of a cache: hits, misses, and the time spent reading."""
 
     hits: int = 0
     misses: int = 0
@@ -39,12 +39,12 @@ class Counts:
 
 
 class HostCache(Generic[T]):
-    """The most recently used files, up to a size. Safe from any thread.
+    """The most recently used files, up to a total size. Thread-safe.
 
     Two threads that ask for the same file read it once.
 
     Args:
-        max_bytes: Bound of the sum; 0 keeps nothing.
+        max_bytes: Largest total size; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -56,7 +56,7 @@ class HostCache(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: object, load: Callable[[], T]) -> T:
-        """Returns what is kept under ``key``, else what ``load`` returns; its errors pass."""
+        """Returns the value cached under ``key``, else that of ``load``; its errors propagate."""
         with self._lock:
             gate = self._loading.setdefault(key, threading.Lock())
         try:
@@ -72,12 +72,12 @@ class HostCache(Generic[T]):
                 self._loading.pop(key, None)
 
     def names(self) -> list[str]:
-        """Returns the names of what is kept."""
+        """Returns the names of the cached values."""
         with self._lock:
             return [value.name for value in self._held.values()]
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Empties the cache."""
         with self._lock:
             self._held.clear()
             self.n_bytes = 0
@@ -94,7 +94,7 @@ class HostCache(Generic[T]):
         with self._lock:
             self.counts.misses += 1
             self.counts.load_s += load_s
-            # Another thread may have read it as well, where the first try failed.
+            # Another thread may have read it too, if the first attempt failed.
             known = [key] if key in self._held else []
             for old in [*known, *list_outdated(self._held, key)]:
                 self.n_bytes -= self._held.pop(old).n_bytes

@@ -1,4 +1,4 @@
-"""Which tensors of a LoRA file reach a layer: all of them, or the rest is named."""
+"""Finds the tensors of a LoRA file that reach no layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-# What follows the name of a layer in the key of one of its tensors.
+# What follows the layer's name in the key of a tensor.
 _SUFFIX = re.compile(r"(\.|_)(lora[._]|hada_|lokr_|diff|alpha|dora_scale).*|\.(weight|bias|scale)$")
 
 
 class TracedTensor(torch.Tensor):
-    """A tensor that knows from which tensors of a file it was made."""
+    """A tensor that tracks which tensors of a file it was computed from."""
 
     sources: frozenset[str] = frozenset()
 
@@ -30,7 +30,7 @@ class TracedTensor(torch.Tensor):
         result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
         sources = frozenset().union(*(leaf.sources for leaf in given))
-        # What returns nothing writes to its first argument.
+        # An operation that returns nothing writes to its first argument.
         for leaf in tree_leaves(args[:1] if result is None else result):
             if isinstance(leaf, cls):
                 leaf.sources = sources
@@ -38,7 +38,7 @@ class TracedTensor(torch.Tensor):
 
 
 def trace(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Returns copies of tensors, since converters scale some in place; each knows its name."""
+    """Returns traced copies of tensors; copies, since converters scale some in place."""
     traced: Tensors = {}
     for key, tensor in tensors.items():
         own = tensor.clone().as_subclass(TracedTensor)
@@ -48,14 +48,14 @@ def trace(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def sources_of(tensors: Iterable[torch.Tensor]) -> set[str]:
-    """Returns the names of all tensors that the traced ``tensors`` were made of."""
+    """Returns the names of all tensors that the traced ``tensors`` were computed from."""
     return {name for tensor in tensors for name in getattr(tensor, "sources", ())}
 
 
 def list_other(file: Mapping[str, torch.Tensor], used: Iterable[torch.Tensor]) -> list[str]:
-    """Returns the names of a file's tensors that are not, as they are, among the ``used``.
+    """Returns the names of a file's tensors that are not, unchanged, among the ``used``.
 
-    An alpha is not a tensor of its own: it is read as a number.
+    Alphas do not count: they are read as numbers.
     """
     places = {tensor.data_ptr() for tensor in used}
     return [
@@ -66,9 +66,9 @@ def list_other(file: Mapping[str, torch.Tensor], used: Iterable[torch.Tensor]) -
 
 
 def without_effect(file: Mapping[str, torch.Tensor], layers: Iterable[str]) -> set[str]:
-    """Returns those of the ``layers`` that add nothing: all differences, or one matrix, are zero.
+    """Returns those of the ``layers`` that have no effect: a matrix or all differences are zero.
 
-    Trainers write such ones for layers that they did not train, and diffusers leaves them out.
+    Trainers write them for layers that they did not train, and diffusers skips them.
     """
     tensors: dict[str, list[torch.Tensor]] = {}
     for key, tensor in file.items():
@@ -85,10 +85,10 @@ def _adds(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def layer_of(key: str) -> str:
-    """Returns the name of the layer, as a file writes it, that a tensor is of."""
+    """Returns the name of a tensor's layer, as the file spells it."""
     return _SUFFIX.sub("", key)
 
 
 def layers_of(keys: Iterable[str]) -> list[str]:
-    """Returns the names of the layers, as a file writes them, that its keys are of."""
+    """Returns the names of the layers of some keys, as the file spells them."""
     return sorted({layer_of(key) for key in keys})

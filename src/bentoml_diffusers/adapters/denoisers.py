@@ -1,4 +1,4 @@
-"""Which of several denoisers a LoRA is for: Wan 2.2 has two, and a file does not say it."""
+"""Which of several denoisers a LoRA is for: Wan 2.2 has two, and files do not name theirs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FIRST, _SECOND = "transformer", "transformer_2"
 
 
 def check_components(pipeline: DiffusionPipeline, field: str, names: Sequence[str]) -> None:
-    """Refuses components that a LoRA cannot be loaded into by choice.
+    """Refuses components that cannot be chosen for a LoRA.
 
     Raises:
-        InvalidRequest: 400, the pipeline has no such choice.
+        InvalidRequest: 400, this pipeline offers no such choice.
     """
     loadable = lora_components(pipeline)
     known = [
@@ -31,15 +31,19 @@ def check_components(pipeline: DiffusionPipeline, field: str, names: Sequence[st
     for name in names:
         if name not in known:
             kind = type(pipeline).__name__
-            expected = f"of {', '.join(known)}" if known else f"none: files for a {kind} say it"
+            expected = (
+                f"names from {', '.join(known)}"
+                if known
+                else f"none: files for a {kind} name their component"
+            )
             raise InvalidRequest(field, name, expected)
 
 
 def loader_arguments(component: str) -> dict[str, Any]:
-    """Returns what ``load_lora_weights`` of diffusers takes to load into a denoiser."""
+    """Returns the arguments with which diffusers' ``load_lora_weights`` loads into a denoiser."""
     return {"load_into_transformer_2": True} if component == _SECOND else {}
 
 
 def standing_for(pipeline: DiffusionPipeline, component: str) -> Any:
-    """Returns a pipeline, only to be looked at, whose first denoiser is the chosen one."""
+    """Returns a read-only pipeline whose first denoiser is the chosen one."""
     return SimpleNamespace(transformer=getattr(pipeline, component)) if component else pipeline

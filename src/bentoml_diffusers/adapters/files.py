@@ -1,4 +1,4 @@
-"""Reading the file of an adapter."""
+"""Reads, hashes and downloads the files of adapters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class FileKey(NamedTuple):
-    """Tells the content of an adapter from others.
+    """Identifies the content of an adapter's file.
 
     Attributes:
-        place: Its path, and how the loader shall read it.
-        state: Device, inode, times of change and size of the file. The inode and the time of its
-            last change tell apart what `cp -p` and `rsync -t` put in the place of a file.
+        place: Its path, and the loader's arguments.
+        state: Device, inode, mtime, ctime and size of the file. Inode and ctime also change when
+            `cp -p` or `rsync -t` replaces the file.
     """
 
     place: tuple[object, ...]
@@ -37,12 +37,12 @@ class FileKey(NamedTuple):
 
 
 def extend_key(key: object, part: str) -> object:
-    """Returns the key of something that is made of what ``key`` stands for."""
+    """Returns the key of something derived from the content of ``key``."""
     return key._replace(place=(*key.place, part)) if isinstance(key, FileKey) else (key, part)
 
 
 def list_outdated(keys: Iterable[object], new: object) -> list[object]:
-    """Returns those keys that are of earlier files in the place of the ``new`` one."""
+    """Returns those keys that belong to earlier versions of the ``new`` key's file."""
     return [
         key
         for key in keys
@@ -54,7 +54,7 @@ def list_outdated(keys: Iterable[object], new: object) -> list[object]:
 
 
 def file_key(adapter: Adapter) -> FileKey:
-    """Returns what tells the content of an adapter from others; costs a ``stat``."""
+    """Returns the key of an adapter's content; costs a ``stat``."""
     arguments = tuple(sorted((key, repr(value)) for key, value in adapter.arguments.items()))
     place = (adapter.path, *arguments, *adapter.components)
     try:
@@ -72,7 +72,7 @@ def _weight_name(adapter: Adapter) -> str:
 
 
 def hash_adapter(adapter: Adapter) -> str:
-    """Returns the sha256 of an adapter's file; a file that stays the same is read once.
+    """Returns the sha256 of an adapter's file; an unchanged file is read only once.
 
     Raises:
         InvalidModel: 400, there is none.
@@ -94,7 +94,7 @@ def local_file(adapter: Adapter) -> Path:
     path = Path(adapter.path)
     if path.is_file():
         return path
-    # A folder or a repository of the hub, which the operator allowed.
+    # A folder, or a repository of the hub if the operator allowed that.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -112,11 +112,11 @@ def local_file(adapter: Adapter) -> Path:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds.
+    """The content of a safetensors file.
 
     Attributes:
-        tensors: Its tensors, in memory of their own.
-        about: What else it says about itself.
+        tensors: Its tensors, which share no memory with the file.
+        about: Its metadata.
         is_finite: No number in it is NaN or infinite.
     """
 
@@ -151,10 +151,10 @@ def read_tensors(name: str, path: Path) -> TensorFile:
 def _views(
     header: dict[str, Any], content: bytearray, start: int
 ) -> tuple[dict[str, torch.Tensor], bool] | None:
-    """Returns tensors that share the file's memory, and whether they are finite.
+    """Returns tensors that are views of the file's bytes, and whether they are finite.
 
-    A fifth of the time of copies. ``None`` for whatever is unusual: safetensors itself reads or
-    refuses it.
+    Takes a fifth of the time of copies. ``None`` for anything unusual, which safetensors itself
+    then reads or refuses.
     """
     import torch
 
@@ -180,7 +180,7 @@ def _views(
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    """Numbers of 8 bits as bfloat16, which holds each of them: diffusers multiplies some."""
+    """Widens 8-bit numbers to bfloat16, which is exact: diffusers multiplies some of them."""
     import torch
 
     is_narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
@@ -191,8 +191,8 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """True if no number of the tensor is NaN or infinite."""
     import torch
 
-    # A bad number survives the sum, which is 20 times as fast as asking each number; a sum that
-    # overflowed is asked again.
+    # NaN and infinity survive a sum, which is 20 times as fast as testing each number; a sum that
+    # overflowed is tested number by number.
     return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 

@@ -30,13 +30,13 @@ class Target:
     """A layer that a slot can serve.
 
     Attributes:
-        module: What is called: the layer itself, or the wrapper of a static LoRA around it.
-        dtype: What it computes in.
-        inputs: Numbers that a row of the first matrix takes: channels x kernel.
-        outputs: Channels that come out.
+        module: The module that is called: the layer, or the wrapper of a static LoRA around it.
+        dtype: The dtype that it computes in.
+        inputs: Width of the first matrix: input channels x kernel size.
+        outputs: Output channels.
         convolution: Arguments of the convolution, ``None`` for a linear layer.
         kernel: Its kernel, empty for a linear layer.
-        channels: Channels that go in.
+        channels: Input channels.
     """
 
     module: torch.nn.Module
@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(frozen=True)
 class HostLora:
-    """A checked LoRA in host memory, as its slots will hold it.
+    """A validated LoRA in host memory, in the form that slots hold.
 
     Attributes:
         name: As it was asked for.
@@ -58,9 +58,9 @@ class HostLora:
             rank)``, both in the layer's dtype, and the factor alpha / rank.
         rank: The largest rank of a layer.
         n_bytes: Size of its tensors.
-        beyond_slots: What in it only PEFT can apply; then it has no layers here.
-        left_out: Layers of the file that the base model has not; ``None``: none.
-        key: Tells files apart: the place, time and size of the file.
+        beyond_slots: The part that only PEFT can apply; if set, ``layers`` is empty.
+        left_out: Layers of the file that the base model does not have; ``None``: none.
+        key: Key of the file's content, see :class:`FileKey`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class HostLora:
     key: object = None
 
     def scaled(self, scales: LayerScales) -> HostLora:
-        """Returns a LoRA whose layers are scaled, for a slot of its own; shares the tensors."""
+        """Returns a scaled copy for a slot of its own; shares the tensors."""
         layers = {}
         for (component, path), (down, up, factor) in self.layers.items():
             scale = scale_of(scales, component, path)
@@ -82,7 +82,7 @@ class HostLora:
 
 
 class LayerMap:
-    """All layers of a pipeline that could take a LoRA, as they are now."""
+    """The layers of a pipeline that can take a LoRA, in their current state."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         import torch
@@ -97,7 +97,7 @@ class LayerMap:
         self._device: torch.device | None = None
 
     def find(self, component: str, path: str) -> Target | None:
-        """Returns the layer; ``None`` if it is of a kind that slots cannot serve.
+        """Returns the layer; ``None`` if slots cannot serve its kind.
 
         Raises:
             KeyError: There is no such layer.
@@ -108,7 +108,7 @@ class LayerMap:
         return self._targets[key]
 
     def module(self, component: str, path: str) -> torch.nn.Module | None:
-        """Returns what is at a path, ``None`` if nothing is."""
+        """Returns the module at a path, if any."""
         return self._modules.get(component, {}).get(path)
 
     def paths(self, component: str) -> list[str]:
@@ -133,7 +133,7 @@ class LayerMap:
         return target
 
     def fit(self, name: str, raw: RawLora, max_rank: int, *, check_finite: bool) -> HostLora:
-        """Checks a LoRA against the base model and brings it into the form of slots.
+        """Checks a LoRA against the base model and converts it to the form of slots.
 
         Raises:
             InvalidModel: 400, a layer is missing, has another shape, or the LoRA has too high a
@@ -151,13 +151,13 @@ class LayerMap:
             if check_finite and not raw.is_finite:
                 raise InvalidModel(name, "holds NaN or infinity")
             return HostLora(name, {}, 0, 0, beyond, raw.left_out)
-        # What was finite in the file may not be in fewer bits.
+        # A finite number of the file may overflow in a smaller dtype.
         if check_finite and not (raw.is_finite and _are_as_in_file(raw, layers)):
             _check_finite(name, layers)
         rank = max((down.shape[0] for down, _, _ in layers.values()), default=0)
         if rank > max_rank:
             raise InvalidModel(
-                name, f"has rank {rank}, more than max_lora_rank={max_rank}", "raise that option"
+                name, f"has rank {rank}, more than max_lora_rank={max_rank}", "raise max_lora_rank"
             )
         n_bytes = sum(_size(layer) for layer in layers.values())
         return HostLora(name, layers, rank, n_bytes, left_out=raw.left_out)
@@ -219,7 +219,7 @@ def _target(module: torch.nn.Module, pipeline: DiffusionPipeline) -> Target | No
 
 
 def _dtype_of(layer: torch.nn.Module, pipeline: DiffusionPipeline) -> torch.dtype:
-    """The dtype in which a layer computes; its weights may be stored in fewer bits."""
+    """The dtype in which a layer computes; its weights may be stored in a smaller one."""
     import torch
 
     stored, whole = getattr(layer.weight, "dtype", None), pipeline.dtype

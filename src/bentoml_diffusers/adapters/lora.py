@@ -1,4 +1,4 @@
-"""LoRAs on a pipeline through PEFT: static ones that stay, and those of one request."""
+"""LoRAs through PEFT: static ones that stay, and those of one request at a time."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class LoraSwitch:
     """Switches LoRAs of one pipeline. Not thread-safe: one request at a time.
 
     Args:
-        pipeline: The pipeline whose components get the LoRAs. Those that it has already stay.
-        static: LoRAs that stay active, below those of a request.
+        pipeline: The pipeline whose components get the LoRAs. Existing LoRAs stay.
+        static: LoRAs that stay active, in addition to those of a request.
 
     Raises:
         UnsupportedByPipeline: 400, static LoRAs for a class without LoRA.
@@ -66,14 +66,14 @@ class LoraSwitch:
 
     @property
     def has_layers(self) -> bool:
-        """True if LoRAs that stay are layers of their own: there are some, and not fused."""
+        """True if there are static LoRAs that are not fused, so PEFT's layers are present."""
         return bool(self._static or self._before)
 
     @contextlib.contextmanager
     def applied(self, adapters: Sequence[Adapter]) -> Iterator[None]:
-        """Adds ``adapters`` to the static ones; afterwards all is as it was, also on failure.
+        """Adds ``adapters`` to the static ones for the block; always restores the state before.
 
-        Also what a call changes in the layers of static ones, as one with a scale does.
+        That includes what a call with a scale changes in the layers of static LoRAs.
 
         Raises:
             InvalidModel: 400, a file that is not a LoRA for this pipeline.
@@ -102,10 +102,10 @@ class LoraSwitch:
             state.restore_scaling()
 
     def fuse_static(self) -> None:
-        """Adds the static LoRAs to the base weights, for good.
+        """Adds the static LoRAs to the base weights, permanently.
 
         Raises:
-            InvalidOption: 400, they are quantized.
+            InvalidOption: 400, the weights are quantized.
         """
         if not self._static:
             return
@@ -121,7 +121,7 @@ class LoraSwitch:
         self.is_fused = True
 
     def _load(self, adapter: Adapter) -> list[str]:
-        """Returns the names of its adapters."""
+        """Loads one LoRA; returns the names of its PEFT adapters."""
         if not supports_lora(self._pipeline):
             raise UnsupportedByPipeline(type(self._pipeline).__name__, "LoRA")
         name = f"lora_{next(self._counter)}"
@@ -130,7 +130,7 @@ class LoraSwitch:
         except DiffusersError:
             raise
         except Exception as err:
-            # A client reads this: no path of the server.
+            # A client sees this text: it must not contain a path of the server.
             reason = explain(err, adapter.path, adapter.name)
             base = f"{_first_quantized(self._pipeline)}{type(self._pipeline).__name__}"
             raise InvalidModel(adapter.name, f"is not a LoRA for {base}: {reason}") from err
@@ -188,10 +188,10 @@ def check_choices(
     adapter: Adapter,
     paths_of: Callable[[str], Iterable[str]] | None = None,
 ) -> None:
-    """Refuses components and blocks that a LoRA names and the pipeline has not.
+    """Refuses scales for components and blocks that the pipeline does not have.
 
     Raises:
-        InvalidRequest: 400, there is no such one.
+        InvalidRequest: 400, there is no such component or block.
     """
     check_components(pipeline, f"{field}.components", adapter.components)
     if isinstance(adapter.scale, Mapping):
@@ -199,7 +199,7 @@ def check_choices(
 
 
 def supports_lora(pipeline: DiffusionPipeline | type[DiffusionPipeline]) -> bool:
-    """True if the pipeline, or its class, takes LoRAs; asked of diffusers, not of one mixin."""
+    """True if the pipeline, or its class, takes LoRAs, by any loader mixin of diffusers."""
     from diffusers.loaders.lora_base import LoraBaseMixin
 
     cls = pipeline if isinstance(pipeline, type) else type(pipeline)
@@ -222,7 +222,7 @@ def _wrappers(pipeline: DiffusionPipeline) -> Iterator[tuple[str, Any]]:
 
 
 def _storages(pipeline: DiffusionPipeline) -> Iterator[str]:
-    """Yields what layers with adapters store their weights as, where they cannot be added to."""
+    """Yields the storage format of layers with adapters whose weights cannot be added to."""
     return (storage for _, layer in _wrappers(pipeline) if (storage := name_storage(layer)))
 
 
@@ -235,17 +235,17 @@ def _first_quantized(pipeline: DiffusionPipeline) -> str:
 
 
 def _check_precision(pipeline: DiffusionPipeline, name: str, adapter_name: str) -> None:
-    """Refuses what PEFT rounded to the dtype that a layer stores its weight in.
+    """Refuses an adapter that PEFT rounded to the dtype in which a layer stores its weight.
 
     Raises:
-        InvalidModel: 400, it did.
+        InvalidModel: 400, PEFT rounded it.
     """
     for path, layer in _wrappers(pipeline):
         if any(not is_computed_in(one.dtype) for one in _weights_of(layer, adapter_name)):
             raise InvalidModel(
                 name,
-                f"would be rounded to {name_storage(layer)}, as which {path} is stored",
-                "load the model without layerwise_casting, or name a plain LoRA in a request",
+                f"would be rounded to {name_storage(layer)}, the dtype that {path} is stored in",
+                "load the model without layerwise_casting, or use a plain LoRA per request",
             )
 
 
@@ -271,14 +271,14 @@ def _modules(pipeline: DiffusionPipeline) -> list[torch.nn.Module]:
 
 
 def _unwrap_empty_layers(module: torch.nn.Module) -> None:
-    """Puts back the plain layer where a wrapper has no adapter left.
+    """Restores the plain layer where a wrapper has no adapter left.
 
-    ``delete_adapters`` leaves the wrappers, so the names in the state dict would stay changed.
+    ``delete_adapters`` leaves the wrappers, so the keys of the state dict would stay changed.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, tuner_layer()) and not _adapters_of(child):
-                # Its own base, which may be the wrapper of a static adapter of another kind.
+                # Its direct base, which may be the wrapper of a static adapter of another kind.
                 setattr(parent, name, child.base_layer)
 
 

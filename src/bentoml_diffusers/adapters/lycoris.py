@@ -1,4 +1,4 @@
-"""LoHa and LoKr files of LyCORIS, which diffusers reads for few models only, through PEFT."""
+"""Applies LoHa and LoKr files of LyCORIS through PEFT; diffusers reads them for few models only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>hada_\w+|lokr_\w+|alpha)")
 _KINDS = {"hada_": "LoHa", "lokr_": "LoKr"}
-# How trainers write the component before the layer's name, whose dots they make underscores.
+# Trainers' prefixes for components; the dots in the layer's name become underscores.
 _PREFIXES = {
     "unet": ("lora_unet_", "lycoris_"),
     "transformer": ("lora_transformer_", "lora_unet_", "lycoris_"),
@@ -37,7 +37,7 @@ _PREFIXES = {
 
 @dataclass(frozen=True)
 class LycorisLayer:
-    """What a file holds for one layer.
+    """The tensors of one layer.
 
     Attributes:
         component: Name of the component.
@@ -78,9 +78,9 @@ def is_lycoris_of(
     tensors: Mapping[str, torch.Tensor],
     components: Sequence[str] = (),
 ) -> bool:
-    """True if a file is to be read here; false if diffusers' own reader is to decide.
+    """True if a file should be read here; false if diffusers' own reader should decide.
 
-    It reads LoKr of a few models, in layouts of their own.
+    That one reads the LoKr layouts of a few models.
 
     Raises:
         InvalidModel: 400, a layer is missing or has another shape.
@@ -107,7 +107,7 @@ def read_lycoris(
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise InvalidModel(name, f"holds {key!r}, which is no {kind_of(tensors)}")
+            raise InvalidModel(name, f"holds {key!r}, which is not part of a {kind_of(tensors)}")
         found.setdefault(match["layer"], {})[match["part"]] = tensor
     names = _names_of_layers(pipeline)
     return [_checked(pipeline, name, names, layer, parts) for layer, parts in found.items()]
@@ -116,10 +116,10 @@ def read_lycoris(
 def inject(
     pipeline: DiffusionPipeline, layers: Iterable[LycorisLayer], adapter_name: str
 ) -> list[str]:
-    """Puts the layers into PEFT's wrappers; what is there stays below.
+    """Wraps the layers with PEFT; existing adapters stay underneath.
 
     Returns:
-        The names of its adapters: an adapter of PEFT is of one kind, a file may hold two.
+        The names of its adapters: PEFT's adapters have one kind each, a file may hold two.
     """
     parts: dict[tuple[str, str], list[LycorisLayer]] = {}
     for layer in layers:
@@ -168,14 +168,14 @@ _BLOCK = re.compile(
 
 
 def original_name(path: str, layers_per_block: int | None) -> str:
-    """Returns what Stability's own code, and with it kohya's for SDXL, calls a layer of a UNet.
+    """Returns the name of a UNet layer in Stability's own code, which kohya uses for SDXL.
 
-    There the blocks of all resolutions are counted through: ``input_blocks.N``, ``middle_block.N``,
-    ``output_blocks.N``, each with a residual block, an attention, a change of size.
+    There the blocks of all resolutions are numbered consecutively: ``input_blocks.N``,
+    ``middle_block.N``, ``output_blocks.N``, each with a residual block, an attention, a resampling.
 
     Args:
-        path: What diffusers calls it, such as ``"down_blocks.1.attentions.0.proj_in"``.
-        layers_per_block: Of the UNet's config; with no such number the name stays.
+        path: Its path in diffusers, such as ``"down_blocks.1.attentions.0.proj_in"``.
+        layers_per_block: From the UNet's config; without it the name is returned unchanged.
     """
     found = _BLOCK.fullmatch(path)
     if found is None or not isinstance(layers_per_block, int):
@@ -208,7 +208,9 @@ def _checked(
     component, path = names[layer]
     alpha = parts.pop("alpha", None)
     if len({part[:5] for part in parts}) != 1:
-        raise InvalidModel(name, f"is broken: {layer} is not of one kind: {', '.join(parts)}")
+        raise InvalidModel(
+            name, f"is broken: {layer} mixes the tensors of several kinds: {', '.join(parts)}"
+        )
     target = getattr(pipeline, component).get_submodule(path)
     try:
         numbers = _count(parts)
@@ -229,7 +231,7 @@ def _checked(
 
 
 def _count(parts: Mapping[str, torch.Tensor]) -> int:
-    """Numbers in the weight that the parts make."""
+    """Number of elements in the weight that the parts produce."""
     shapes = {key: part.to("meta") for key, part in parts.items()}
     if "hada_w1_a" in shapes:
         if "hada_t1" in shapes:
@@ -254,12 +256,12 @@ def _config(layers: list[LycorisLayer]) -> Any:
     from peft import LoHaConfig, LoKrConfig
 
     kinds = {"LoHa": LoHaConfig, "LoKr": LoKrConfig}
-    # The rank is that of the file, filled in afterwards.
+    # The rank comes from the file, and is set afterwards.
     return kinds[layers[0].kind](r=1, alpha=1, target_modules=[layer.path for layer in layers])
 
 
 def _fill(wrapper: Any, layer: LycorisLayer, adapter_name: str, dtype: torch.dtype) -> None:
-    """Puts the matrices in, in ``dtype`` where that of the weight is only for storing."""
+    """Copies the matrices in, as ``dtype`` where the weight's own is only for storage."""
     import torch
 
     weight = wrapper.get_base_layer().weight

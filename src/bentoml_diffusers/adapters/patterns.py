@@ -1,4 +1,4 @@
-"""The patterns by which PEFT's config gives single layers another rank or alpha."""
+"""The patterns by which PEFT's config gives some layers another rank or alpha."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Patterns:
     r"""Values by pattern; the first that matches a layer counts, as in PEFT.
 
     PEFT tries ``(.*\\.)?(pattern)$`` from the start of the layer's path, one pattern after the
-    other. Files have one pattern for each layer, so names without signs of expressions are looked
+    other. Files have one pattern for each layer, so names without regex characters are looked
     up instead.
 
     Args:
@@ -38,7 +38,7 @@ class Patterns:
 
     def find(self, layer: str, default: Any) -> Any:
         """Returns the value for a layer."""
-        if not self._values:  # most files, and this is called for each layer
+        if not self._values:  # the common case, and this is called for each layer
             return default
         parts = layer.split(".")
         ends = [".".join(parts[start:]) for start in range(len(parts))]

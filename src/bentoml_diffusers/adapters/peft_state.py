@@ -1,4 +1,4 @@
-"""What a call can change in PEFT's layers, noted before it and put back after it."""
+"""Saves and restores what a call can change in PEFT's layers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerState:
-    """What is set of a layer that has adapters.
+    """The state of a layer with adapters.
 
     Attributes:
         layer: PEFT's wrapper.
         scaling: alpha / rank times the scale, by name of the adapter. diffusers multiplies and
-            divides it in place for a call with a scale, and after 0 it sets 1.
+            divides it in place for a call with a scale; after a scale of 0 it sets 1.
         active: Names of the adapters that are added.
-        is_disabled: None is added.
+        is_disabled: All adapters are disabled.
     """
 
     layer: Any
@@ -31,11 +31,11 @@ class LayerState:
     is_disabled: bool
 
     def restore_scaling(self) -> None:
-        """Sets the scales again; those of other adapters stay."""
+        """Restores the scales; those of other adapters stay."""
         self.layer.scaling.update(self.scaling)
 
     def restore(self) -> None:
-        """Sets everything again; other adapters are off."""
+        """Restores everything; other adapters are turned off."""
         self.restore_scaling()
         if tuple(self.layer.active_adapters) != self.active:
             self.layer.set_adapter(list(self.active))
@@ -52,7 +52,7 @@ def peft_layers(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
 
 
 def note_state(modules: Iterable[torch.nn.Module]) -> list[LayerState]:
-    """Returns what is set of each layer in ``modules`` that has adapters."""
+    """Returns the state of each layer in ``modules`` that has adapters."""
     return [
         LayerState(layer, dict(layer.scaling), tuple(layer.active_adapters), layer.disable_adapters)
         for layer in peft_layers(modules)

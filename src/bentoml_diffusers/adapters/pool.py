@@ -1,4 +1,4 @@
-"""Which LoRA is in which slot; the least recently used one makes room."""
+"""Tracks which LoRA is in which slot, and evicts the least recently used."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _Resident:
 
 
 class SlotPool:
-    """The slots of all layers of a pipeline. By the holder of the baton, unless said otherwise.
+    """The slots of all layers of a pipeline. For the holder of the baton, unless noted otherwise.
 
     Args:
-        layers: The layers that there are.
-        slots: LoRAs that can be resident at once.
+        layers: The layers of the pipeline.
+        slots: Number of LoRAs that can be resident at once.
         max_rank: Largest rank of a LoRA.
-        running: Returns what runs on a component now, by its name.
+        running: Returns the current run of a component, by its name.
     """
 
     def __init__(
@@ -49,17 +49,19 @@ class SlotPool:
         self._running = running
         self._layers: dict[LayerKey, SlotLayer] = {}
         self._residents: OrderedDict[object, _Resident] = OrderedDict()
-        self._lock = threading.Lock()  # to write the residents, or to read them without the baton
+        self._lock = (
+            threading.Lock()
+        )  # guards the residents: for writing them, and for reading without the baton
         self._free = list(range(slots, 0, -1))
 
     def acquire(self, loras: Iterable[HostLora]) -> list[int]:
-        """Brings LoRAs into slots and holds them there until :meth:`release`.
+        """Loads LoRAs into slots and holds them there until :meth:`release`.
 
         Returns:
             The slot of each.
 
         Raises:
-            AdaptersBusy: 503, there is no slot that could make room; nothing is held then.
+            AdaptersBusy: 503, every slot is held; then none is held for this request.
         """
         held: list[int] = []
         try:
@@ -75,24 +77,24 @@ class SlotPool:
         return held
 
     def release(self, slots: Iterable[int]) -> None:
-        """Gives up slots; what is in them stays until it has to make room."""
+        """Releases slots; their LoRAs stay until they are evicted."""
         by_slot = {resident.slot: resident for resident in self._residents.values()}
         for slot in slots:
-            if slot in by_slot:  # else the pool was closed
+            if slot in by_slot:  # missing if the pool was closed meanwhile
                 by_slot[slot].leases -= 1
 
     def attach(self, component: str) -> None:
-        """Attaches the hooks of a whole component before anything is in a slot.
+        """Attaches the hooks of a whole component before any slot is filled.
 
-        For a compiled component: it does not notice hooks that come after its first run, and each
-        growth of a slot compiles it again, so its slots are as large as they can get.
+        For a compiled component: it ignores hooks attached after its first run, and each growth
+        of a slot would recompile it, so its slots get their largest size at once.
         """
         self._compiled.add(component)
         for key in self._map.keys(component):
             self._layer(key)
 
     def find(self, key: object) -> HostLora | None:
-        """Returns a LoRA that is in a slot. Safe from any thread."""
+        """Returns a LoRA that is in a slot. Thread-safe."""
         with self._lock:
             resident = self._residents.get(key)
             if resident is None:
@@ -101,16 +103,16 @@ class SlotPool:
             return resident.lora
 
     def residents(self) -> list[str]:
-        """Returns the names of the LoRAs in slots. Safe from any thread.
+        """Returns the names of the LoRAs in slots. Thread-safe.
 
-        A file that was replaced while a request runs with it is in two slots.
+        A file that is replaced while a request runs with it occupies two slots.
         """
         with self._lock:
             names = [resident.lora.name for resident in self._residents.values()]
         return list(dict.fromkeys(names))
 
     def close(self) -> None:
-        """Takes every hook and buffer away."""
+        """Removes every hook and buffer."""
         for layer in self._layers.values():
             layer.remove()
         self._layers.clear()

@@ -1,4 +1,4 @@
-"""The arithmetic of LoRA: what is added to the output of a linear layer or a convolution."""
+"""LoRA's arithmetic: computes what is added to the output of a linear layer or a convolution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """A LoRA in a slot, as views of it that are ready to be multiplied with.
+    """A LoRA in a slot, as views ready for multiplication.
 
     Attributes:
         down: First matrix, shape ``(inputs of the layer, rank)``.
@@ -28,7 +28,7 @@ class Held(NamedTuple):
 def as_rows(
     target: Target, inputs: torch.Tensor, output: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns what went into a layer and what came out, each as a view with one row per position.
+    """Returns a layer's input and output, each as a view with one row per position.
 
     For a convolution, one row per image.
     """
@@ -46,8 +46,8 @@ def add_product(
 
     Args:
         target: The layer, linear or a convolution.
-        inputs: Rows of what went into it, see :func:`as_rows`.
-        output: The same rows of what came out of it.
+        inputs: Rows of its input, see :func:`as_rows`.
+        output: The same rows of its output.
         held: The LoRA.
         scale: Any number.
     """
@@ -70,13 +70,13 @@ def gathered_product(
     up: torch.Tensor,
     scales: torch.Tensor,
 ) -> torch.Tensor:
-    """Returns ``output`` plus each sample's own product; of fixed shapes, so it compiles.
+    """Returns ``output`` plus each sample's own product; compiles, as all shapes are fixed.
 
     Args:
         target: The layer, linear or a convolution.
-        inputs: What went into it; its first dimension is a multiple of the samples.
-        output: What came out of it.
-        down: Shape ``(samples, inputs of the layer, ranks)``; one sample stands for all.
+        inputs: Its input; the first dimension is a multiple of the samples.
+        output: Its output.
+        down: Shape ``(samples, inputs of the layer, ranks)``; a single sample applies to all.
         up: Shape ``(samples, ranks, outputs of the layer)``.
         scales: Shape ``(samples, ranks)``.
     """

@@ -1,4 +1,4 @@
-"""A LoRA file in diffusers' form, before it is fitted to a base model."""
+"""A LoRA file in diffusers' form, before it is matched with a base model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bentoml_diffusers.errors import InvalidModel
 if TYPE_CHECKING:
     import torch
 
-_SAID = 3  # layers that a message names
-_ROUNDING = 0.02  # of matrices that were multiplied with others before they got 8 bits of mantissa
+_SAID = 3  # number of layers that a message names
+_ROUNDING = 0.02  # of matrices that were multiplied before they were rounded to 8 bits of mantissa
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LayerLora:
     Attributes:
         down: First matrix, shape ``(rank, inputs)`` or that of a convolution.
         up: Second matrix, shape ``(outputs, rank)`` or that of a 1 x 1 convolution.
-        factor: What its training multiplies it with: alpha / rank.
+        factor: Scaling from its training: alpha / rank.
     """
 
     down: torch.Tensor
@@ -29,9 +29,9 @@ class LayerLora:
     factor: float
 
     def adds_the_same(self, other: LayerLora) -> bool:
-        """True if another LoRA changes its layer as this one does, but for the rounding of files.
+        """True if another LoRA changes its layer in the same way, up to rounding.
 
-        What both add to some random inputs tells, without a product of the size of the weight.
+        Compares what both add to random inputs, which needs no matrix of the weight's size.
         """
         import torch
 
@@ -49,11 +49,11 @@ class LayerLora:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Layers of a file that the base model has not.
+    """Layers of a file that the base model does not have.
 
     Attributes:
-        layers: Their names, as the file writes them.
-        every: Layers in the file.
+        layers: Their names, as the file spells them.
+        every: Number of layers in the file.
     """
 
     layers: tuple[str, ...]
@@ -70,7 +70,8 @@ class LeftOut:
     def __str__(self) -> str:
         some = ", ".join(self.layers[:_SAID])
         more = f" and {len(self.layers) - _SAID} more" if len(self.layers) > _SAID else ""
-        return f"{len(self.layers)} of its {self.every} layers have no place, such as {some}{more}"
+        of_all = f"{len(self.layers)} of its {self.every} layers"
+        return f"{of_all} are not in the base model, such as {some}{more}"
 
 
 @dataclass
@@ -78,13 +79,13 @@ class RawLora:
     """A file in diffusers' form.
 
     Attributes:
-        layers: LoRA of each layer, by name of the component and path of the layer in it.
-        beyond_slots: What in it only PEFT can apply; ``None``: nothing.
+        layers: LoRA of each layer, by component name and path of the layer in it.
+        beyond_slots: The part that only PEFT can apply, if any.
         is_finite: All numbers of the file are finite.
-        has_config: The file says which ranks its layers have.
+        has_config: The file's metadata gives the ranks of its layers.
         used: Tensors that reached a layer.
-        absent: Tensors for components that the pipeline is without, though its class has them.
-        left_out: What reached no layer; ``None``: nothing.
+        absent: Tensors for components of the class that this pipeline lacks.
+        left_out: Layers that are not in the base model, if any.
     """
 
     layers: dict[str, dict[str, LayerLora]] = field(default_factory=dict)

@@ -1,8 +1,9 @@
-"""From a LoRA file to the weights of each layer, by diffusers' own converters; changes nothing.
+"""Reads the weights of each layer from a LoRA file with diffusers' own converters.
 
 diffusers converts a file while it loads it into the pipeline's modules. Here its
-``load_lora_weights`` runs on a stand-in whose components only write down what they are given, so
-every layout that diffusers knows (kohya, XLabs, BFL ...) arrives in one form, within milliseconds.
+``load_lora_weights`` runs on a stand-in whose components only record what they are given, so the
+pipeline stays unchanged, and every layout that diffusers knows (kohya, XLabs, BFL ...) arrives in
+one form, within milliseconds.
 """
 
 from __future__ import annotations
@@ -54,15 +55,15 @@ def convert_lora(
     """Reads a LoRA as ``type(pipeline)`` reads it.
 
     Args:
-        pipeline: A pipeline that takes LoRAs; only looked at.
+        pipeline: A pipeline that takes LoRAs; it is not changed.
         layers: Its layers.
         name: Name of the LoRA, for messages.
         path: A safetensors file.
-        components: Denoisers that it is for; none: the one that diffusers takes.
-        allow_partial: Take a file of which only a part belongs to a layer.
+        components: Denoisers that it is for; if empty, the one that diffusers chooses.
+        allow_partial: Accept a file of which only a part fits the base model.
 
     Raises:
-        InvalidModel: 400, no LoRA for this pipeline, or only a part of it is.
+        InvalidModel: 400, not a LoRA for this pipeline, or only a part of it fits.
     """
     file = read_tensors(name, path)
     _check_keys(name, list(file.tensors))
@@ -82,7 +83,7 @@ def convert_lora(
 
 
 def _config_of(pipeline: DiffusionPipeline, file: TensorFile) -> Mapping[str, Any] | None:
-    """What a file says of its layers; diffusers itself looks at it only if it reads the file."""
+    """The LoRA config in a file's metadata; diffusers uses it only if it reads the file itself."""
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 
     text = file.about.get(LORA_ADAPTER_METADATA_KEY)
@@ -105,7 +106,7 @@ def _alpha_of(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the tensors of one file as diffusers does."""
+    """Reads the tensors of one file the way diffusers does."""
 
     pipeline: DiffusionPipeline
     layers: LayerMap
@@ -119,7 +120,7 @@ class _Reader:
         stand_in = _stand_in(self, raw)
         try:
             for component in self.components:
-                # Converters scale some tensors in place: each denoiser gets its own.
+                # Converters scale some tensors in place: each denoiser gets its own copies.
                 several = len(self.components) > 1
                 given = {key: one.clone() if several else one for key, one in tensors.items()}
                 stand_in.load_lora_weights(
@@ -138,7 +139,7 @@ class _Reader:
         return raw
 
     def account(self, raw: RawLora, file: Tensors, *, allow_partial: bool) -> None:
-        """Finds the layers of a file that went nowhere, and refuses or notes them."""
+        """Finds the layers of a file that reached no module, and refuses or records them."""
         traced = self.read(trace(file))
         used, absent = sources_of(traced.used), sources_of(traced.absent)
         left = layers_of(key for key in list_other(file, ()) if key not in used)
@@ -156,10 +157,10 @@ class _Reader:
             raise raw.left_out.refusal(self.name, type(self.pipeline).__name__)
 
     def _spelled_twice(self, raw: RawLora, file: Tensors, lost: Sequence[str]) -> set[str]:
-        """Returns those of the ``lost`` layers that the file also holds by the names that count.
+        """Returns those of the ``lost`` layers that the file also holds by the names in use.
 
-        Trainers write some layers twice, for several programs: fused and apart, by the names of
-        diffusers and of another program. diffusers takes one of the two.
+        Trainers write some layers twice, for several programs: fused and split, or by the names
+        of diffusers and of another program. diffusers takes one of the two.
         """
         rest = {key: file[key] for key in file if layer_of(key) in lost}
         try:
@@ -177,22 +178,22 @@ class _Reader:
 
 
 def _check_keys(name: str, keys: Sequence[str]) -> None:
-    """Refuses what diffusers would drop, or answer with a puzzling error."""
+    """Refuses keys that diffusers would drop silently, or answer with a misleading error."""
     if not keys:
         raise InvalidModel(name, "is empty")
     if any("dora_scale" in key for key in keys):
         raise InvalidModel(
             name,
-            "is a DoRA in the layout of kohya, whose magnitudes diffusers drops",
-            "save it in the layout of diffusers",
+            "is a DoRA in kohya's layout, whose magnitudes diffusers drops",
+            "save it in diffusers' layout",
         )
 
 
 def _check_alphas(name: str, tensors: Tensors) -> None:
-    """Refuses what makes diffusers' converters run forever: they halve until a factor fits."""
+    """Refuses alphas that send diffusers' converters into an endless loop of halving."""
     for key, tensor in tensors.items():
         if key.endswith("alpha") and tensor.numel() == 1 and not float(tensor) >= 0:
-            raise InvalidModel(name, f"holds {key!r} of {float(tensor):g}, which is not positive")
+            raise InvalidModel(name, f"holds {key!r} = {float(tensor):g}, which must be positive")
 
 
 def _stand_in(reader: _Reader, raw: RawLora) -> Any:
@@ -200,7 +201,7 @@ def _stand_in(reader: _Reader, raw: RawLora) -> Any:
     pipeline = reader.pipeline
     cls: type[DiffusionPipeline] = type(pipeline)
     stand_in: Any = object.__new__(cls)
-    # Tells diffusers that there is no offloading whose hooks it would have to remove.
+    # Tells diffusers that there are no offloading hooks to remove.
     values: dict[str, Any] = {
         "hf_device_map": {},
         "lora_state_dict": _checked_converter(reader, raw),
@@ -213,7 +214,7 @@ def _stand_in(reader: _Reader, raw: RawLora) -> Any:
 
 
 def _checked_converter(reader: _Reader, raw: RawLora) -> Callable[..., Any]:
-    """Wraps ``lora_state_dict``: what would write to the base model is refused before it can."""
+    """Wraps ``lora_state_dict`` to refuse tensors that would overwrite the base model."""
     loadable = _compat.lora_components(reader.pipeline)
     absent = [name for name in loadable if getattr(reader.pipeline, name, None) is None]
 
@@ -225,7 +226,7 @@ def _checked_converter(reader: _Reader, raw: RawLora) -> Callable[..., Any]:
                 raise InvalidModel(
                     reader.name,
                     f"holds {key!r}, which is not a LoRA",
-                    "a request cannot replace weights",
+                    "a request cannot replace weights of the base model",
                 )
         for key in [key for key in state if key.partition(".")[0] in absent]:
             raw.absent.append(state.pop(key))
@@ -238,9 +239,9 @@ def _checked_converter(reader: _Reader, raw: RawLora) -> Callable[..., Any]:
 
 
 def _check_widths(layers: LayerMap, name: str, state: Tensors) -> None:
-    """Refuses a LoRA that takes other inputs than its layer has.
+    """Refuses a LoRA whose input width differs from that of its layer.
 
-    diffusers widens the layers of some transformers for such a one (control LoRAs of Flux).
+    For some transformers diffusers would widen the layer instead (control LoRAs of Flux).
     """
     for key, tensor in state.items():
         component, _, rest = key.partition(".")

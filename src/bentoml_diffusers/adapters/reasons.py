@@ -1,4 +1,4 @@
-"""Errors of diffusers and PEFT in words for whoever sent the file."""
+"""Errors of diffusers and PEFT, made readable for whoever sent the file."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ _LENGTH = 600
 
 
 def explain(error: BaseException, path: str = "", name: str = "") -> str:
-    """Returns the whole reason in one line.
+    """Returns the complete reason on one line.
 
     Args:
-        error: What another package raised.
+        error: The error that another package raised.
         path: Path on this machine, which a client must not read.
-        name: What stands for it.
+        name: Text to put in its place.
     """
     text = " ".join(str(error).split())
     text = text.replace(path, name) if path else text
     text = text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
     if isinstance(error, KeyError):
-        return f"what belongs to its other tensors is missing: {text}"
+        return f"tensors that belong to the others are missing: {text}"
     if isinstance(error, (IndexError, AttributeError, TypeError)) or not text:
-        # What they say is of Python, not of the file.
-        return "its keys are in no layout that diffusers reads for this pipeline"
+        # Their texts are about Python, not about the file.
+        return "its keys match no layout that diffusers reads for this pipeline"
     return text

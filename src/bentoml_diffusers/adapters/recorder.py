@@ -1,4 +1,4 @@
-"""Stands for a component while diffusers loads a LoRA into it, and writes down what comes."""
+"""Stands in for a component while diffusers loads a LoRA into it, and records the tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Tensors = dict[str, "torch.Tensor"]
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-# What a slot cannot hold, by what its keys contain.
+# What slots cannot hold, by a part of its keys.
 _BEYOND_SLOTS = {
     "lora_magnitude_vector": "DoRA",
     "lora_embedding_": "a LoRA of an embedding",
@@ -30,7 +30,7 @@ _FUSED = (".to_qkv", ".to_added_qkv")
 
 
 class Recorder:
-    """Stands for a component; what is loaded into it goes to ``raw``."""
+    """Stands in for a component; what is loaded into it goes to ``raw``."""
 
     def __init__(self, name: str, module: Any, raw: RawLora) -> None:
         self._name = name
@@ -43,7 +43,7 @@ class Recorder:
     def load_lora_adapter(
         self, state: Tensors, prefix: str | None = "transformer", **given: Any
     ) -> None:
-        """Stands for ``PeftAdapterMixin.load_lora_adapter`` of diffusers."""
+        """Replaces ``PeftAdapterMixin.load_lora_adapter`` of diffusers."""
         from diffusers.utils import convert_unet_state_dict_to_peft
 
         own = _below(state, prefix)
@@ -65,7 +65,7 @@ class Recorder:
         self._record(own, config)
 
     def load_adapter(self, *, adapter_state_dict: Tensors, peft_config: Any, **_given: Any) -> None:
-        """Stands for ``load_adapter`` of a text encoder of transformers."""
+        """Replaces ``load_adapter`` of a text encoder of transformers."""
         if not self._is_settled(adapter_state_dict):
             self._record(adapter_state_dict, vars(peft_config))
 
@@ -73,18 +73,20 @@ class Recorder:
         """Does nothing: the module stays as it is."""
 
     def _is_settled(self, state: Tensors) -> bool:
-        """True if nothing of it can go to slots."""
+        """True if no part of it can go to slots."""
         keys = "\n".join(state)
         found = next((what for part, what in _BEYOND_SLOTS.items() if part in keys), None)
         if found is None:
             return False
         self._raw.beyond_slots = found
         paths = dict(self._module.named_modules())
-        # PEFT leaves out what it has no layer for.
+        # PEFT skips what it has no layer for.
         lost = next((path for path in map(_layer_of, state) if path not in paths), None)
         if lost is not None and lost.endswith(_FUSED):
-            # diffusers fuses them for such a file, in the base model and for good.
-            raise ValueError(f"it is for fused projections, which {self._name} has not: {lost}")
+            # For such a file diffusers would fuse them in the base model, permanently.
+            raise ValueError(
+                f"it is for fused projections, which {self._name} does not have: {lost}"
+            )
         if lost is not None:
             raise MissingLayer(f"{self._name}.{lost}")
         self._raw.used += state.values()
@@ -97,7 +99,9 @@ class Recorder:
             rank = down.shape[0]
             stated = ranks.find(layer, config.get("r", rank))
             if self._raw.has_config and stated != rank:
-                raise ValueError(f"its metadata say rank {stated} for {layer}, it has rank {rank}")
+                raise ValueError(
+                    f"its metadata give rank {stated} for {layer}, but it has rank {rank}"
+                )
             alpha = float(alphas.find(layer, config.get("lora_alpha", rank)))
             factor = alpha / (rank**0.5 if config.get("use_rslora") else rank)
             layers[layer] = LayerLora(down, up, factor)
@@ -105,7 +109,7 @@ class Recorder:
 
 
 class MissingLayer(Exception):
-    """A file has a layer that the component has not."""
+    """The file has a layer that the component does not have."""
 
 
 def _layer_of(key: str) -> str:

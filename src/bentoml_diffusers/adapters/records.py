@@ -1,4 +1,4 @@
-"""What a request asked for, what became of it, and what a bank reports."""
+"""The adapters of a request, found and prepared, and the report of a bank."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterSet:
-    """The adapters that a request asked for, found.
+    """The adapters that a request asked for, resolved to files.
 
     Attributes:
-        loras: LoRAs, those of scale 0 left out.
+        loras: LoRAs, without those of scale 0.
         inversions: Textual inversions.
         layer_scale: Scale of all LoRAs, as in ``cross_attention_kwargs={"scale": 0.5}``.
     """
@@ -30,15 +30,15 @@ class AdapterSet:
 
 @dataclass(frozen=True)
 class PreparedAdapters:
-    """The adapters of a request, read and checked.
+    """The adapters of a request, read and validated.
 
     Attributes:
         wanted: What was asked for.
         loras: Each LoRA with its scale.
         tokens: Each placeholder with its embedding.
         tokenizers: Tokenizers that know the tokens, by name of the component.
-        exclusive: Slots cannot express it: the request must run alone.
-        warnings: What of the files is not applied.
+        exclusive: Slots cannot express them: the request must run alone.
+        warnings: Names what in the files is not applied.
     """
 
     wanted: AdapterSet
@@ -59,7 +59,7 @@ class PreparedAdapters:
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """What a bank knows and does.
+    """The state and statistics of a bank.
 
     Attributes:
         known: LoRAs that requests can name, by name; files on disk or in the store.
@@ -67,10 +67,10 @@ class AdapterReport:
         in_memory: Adapters in host memory.
         in_memory_bytes: Their size.
         in_slots: LoRAs in slots, the least recently used first.
-        slots: Slots that there are.
+        slots: Number of slots.
         hits: Adapters that were found in host memory or a slot.
         misses: Adapters that were read from a file.
-        load_s: Seconds that reading took, in all.
+        load_s: Total seconds spent reading.
     """
 
     known: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Who owns which samples of a joint forward: what the hooks of a component look at."""
+"""Which request owns which samples of a joint forward; the hooks of a component read this."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
     import torch
 
-_FEW = 4  # products that one by one need no more kernels than all at once
+_FEW = 4  # this many separate products need no more kernels than one batched product
 
 # Slots of LoRAs, each with the scale that the request asked for.
 Pairs = tuple[tuple[int, float], ...]
-# Rows of the embedding table for a request's placeholder tokens, in the order of their ids.
+# Rows in the embedding table of a request's placeholder tokens, in the order of their ids.
 TokenRows = tuple[int, ...]
 
 
 class Span(NamedTuple):
-    """Samples ``start`` to before ``stop`` of a joint batch, and what their request brought."""
+    """Samples ``start`` up to ``stop`` of a joint batch, with the adapters of their request."""
 
     start: int
     stop: int
@@ -33,12 +33,12 @@ class Run:
     """The owners of one forward.
 
     Attributes:
-        spans: In order, without gaps. A single one owns whatever there is.
-        samples: Samples of the batch; 0: a single owner, however many there are.
-        index: Slots of each sample, shape ``(samples, LoRAs)``, filled up with the empty slot 0;
+        spans: In order, without gaps. A single one owns all samples.
+        samples: Samples in the batch; 0 for a single owner of any number.
+        index: Slots of each sample, shape ``(samples, LoRAs)``, padded with the empty slot 0;
             one row for a single owner.
         scales: Their scales, of the same shape.
-        gains_by_gathering: One batched product takes less time than one for each LoRA.
+        gains_by_gathering: One batched product is faster than one for each LoRA.
     """
 
     spans: tuple[Span, ...]
@@ -50,11 +50,11 @@ class Run:
 
 @dataclass
 class Running:
-    """What runs on one component at this moment.
+    """What runs on one component at the moment.
 
     Attributes:
         device: Where the component runs.
-        run: Who owns the samples; ``None``: nobody brought anything.
+        run: The owners of the samples; ``None`` if no request brought adapters.
     """
 
     device: torch.device | None = None

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-# A number, or by component a number or what says it by block.
+# A number; or for each component a number, or a mapping by block.
 Scale: TypeAlias = "float | Mapping[str, Any]"
-# By component a number, or numbers by parts of a layer's path.
+# For each component a number, or numbers by part of a layer's path.
 LayerScales: TypeAlias = "dict[str, float | dict[str, float]]"
 
 MAX_SCALE = 100.0
 _MAX_KEYS = 64
 _MAX_DEPTH = 3  # component, side, block
-# Whose blocks diffusers names "down", "mid", "up"; it takes parts of paths for other models.
+# diffusers names their blocks "down", "mid", "up"; for other models it takes parts of paths.
 _WITH_SIDES = ("UNet2DConditionModel", "UNetMotionModel")
 
 
@@ -32,7 +32,7 @@ def read_scale(field: str, value: object, largest: float = MAX_SCALE) -> float:
     """Returns a number that scales a LoRA.
 
     Raises:
-        InvalidRequest: 400, no number, or too large.
+        InvalidRequest: 400, not a number, or too large.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRequest(field, value, "a number")
@@ -42,10 +42,10 @@ def read_scale(field: str, value: object, largest: float = MAX_SCALE) -> float:
 
 
 def read_scales(field: str, value: object, largest: float = MAX_SCALE, depth: int = 0) -> Scale:
-    """Returns a number, or numbers by component and block; which ones there are is not asked.
+    """Returns a number, or numbers by component and block, whether or not those exist.
 
     Raises:
-        InvalidRequest: 400, something else than numbers in it, or too much.
+        InvalidRequest: 400, it contains something other than numbers, or too many.
     """
     if not isinstance(value, Mapping):
         return read_scale(field, value, largest)
@@ -67,17 +67,17 @@ def expand_scales(
     scale: Mapping[str, Any],
     paths_of: Callable[[str], Iterable[str]] | None = None,
 ) -> LayerScales:
-    """Says for the layers of a pipeline what ``set_adapters`` of diffusers would give them.
+    """Returns the scales that diffusers' ``set_adapters`` would give to a pipeline's layers.
 
     Args:
-        pipeline: Only looked at.
+        pipeline: Not changed.
         field: Name of the field, for messages.
         scale: What :func:`read_scales` returned.
-        paths_of: Returns the paths of the layers of a component, for a thread that may not walk
-            over modules which PEFT changes meanwhile.
+        paths_of: Returns the paths of a component's layers, for a thread that must not walk
+            over modules while PEFT changes them.
 
     Raises:
-        InvalidRequest: 400, a component or block that is not there; diffusers ignores some.
+        InvalidRequest: 400, a component or block that does not exist; diffusers ignores some.
     """
     components = {
         name: module
@@ -93,7 +93,7 @@ def expand_scales(
 
 
 def scale_of(scales: LayerScales, component: str, path: str) -> float:
-    """Returns the scale of a layer, 1 where nothing is said of it."""
+    """Returns the scale of a layer, by default 1."""
     found = scales.get(component, 1.0)
     if not isinstance(found, dict):
         return found
@@ -120,7 +120,7 @@ def _expand(
     paths = list(list_paths())
     for part, one in value.items():
         if not any(part in path for path in paths):
-            raise InvalidRequest(f"{field}.{part}", one, "a part of the name of a layer")
+            raise InvalidRequest(f"{field}.{part}", one, "a part of a layer's name")
         read_scale(f"{field}.{part}", one)
     return value
 
@@ -148,7 +148,7 @@ def _expand_sides(field: str, unet: Any, value: dict[str, Any]) -> Iterator[tupl
 
 
 def _spread(field: str, value: Any, number: int) -> list[float]:
-    """One number for all attentions of a block, or one for each."""
+    """Expands one number to all attentions of a block, or checks that there is one for each."""
     values = value if isinstance(value, list) else [value]
     if len(values) not in (1, number) or not number or isinstance(value, dict):
         raise InvalidRequest(field, value, f"a number, or a list of {number}")

@@ -1,4 +1,4 @@
-"""Slots: stacked LoRA matrices beside a layer, and the hook that adds each sample's own ones."""
+"""Slots: stacked LoRA matrices beside a layer, and the hook that adds those of each sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RANK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class _Views(NamedTuple):
-    """One slot as it is multiplied, and transposed, as it is filled from a file."""
+    """One slot in the layout for multiplying, and transposed, in the layout of files."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -25,26 +25,26 @@ class _Views(NamedTuple):
     file_up: torch.Tensor
 
     def narrow(self, rank: int) -> _Views:
-        """Returns the room that a LoRA of lower rank takes."""
+        """Returns the part that a LoRA of lower rank occupies."""
         down, up = self.down.narrow(1, 0, rank), self.up.narrow(0, 0, rank)
         return _Views(down, up, down.t(), up.t())
 
 
 class SlotLayer:
-    """The slots of one layer. Slot 0 is empty: it stands for samples without LoRA.
+    """The slots of one layer. Slot 0 is empty: it is used for samples without LoRA.
 
-    The base layer is only listened to: its weights are neither read nor written.
+    Only a hook is attached to the base layer: its weights are neither read nor written.
 
     Args:
         target: The layer.
-        slots: Slots beside the empty one.
-        running: What runs on its component.
+        slots: Number of slots, not counting the empty one.
+        running: The current run of its component.
         gathers: Forwards may gather slots by their number, so empty ones must hold zeros.
 
     Attributes:
-        rank: Ranks that there is room for in each slot; grows in steps.
-        down: First matrices, shape ``(slots + 1, inputs, rank)``. Transposed, other than in a file:
-            small products take half the time.
+        rank: Rank that fits into each slot; grows in steps.
+        down: First matrices, shape ``(slots + 1, inputs, rank)``. Transposed, unlike in
+            files: small products take half the time.
         up: Second matrices, shape ``(slots + 1, rank, outputs)``.
         factors: alpha / rank of each slot, shape ``(slots + 1,)``.
     """
@@ -69,7 +69,7 @@ class SlotLayer:
         self._handle = target.module.register_forward_hook(self._add, with_kwargs=True)
 
     def reserve(self, rank: int, like: torch.Tensor, device: torch.device) -> None:
-        """Makes room for ``rank``, in the dtype of ``like``; what is held stays."""
+        """Grows the slots to ``rank``, in the dtype of ``like``; their content is kept."""
         if rank <= self.rank:
             return
         size = next((step for step in _RANK_STEPS if step >= rank), rank)
@@ -85,7 +85,7 @@ class SlotLayer:
         self._put(down, up)
 
     def place(self, slot: int, rank: int, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives a free slot, which has room for it, to a LoRA; returns where to copy it."""
+        """Assigns a free slot of sufficient rank to a LoRA; returns the views to copy it to."""
         views = self._hold(slot, rank, factor)
         if self._factors[slot] != factor:
             self._factors[slot] = self.factors[slot] = factor
@@ -100,14 +100,14 @@ class SlotLayer:
             held[1].zero_()
 
     def remove(self) -> None:
-        """Takes the hook away."""
+        """Removes the hook."""
         self._handle.remove()
 
     def _put(self, down: torch.Tensor, up: torch.Tensor) -> None:
-        """Other buffers with the same content."""
+        """Replaces the buffers by others with the same content."""
         self.down, self.up, self._device = down, up, down.device
         self._forget_plan()
-        # All at once: those of a single slot take as long as to copy its weights.
+        # For all slots at once: making the views of one takes as long as copying its weights.
         sides = (down, up, down.transpose(1, 2), up.transpose(1, 2))
         self._views = [_Views(*one) for one in zip(*map(torch.unbind, sides), strict=True)]
         for slot, held in self._held.items():
@@ -130,7 +130,7 @@ class SlotLayer:
         inputs = args[0] if args else next(iter(kwargs.values()))
         if inputs.device != self._device:
             self._move(inputs.device)
-        # Compiling first: what is looked at before it is compiled for each of its values.
+        # This branch first: torch.compile would specialise on every value that is read before it.
         if is_compiling():
             return self._add_gathered(inputs, output, run)
         if run is not self._planned:
@@ -142,10 +142,10 @@ class SlotLayer:
         return self._add_products(inputs, output, run)
 
     def _plan(self, run: Run) -> None:
-        """Finds how to add what a run brings, which is the same at each step.
+        """Plans how to add the LoRAs of a run; the plan is the same at each step.
 
-        Behind a large product of the base layer, Python's own work is in no cache: ten lines less
-        are a tenth of what a LoRA costs.
+        After a large product of the base layer Python's code has left the CPU's caches: ten lines
+        less save a tenth of a LoRA's cost.
         """
         held = self._held
         self._products = [
@@ -157,11 +157,11 @@ class SlotLayer:
         self._planned = run
 
     def _forget_plan(self) -> None:
-        """Also lets go of the buffers that it is made of."""
+        """Also drops its references to the buffers."""
         self._planned, self._products = None, []
 
     def _add_products(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
-        """One product for each request and LoRA: no gather, and no work for rows without."""
+        """One product for each request and LoRA: no gather, and no work for rows without LoRA."""
         target = self.target
         output = output.contiguous() if target.convolution is None else output
         rows_in, rows_out = as_rows(target, inputs, output)
@@ -177,7 +177,7 @@ class SlotLayer:
         return output
 
     def _add_gathered(self, inputs: torch.Tensor, output: torch.Tensor, run: Run) -> torch.Tensor:
-        """One batched product for all requests, their LoRAs joined along the rank."""
+        """One batched product for all requests, with their LoRAs concatenated along the rank."""
         index = run.index
         if run.samples:
             self._check_samples(inputs, run)
@@ -188,7 +188,7 @@ class SlotLayer:
         return gathered_product(self.target, inputs, output, down, up, weights)
 
     def _check_samples(self, inputs: torch.Tensor, run: Run) -> None:
-        """A layer has a row for each sample, or as many for each: frames, or windows."""
+        """Checks that all samples have the same number of rows: one, or frames, or windows."""
         if len(inputs) % run.samples or not len(inputs):
             raise RuntimeError(
                 f"a layer with {len(inputs)} rows cannot be shared by {run.samples} samples "
@@ -196,7 +196,7 @@ class SlotLayer:
             )
 
     def _move(self, device: torch.device) -> None:
-        """Follows the layer, as with offloading."""
+        """Moves the buffers to the layer's device, which offloading changes."""
         for slot in set(range(self._slots + 1)) - set(self._held):
             self.down[slot].zero_()
             self.up[slot].zero_()

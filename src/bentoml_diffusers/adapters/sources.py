@@ -1,4 +1,4 @@
-"""From the names of LoRAs and textual inversions to files, within what is allowed."""
+"""Resolves the names of LoRAs and textual inversions to files, within the allowed sources."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _MAX_NAME = 1024
 _NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")  # NUL, and lone surrogates
 _MAX_COMPARED = 200
 _LISTING_S = 5.0
-# Of a request; an operator's mapping may hold whatever diffusers' loader takes.
+# Keys in requests; an operator's mapping may have any argument of diffusers' loader.
 _ITEM_KEYS: dict[Kind, tuple[str, ...]] = {
     "lora": ("name", "model_name", "scale", "components", "weight_name"),
     "textual_inversion": ("name", "model_name", "token", "weight_name"),
 }
 _HUB_KEYS = ("revision", "subfolder")
-_OWN_KEYS = ("scale", "token", "components", "load_into_transformer_2")  # not for the loader
+_OWN_KEYS = ("scale", "token", "components", "load_into_transformer_2")  # not passed to the loader
 
 
 class _Place(NamedTuple):
-    """Where a name leads, and what the store says of it."""
+    """The file that a name refers to, and what the store knows about it."""
 
     path: str
     token: str | None = None
@@ -55,17 +55,17 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter that was asked for, found.
+    """One adapter, resolved to a file.
 
     Attributes:
-        name: As it was asked for.
+        name: The name in the request.
         path: A local file, or a folder or hub repository for diffusers to look into.
         scale: Weight of a LoRA; 1 is as trained, 0 is none, negative is the opposite. By component
             and block if it is a mapping, see :mod:`bentoml_diffusers.adapters.scales`.
-        token: Word of a textual inversion, ``None`` for what its file says.
+        token: Placeholder token of a textual inversion, ``None`` for the one in its file.
         arguments: More arguments for diffusers' loader, such as ``weight_name``.
-        tag: Of the store's entry, where it is from the store.
-        components: Denoisers that a LoRA is loaded into; none is the one that diffusers takes.
+        tag: Tag of the store's entry, if it is from the store.
+        components: Denoisers that a LoRA is loaded into; if empty, the one that diffusers chooses.
     """
 
     name: str
@@ -82,9 +82,9 @@ class AdapterFinder:
     """Finds adapters by name.
 
     Attributes:
-        kind: What is looked for.
-        sources: Where a name may lead, see ``ModelOptions.adapter_sources``.
-        folder: Folder for relative file names; ``None``: no file can be named.
+        kind: The kind of adapter that it finds.
+        sources: The allowed sources, see ``ModelOptions.adapter_sources``.
+        folder: Folder for relative file names; ``None``: names of files are refused.
         is_trusted: The names come from the operator: all arguments of diffusers' loaders pass.
     """
 
@@ -103,8 +103,8 @@ class AdapterFinder:
 
         Raises:
             InvalidRequest: 400, malformed.
-            UntrustedSource: 400, outside of what is allowed.
-            AdapterNotFound: 404, not there.
+            UntrustedSource: 400, outside of the allowed sources.
+            AdapterNotFound: 404, no such adapter.
         """
         if value is None:
             return []
@@ -130,17 +130,19 @@ class AdapterFinder:
         return replace(found, **self._read_own(values, found))
 
     def _read_own(self, values: Mapping[str, Any], found: Adapter) -> dict[str, Any]:
-        """Returns what a mapping says beside the place."""
+        """Reads the keys of a mapping that do not locate the file."""
         token, components = values.get("token"), values.get("components")
         if token is not None and not (isinstance(token, str) and token.strip() == token != ""):
             raise InvalidRequest(f"{self.field}.token", token, "a word")
         if components is None and values.get("load_into_transformer_2"):
-            components = ["transformer_2"]  # as diffusers' loader of Wan takes it
+            components = ["transformer_2"]  # the form that diffusers' loader of Wan takes
         if not isinstance(components, (list, tuple)):
             components = [] if components is None else [components]
         names = tuple(components)
         if not all(isinstance(one, str) for one in names) or len(set(names)) != len(names):
-            raise InvalidRequest(f"{self.field}.components", components, "names of components")
+            raise InvalidRequest(
+                f"{self.field}.components", components, "a list of component names"
+            )
         scale = read_scales(f"{self.field}.scale", values.get("scale", 1.0))
         return {
             "scale": scale,
@@ -215,12 +217,12 @@ class AdapterFinder:
             raise InvalidModel(
                 os.path.basename(folder),
                 "was written by save_pretrained of PEFT, whose alpha is in another file",
-                "give it a name by import_lora",
+                "put it into the model store with import_lora, and use its name there",
             )
         return _Place(path)
 
     def _not_found(self, name: str) -> Exception:
-        """Refused if no allowed source could ever mean this name, else not found."""
+        """Raises "refused" if the name can belong to no allowed source, else "not found"."""
         reaches_out = (
             Path(name).is_absolute()
             or ".." in Path(name).parts
@@ -237,7 +239,7 @@ class AdapterFinder:
     def _is_link_out(self, name: str) -> bool:
         if self.folder is None:
             return False
-        root = os.path.realpath(self.folder)  # `Path.resolve` raises at a loop of links
+        root = os.path.realpath(self.folder)  # `Path.resolve` raises for a loop of symlinks
         return not Path(os.path.realpath(os.path.join(root, name))).is_relative_to(root)
 
     def _allowed(self) -> str:
@@ -250,15 +252,15 @@ class AdapterFinder:
         return ", ".join(words[source] for source in ADAPTER_SOURCES if source in self.sources)
 
     def known(self) -> list[str]:
-        """Returns the names that can be asked for."""
+        """Returns the names that requests can use."""
         return [name for name in self._names() if self._is_known(name)]
 
     def _known_like(self, name: str) -> list[str]:
-        """Looks only into few entries of the store: anyone can ask for unknown names."""
+        """Reads only a few entries of the store: clients can send any number of unknown names."""
         return [one for one in _near(name, self._names()) if self._is_known(one)]
 
     def _names(self) -> list[str]:
-        """Names of files, and of entries of the store that may be of another kind."""
+        """Names of files and of store entries; the latter may be of another kind."""
         names: set[str] = set()
         if "store" in self.sources:
             names.update(list_names())
@@ -272,13 +274,13 @@ class AdapterFinder:
 
 @functools.lru_cache(maxsize=8)
 def _files_below(folder: Path, _when: int) -> frozenset[str]:
-    """Lists a folder at most once in ``_LISTING_S``: anyone can ask for unknown names."""
+    """Lists a folder at most once per ``_LISTING_S``: clients can send many unknown names."""
     found = folder.rglob("*.safetensors")
     return frozenset(path.relative_to(folder).as_posix() for path in found if os.path.isfile(path))
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    """Of very many names only those that begin alike: to compare all takes too long."""
+    """Of very many names only those with a common prefix: comparing all takes too long."""
     if len(known) <= _MAX_COMPARED:
         return known
     alike = [one for one in known if one[:3] == name[:3]] or known
@@ -289,17 +291,19 @@ def read_layer_scale(arguments: Mapping[str, Any], *, can_differ: bool = True) -
     """Returns the scale of all LoRAs that the arguments of a pipeline ask for, 1 by default.
 
     Args:
-        arguments: Of the pipeline.
+        arguments: Arguments of the pipeline.
         can_differ: False where LoRAs are fused with the weights, which no scale reaches.
 
     Raises:
-        InvalidRequest: 400, no number, too large, or without effect.
+        InvalidRequest: 400, not a number, too large, or without effect.
     """
     scale = 1.0
     for name, value in arguments.items():
         if name.endswith("attention_kwargs") and isinstance(value, Mapping) and "scale" in value:
             mine = read_scale(f"{name}.scale", value["scale"])
             if mine != 1 and not can_differ:
-                raise InvalidRequest(f"{name}.scale", mine, "1, as LoRAs are fused with this model")
+                raise InvalidRequest(
+                    f"{name}.scale", mine, "1, because LoRAs are fused into this model's weights"
+                )
             scale *= mine
     return scale

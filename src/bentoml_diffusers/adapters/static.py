@@ -27,7 +27,7 @@ _DEFAULT_SOURCES = ("store", "lora_dir")
 
 
 def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -> LoraSwitch:
-    """Loads the adapters of the options, which the operator wrote: every source is open.
+    """Loads the adapters of the options, which the operator wrote, so every source is allowed.
 
     A relative file is looked for in ``lora_dir``, by default the working directory.
     """
@@ -42,7 +42,7 @@ def attach_static_adapters(pipeline: DiffusionPipeline, options: ModelOptions) -
 
 
 def _check_whole(pipeline: DiffusionPipeline, adapter: Adapter, *, allow_partial: bool) -> None:
-    """Refuses a file of which diffusers would apply a part in silence."""
+    """Refuses a file of which diffusers would silently apply only a part."""
     path = Path(adapter.path)
     if not (path.is_file() and supports_lora(pipeline)):
         return
@@ -52,7 +52,7 @@ def _check_whole(pipeline: DiffusionPipeline, adapter: Adapter, *, allow_partial
             pipeline, layers, adapter.name, path, adapter.components, allow_partial=True
         )
     except InvalidModel:
-        return  # the loader decides: it takes more for good than a request may
+        return  # the loader decides: static adapters may be more than requests can use
     if raw.left_out is None:
         return
     if not allow_partial:
@@ -72,6 +72,6 @@ def find_static_adapters(options: ModelOptions) -> AdapterSet:
 
 
 def request_finder(options: ModelOptions, kind: Kind = "lora") -> AdapterFinder:
-    """Returns the finder for the adapters of requests, within what the options allow."""
+    """Returns the finder for the adapters of requests, limited to the allowed sources."""
     folder = Path(options.lora_dir).expanduser() if options.lora_dir else None
     return AdapterFinder(kind, options.adapter_sources or _DEFAULT_SOURCES, folder)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Layers that store their weights otherwise than they compute with them: quantized, or cast."""
+"""Layers whose stored weights differ from those they compute with: quantized, or cast."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 
 def base_of(layer: Any) -> Any:
-    """Returns the layer itself, or the one that wrappers of PEFT are around."""
+    """Returns the layer itself, or the one inside PEFT's wrappers."""
     get_base = getattr(layer, "get_base_layer", None)
     return get_base() if get_base is not None else layer
 
 
 def is_computed_in(dtype: object) -> bool:
-    """True for dtypes of products; others are only for storing."""
+    """True for dtypes that layers compute in; others are only for storage."""
     import torch
 
     return dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def compute_dtype(module: torch.nn.Module) -> torch.dtype:
-    """Returns the dtype in which a component computes: that of the weights that are not stored."""
+    """Returns the dtype in which a component computes."""
     import torch
 
     dtypes = (one.dtype for one in module.parameters())
@@ -31,7 +31,7 @@ def compute_dtype(module: torch.nn.Module) -> torch.dtype:
 
 
 def name_storage(layer: Any) -> str | None:
-    """Returns as what a layer stores its weight, ``None`` if it computes with just that."""
+    """Returns the storage format of a layer's weight, ``None`` if it computes in that."""
     import torch
 
     weight = getattr(base_of(layer), "weight", None)
@@ -41,7 +41,7 @@ def name_storage(layer: Any) -> str | None:
 
 
 def count_numbers(layer: Any) -> int:
-    """Returns how many numbers the weight of a layer stands for, however it is packed."""
+    """Returns the number of elements in the weight of a layer, however it is packed."""
     import torch
 
     base = base_of(layer)
@@ -51,6 +51,6 @@ def count_numbers(layer: Any) -> int:
 
 
 def is_packed(layer: Any) -> bool:
-    """True if the stored weight has another shape than what it stands for, as with 4 bits."""
+    """True if the stored weight has another shape than the real one, as with 4 bits."""
     stored: int = math.prod(base_of(layer).weight.shape)
     return stored != count_numbers(layer)

@@ -1,4 +1,4 @@
-"""Textual inversions that stay loaded."""
+"""Static textual inversions, which stay loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_textual_inversions(pipeline: DiffusionPipeline, adapters: Sequence[Adap
     """Adds the tokens and vectors of ``adapters`` to tokenizers and text encoders.
 
     Raises:
-        UnsupportedByPipeline: 400, the pipeline's class takes none.
+        UnsupportedByPipeline: 400, the pipeline's class takes no textual inversions.
         InvalidModel: 400, a file that is not an embedding for these text encoders.
     """
     encoders = find_encoders(pipeline) if adapters else []
@@ -48,7 +48,7 @@ def _said_of(adapter: Adapter, pipeline: DiffusionPipeline) -> Iterator[None]:
 
 
 def _read(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Reads a file as a request does; a folder or a repository of the hub as diffusers does."""
+    """Reads a file as for a request; a folder or a repository of the hub through diffusers."""
     from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 
     if Path(adapter.path).is_file():
@@ -63,7 +63,7 @@ def _load(
     pipeline: DiffusionPipeline, token: str | None, vectors: Mapping[str, torch.Tensor]
 ) -> None:
     if token is None:
-        raise ValueError("its file names no token: give one")
+        raise ValueError("its file names no token: pass one as token")
     for component, tensor in vectors.items():
         pipeline.load_textual_inversion(
             tensor,

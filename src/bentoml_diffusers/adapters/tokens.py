@@ -1,8 +1,8 @@
 """Textual inversions of requests: placeholder tokens, and a bounded table of their vectors.
 
-Neither the shared tokenizers nor the shared embeddings change: a request gets a tokenizer of its
-own, whose added tokens have ids beyond the vocabulary, and a hook on the token embedding gives
-those ids the vectors of that request.
+Neither the shared tokenizers nor the shared embeddings change: a request gets its own
+tokenizer, whose added tokens have ids beyond the vocabulary, and a hook on the token embedding
+replaces those ids by the vectors of that request.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _KEPT_TOKENIZERS = 32
 
 @dataclass(frozen=True)
 class HostEmbedding:
-    """A checked textual inversion in host memory.
+    """A validated textual inversion in host memory.
 
     Attributes:
-        name: As it was asked for.
-        token: The placeholder that its file gives, if any.
+        name: The name in the request.
+        token: The placeholder token that its file names, if any.
         vectors: For each text encoder that it has vectors for, shape ``(vectors, width)``.
-        key: Tells files apart.
+        key: Key of the file's content.
     """
 
     name: str
@@ -57,7 +57,7 @@ class HostEmbedding:
 
 @dataclass(frozen=True)
 class PlaceholderToken:
-    """A placeholder of a request with its embedding."""
+    """A placeholder token of a request, and its embedding."""
 
     token: str
     embedding: HostEmbedding
@@ -70,7 +70,7 @@ class Encoder:
         self.name = name
         self.tokenizer_name = name.replace("text_encoder", "tokenizer")
         self.module = getattr(pipeline, name)
-        # Nobody else uses this copy, so any thread may copy it again.
+        # No request uses this copy, so any thread may copy it again.
         self.tokenizer = copy.deepcopy(getattr(pipeline, self.tokenizer_name))
         self.first_id = len(self.tokenizer)
 
@@ -81,7 +81,7 @@ class Encoder:
 
 
 def find_encoders(pipeline: DiffusionPipeline) -> list[Encoder]:
-    """Returns the text encoders that can take textual inversions, none for other classes."""
+    """Returns the text encoders that can take textual inversions; empty for other classes."""
     from diffusers.loaders import TextualInversionLoaderMixin
 
     if not isinstance(pipeline, TextualInversionLoaderMixin):
@@ -103,11 +103,11 @@ def read_embedding(
     *,
     check_finite: bool,
 ) -> HostEmbedding:
-    """Assigns the vectors of a file to text encoders: all of them, or it is refused.
+    """Assigns all vectors of a file to text encoders, or refuses the file.
 
     Raises:
         UnsupportedByPipeline: 400, the pipeline's class takes no textual inversions.
-        InvalidModel: 400, no embedding for these text encoders.
+        InvalidModel: 400, not an embedding for these text encoders.
     """
     kind = type(pipeline).__name__
     if not encoders:
@@ -126,17 +126,17 @@ def read_embedding(
 def _assign(
     name: str, kind: str, encoders: Sequence[str], vectors: Mapping[str | None, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Returns the vectors of each text encoder; where several read a prompt a file says for which.
+    """Returns the vectors of each text encoder; if there are several, the file must name them.
 
-    The others would read the letters of the token.
+    An encoder without vectors would read the token as ordinary letters.
     """
     if None in vectors:
         if len(encoders) > 1:
             raise InvalidModel(
                 name,
                 f"was made for another base model: it has vectors for one text encoder, and "
-                f"{kind} reads a prompt by {' and '.join(encoders)}",
-                "name its tensors clip_l and clip_g, or clip_l alone if only the first is meant",
+                f"{kind} encodes a prompt with {' and '.join(encoders)}",
+                "name its tensors clip_l and clip_g, or only clip_l for the first encoder alone",
             )
         return {encoders[0]: vectors[None]}
     strange = [part for part in vectors if part not in encoders]
@@ -144,14 +144,16 @@ def _assign(
         raise InvalidModel(
             name,
             f"was made for another base model: it has vectors for {' and '.join(map(str, strange))}"
-            f", and {kind} reads a prompt by {' and '.join(encoders)}",
+            f", and {kind} encodes a prompt with {' and '.join(encoders)}",
         )
     return {str(part): tensor for part, tensor in vectors.items()}
 
 
 def _vectors(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
-        raise InvalidModel(name, f"holds no vectors but shape {tuple(tensor.shape)}")
+        raise InvalidModel(
+            name, f"must hold vectors, but has a tensor of shape {tuple(tensor.shape)}"
+        )
     return tensor.reshape(-1, tensor.shape[-1])
 
 
@@ -167,20 +169,20 @@ def _check_vectors(
         if vectors.shape[1] != widths[encoder]:
             raise InvalidModel(
                 name,
-                f"was made for another base model: {encoder} takes vectors of {widths[encoder]} "
-                f"numbers, the file holds {vectors.shape[1]}",
+                f"was made for another base model: {encoder} takes vectors of length "
+                f"{widths[encoder]}, those in the file have {vectors.shape[1]}",
             )
         if check_finite and not is_finite(vectors):
             raise InvalidModel(name, "holds NaN or infinity")
 
 
 class TokenTable:
-    """Vectors beside one text encoder; the least recently used ones make room. Not thread-safe.
+    """A table of vectors for one text encoder; evicts the least recently used. Not thread-safe.
 
     Args:
         encoder: The text encoder.
-        size: Vectors that there is room for.
-        running: What runs on it now.
+        size: Number of vectors that fit.
+        running: Its current run.
     """
 
     def __init__(self, encoder: Encoder, size: int, running: Running) -> None:
@@ -207,7 +209,7 @@ class TokenTable:
             Their rows, in order, and what to release.
 
         Raises:
-            AdaptersBusy: 503, running requests hold too many; nothing is held then.
+            AdaptersBusy: 503, running requests hold too many; then none is held for this request.
         """
         rows: list[int] = []
         held: list[object] = []
@@ -224,12 +226,12 @@ class TokenTable:
         return tuple(rows), held
 
     def release(self, keys: Sequence[object]) -> None:
-        """Gives up what was held."""
+        """Releases the held vectors."""
         for key in keys:
             self._residents[key].leases -= 1
 
     def remove(self) -> None:
-        """Takes the hooks away."""
+        """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -257,7 +259,7 @@ class TokenTable:
             self._free += self._residents.pop(idle).rows
 
     def _before(self, _module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
-        """Hides the private ids from the embedding, which would refuse them."""
+        """Hides the ids of placeholder tokens from the embedding, which would refuse them."""
         run = self._running.run
         self._asked = None
         if run is None or not any(span.tokens for span in run.spans):
@@ -293,7 +295,7 @@ class _Placed:
 
 
 class Tokenizers:
-    """Tokenizers that know the placeholder tokens of a request. Safe from any thread."""
+    """Tokenizers that know the placeholder tokens of a request. Thread-safe."""
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self._encoders = encoders
@@ -301,10 +303,10 @@ class Tokenizers:
         self._lock = threading.Lock()
 
     def get(self, tokens: Sequence[PlaceholderToken]) -> dict[str, Any]:
-        """Returns tokenizers by name of the component; for the same tokens the same ones.
+        """Returns tokenizers by component name; the same objects for the same tokens.
 
         Raises:
-            InvalidRequest: 400, a placeholder that the vocabulary has already.
+            InvalidRequest: 400, a token that the vocabulary has already.
         """
         shape = tuple(
             (
@@ -332,7 +334,7 @@ def _with_tokens(encoder: Encoder, tokens: Sequence[PlaceholderToken]) -> Any:
         vectors = placeholder.embedding.vectors.get(encoder.name)
         if vectors is None:
             continue
-        # The names under which diffusers' `maybe_convert_prompt` looks for further vectors.
+        # The suffixes under which diffusers' `maybe_convert_prompt` looks for further vectors.
         names = [
             placeholder.token,
             *(f"{placeholder.token}_{index}" for index in range(1, len(vectors))),
@@ -344,6 +346,6 @@ def _with_tokens(encoder: Encoder, tokens: Sequence[PlaceholderToken]) -> Any:
             raise InvalidRequest(
                 "textual_inversions.token",
                 placeholder.token,
-                "a placeholder that the vocabulary and the other embeddings do not have",
+                "a token that is neither in the vocabulary nor used by another embedding",
             )
     return tokenizer

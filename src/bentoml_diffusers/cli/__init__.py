@@ -39,7 +39,7 @@ for command in (info, list_command, lora, embedding, workflow, replay, key, mell
 def demo(context: click.Context, **access: Any) -> None:
     """Serve the bundled demo model: it generates coloured shapes.
 
-    Its images hold their workflows, so that they can be generated again. Options of
+    Its images contain their workflows, so they can be generated again. Options of
     `bentoml serve`, such as --port 3001, are passed on.
     """
     from bentoml_diffusers.demo import MODEL_NAME, PROMPTS, import_demo_models
@@ -58,7 +58,7 @@ def demo(context: click.Context, **access: Any) -> None:
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @click.argument("tag")
 @click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into images.")
-@click.option("--embed-infotext", "infotext", is_flag=True, help="And AUTOMATIC1111's text.")
+@click.option("--embed-infotext", "infotext", is_flag=True, help="Also AUTOMATIC1111's text.")
 @access_options
 @reproducible_option
 @click.pass_context
@@ -80,16 +80,18 @@ def serve(context: click.Context, tag: str, workflow: bool, infotext: bool, **ac
 @click.option("--variant", help="Variant of the weights, such as fp16.")
 @click.option("--pipeline-class", help="Class to load with, by its name in diffusers.")
 @click.option("--sync-with-hub-version", is_flag=True, help="Use the hub's commit as the version.")
-@click.option("--custom-pipeline", help="Pipeline code to store with it: a file, folder or name.")
-@click.option("--trust-remote-code", is_flag=True, help="Let this store run the model's code.")
+@click.option(
+    "--custom-pipeline", help="Pipeline code to store with the model: a file, folder or name."
+)
+@click.option("--trust-remote-code", is_flag=True, help="Trust the model's code in this store.")
 @click.option("--allow-pickle", is_flag=True, help="Read tensors out of .bin and .ckpt files.")
-@click.option("--config", help="For a single file: folder or tag to take its configs from.")
+@click.option("--config", help="For a single file: folder or tag with its configs.")
 @click.option(
     "--link",
     type=click.Choice(["auto", "hard", "copy"]),
     default="auto",
     show_default=True,
-    help="How files of a folder come in.",
+    help="How files of a folder are put into the store.",
 )
 @one_line_errors
 def import_command(name: str, source: str, **options: Any) -> None:
@@ -121,8 +123,8 @@ def verify(tag: str) -> None:
         for path in paths:
             click.echo(f"{word}: {path}")
     if not check.is_intact:
-        raise click.ClickException(f"{model.tag} is not what was stored; import it again")
-    click.echo(f"{model.tag} is whole: {check.files} files")
+        raise click.ClickException(f"{model.tag} differs from what was stored; import it again")
+    click.echo(f"{model.tag} is intact: {check.files} files")
 
 
 @diffusers_command.command()
@@ -131,8 +133,8 @@ def verify(tag: str) -> None:
 def hook(action: str) -> None:
     """Make `bentoml.diffusers` this package in every Python start, without an import.
 
-    Writes, or removes, one line in the folder of installed packages, which Python runs whenever
-    it starts. It is not needed where your code says
+    Writes, or removes, a file with one line in site-packages, which Python runs whenever
+    it starts. It is not needed if your code has
     `import bentoml_diffusers`, nor for `import bentoml.diffusers` where both packages are
     installed in the same folder.
     """

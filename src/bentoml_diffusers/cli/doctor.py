@@ -1,4 +1,4 @@
-"""``bentoml diffusers doctor``: what a bug report needs to say of an installation."""
+"""``bentoml diffusers doctor``: what a bug report needs to know about an installation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VARIABLES = (
     *("BENTOML_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR"),
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "PYTORCH_CUDA_ALLOC_CONF", "HF_HUB_OFFLINE"),
 )
-_LOW_SPACE_BYTES = 5 * 10**9  # less than one usual model
+_LOW_SPACE_BYTES = 5 * 10**9  # less than one typical model
 _GPU_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -34,7 +34,7 @@ _GPU_DRIVER = Path("/proc/driver/nvidia/version")
 def doctor(url: str | None, output: Output) -> None:
     """Show versions, devices, settings and the model store, and what could go wrong.
 
-    A part that cannot be read says why; the others are shown all the same. The exit status is 0.
+    A section that cannot be read shows why; the others are shown anyway. The exit status is 0.
     """
     report = examine(url)
     if output == "json":
@@ -68,7 +68,7 @@ def _attempt(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return read()
     except click.ClickException as error:
         return {"error": error.message}
-    except Exception as error:  # noqa: BLE001 - what is broken here is what the report is for
+    except Exception as error:  # noqa: BLE001 - the report is for broken installations
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -160,7 +160,7 @@ def _find_problems(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {facts['error']}"
     yield from report["versions"].get("unmet", ())
     if report["devices"].get("torch_build") == "CPU" and _GPU_DRIVER.exists():
-        yield "torch is a build for the CPU, but there is an NVIDIA driver: install one with CUDA"
+        yield "torch is a CPU build, but there is an NVIDIA driver: install a CUDA build"
     store = report["store"]
     if not store.get("is_writable", True):
         yield f"the model store {store['path']} cannot be written: set BENTOML_HOME"

@@ -32,7 +32,7 @@ _COLUMNS = {
 @output_option
 @one_line_errors
 def info(tag: str, output: Output) -> None:
-    """Show where the model, LoRA or embedding TAG is from, and what is in it."""
+    """Show origin and contents of the model, LoRA or embedding TAG."""
     from bentoml_diffusers.store import describe, get
 
     facts = describe(get(tag))
@@ -47,7 +47,7 @@ def info(tag: str, output: Output) -> None:
 
 
 def _code_text(code: dict[str, Any]) -> str:
-    trust = "trusted here" if code["is_trusted"] else "not trusted here"
+    trust = "trusted here" if code["is_trusted"] else "not trusted in this store"
     return f"{code['entry']} from {code['origin']}, {code['sha256']}, {trust}"
 
 
@@ -74,7 +74,7 @@ def _adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("source"),
         click.argument("name"),
         click.option("--weight-name", help="File in the folder or repository."),
-        click.option("--base-model", help="What it was trained on; recorded."),
+        click.option("--base-model", help="Model that it was trained on; only recorded."),
         click.option("--revision", default="main", show_default=True, help="Branch or commit."),
         click.option(
             "--allow-pickle", is_flag=True, help="Read tensors out of .bin and .pt files."
@@ -101,8 +101,10 @@ def lora_add(name: str, source: str, **options: Any) -> None:
 
 
 @lora.command(name="list")
-@click.option("--loaded", is_flag=True, help="Those of a running service: in memory, in slots.")
-@click.option("--url", default=SERVICE_URL, show_default=True, help="Where the service is.")
+@click.option(
+    "--loaded", is_flag=True, help="Those that a running service has in memory and in slots."
+)
+@click.option("--url", default=SERVICE_URL, show_default=True, help="Address of the service.")
 @output_option
 @one_line_errors
 def lora_list(loaded: bool, url: str, output: Output) -> None:
@@ -117,7 +119,7 @@ def lora_list(loaded: bool, url: str, output: Output) -> None:
 
 @embedding.command(name="add")
 @_adapter_options
-@click.option("--token", help="The new word; by default what the file says.")
+@click.option("--token", help="The placeholder token; by default the one in the file.")
 @one_line_errors
 def embedding_add(name: str, source: str, **options: Any) -> None:
     """Store the textual inversion in the file, folder or hub repository SOURCE as NAME."""

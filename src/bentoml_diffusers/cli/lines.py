@@ -1,4 +1,4 @@
-"""What all commands have in common: errors as lines."""
+"""Shows errors of all commands as single lines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of BentoML's tree, ours included, is one line and exit status 1.
+    """Turns errors of BentoML, ours included, into one line and exit status 1.
 
-    Warnings of this package are lines, too.
+    Warnings of this package become lines, too.
     """
 
     @functools.wraps(command)
@@ -46,7 +46,7 @@ def _spoken_warnings(command: click.Command) -> Iterator[None]:
 
 
 class _Speaker(logging.Handler):
-    """Says warnings in the words of a command."""
+    """Prints warnings in the terms of a command."""
 
     def __init__(self, command: click.Command) -> None:
         super().__init__(logging.WARNING)
@@ -58,7 +58,7 @@ class _Speaker(logging.Handler):
 
 
 def name_options(text: str, command: click.Command) -> str:
-    """Says ``--allow-pickle`` where an error speaks of Python's ``allow_pickle=True``."""
+    """Replaces Python's ``allow_pickle=True`` in an error by ``--allow-pickle``."""
     for option in command.params:
         if not isinstance(option, click.Option) or not option.name:
             continue
@@ -72,5 +72,5 @@ def name_options(text: str, command: click.Command) -> str:
             (rf"^{option.name}:|(?<=leave ){option.name}(?= out)", flag),
         ):
             text = re.sub(pattern, spoken, text)
-    # Of `import`, also where another command tells to import again.
+    # Options of `import`, also if another command says to import again.
     return re.sub(r"\btrust_remote_code=True\b", "--trust-remote-code", text)

@@ -1,4 +1,4 @@
-"""Asks a running service."""
+"""Asks a running service about its adapters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _TIMEOUT_S = 10.0
 
 
 def read_loaded(url: str) -> dict[str, Any]:
-    """Returns what a service says of its adapters: :class:`AdapterReport` as JSON."""
+    """Returns the :class:`AdapterReport` of a service as JSON."""
     return _post(f"{url.rstrip('/')}/adapters")
 
 
 def describe_loaded(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns it in words."""
+    """Returns the report as text."""
     megabytes = report["in_memory_bytes"] / 1e6
     reads = f"{report['misses']} read in {report['load_s']:.2f} s, {report['hits']} found in memory"
     return [
@@ -36,7 +36,7 @@ def _post(url: str) -> dict[str, Any]:
         return dict(answer.json())
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
         raise click.ClickException(
-            f"no service of this package answers at {url}: {error}"
+            f"no service of this package responds at {url}: {error}"
         ) from None
 
 

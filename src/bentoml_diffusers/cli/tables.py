@@ -24,17 +24,17 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(["table", "json"]),
         default="table",
         show_default=True,
-        help="A table for people, or JSON, whose fields stay.",
+        help="A table for people, or JSON with stable fields.",
     )(command)
 
 
 def print_json(values: Any) -> None:
-    """Prints values as JSON in ASCII: no text in them can do anything to a terminal."""
+    """Prints values as JSON in ASCII, so no text in them can control a terminal."""
     click.echo(json.dumps(values, indent=2).replace("\x7f", "\\u007f"))
 
 
 def print_rows(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table with a line of titles."""
+    """Prints a table with a header."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -59,7 +59,7 @@ def _print_table(table: Table, rows: Iterable[Sequence[object]]) -> None:
 
     for row in rows:
         table.add_row(*(Text(printable(cell_text(cell))) for cell in row))
-    # Only a terminal has a width: a file or a program gets whole rows, one on each line.
+    # Only a terminal has a width: a file or a program gets complete rows, one per line.
     width = None if sys.stdout.isatty() else _UNBOUNDED
     console = Console(width=width, highlight=False)
     with console.capture() as capture:
@@ -77,10 +77,10 @@ def cell_text(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes what is not a visible character: the text may be foreign, and go to a terminal."""
+    """Escapes control characters: the text may be untrusted, and go to a terminal."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def present(facts: Mapping[str, object]) -> list[tuple[str, object]]:
-    """Returns the facts that say something."""
+    """Returns the facts that are not empty."""
     return [(name, value) for name, value in facts.items() if value not in (None, "", [], {}, ())]

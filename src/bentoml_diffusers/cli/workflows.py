@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.workflow import Workflow
     from bentoml_diffusers.workflow.files import Adapter
 
-# As AUTOMATIC1111's web UI calls them.
+# Names that AUTOMATIC1111's web UI uses.
 _SHORT_NAMES = {
     "steps": "num_inference_steps",
     "cfg_scale": "guidance_scale",
@@ -77,13 +77,13 @@ def _read_value(text: str) -> Any:
 def _check_output(
     _context: click.Context, _option: click.Parameter, name: str | None
 ) -> str | None:
-    """Before anything is loaded or generated."""
+    """Checks the output path before anything is loaded or generated."""
     from bentoml_diffusers.workflow.files import RESULT_SUFFIXES
 
     if name is not None and Path(name).suffix.lower() not in RESULT_SUFFIXES:
-        raise click.BadParameter(f"{name!r} ends in none of {', '.join(RESULT_SUFFIXES)}")
+        raise click.BadParameter(f"{name!r} must end in one of {', '.join(RESULT_SUFFIXES)}")
     if name is not None and not Path(name).expanduser().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {str(Path(name).parent)!r}")
+        raise click.BadParameter(f"the folder {str(Path(name).parent)!r} does not exist")
     return name
 
 
@@ -106,7 +106,7 @@ def _check_output(
 @click.option("--model", "tag", help="Model in the store, instead of the one in the workflow.")
 @click.option("--lora-dir", help="Folder with the LoRA files that the workflow names.")
 @click.option("--device", help="Where to run, such as cpu; by default the GPU if there is one.")
-@click.option("--no-strict", is_flag=True, help="Run it with other weights or adapters, too.")
+@click.option("--no-strict", is_flag=True, help="Run it even with other weights or adapters.")
 @click.option("--infotext", is_flag=True, help="Write AUTOMATIC1111's text into the image.")
 @reproducible_option
 @one_line_errors
@@ -114,10 +114,10 @@ def replay(
     file: str, changes: dict[str, Any], output: str | None, no_strict: bool, infotext: bool,
     **where: str | None,
 ) -> None:  # fmt: skip
-    """Generate again what the workflow in FILE says.
+    """Generate the result of the workflow in FILE again.
 
     FILE is an image, video or sound, JSON, a zip, or a folder or hub repository. The exit status
-    is 1 if the result is not the same. The new file holds its workflow.
+    is 1 if the result differs. The new file contains its workflow.
     """
     from bentoml_diffusers.engine import Engine
     from bentoml_diffusers.workflow import Workflow
@@ -133,7 +133,7 @@ def replay(
 
 
 def _find_model(recorded: Workflow, tag: str | None) -> bentoml.Model:
-    """By its tag, else by the hash over its files: another store has another version."""
+    """Finds the model by its tag, else by its hash: another store has another version."""
     from bentoml_diffusers.errors import InvalidWorkflow, ModelNotFound
     from bentoml_diffusers.store import get
 
@@ -163,7 +163,7 @@ def _find_same(tree_sha256: str | None) -> bentoml.Model | None:
 
 
 def _read_options(recorded: Workflow, lora_dir: str | None) -> dict[str, Any]:
-    """Options that the model was loaded with; adapters only from the store or ``lora_dir``."""
+    """Reads the options of the load; adapters are found only in the store or ``lora_dir``."""
     from bentoml_diffusers.engine import NUMERIC_OPTIONS
 
     given, static = recorded.pipeline.options, recorded.pipeline.static_adapters
@@ -188,7 +188,7 @@ def _read_options(recorded: Workflow, lora_dir: str | None) -> dict[str, Any]:
 
 
 def _find_static(adapter: Adapter, lora_dir: str | None) -> str | None:
-    """A name that leads nowhere is left out: the replay then says that the adapter is missing."""
+    """Finds static adapters; skips unknown names, since the replay reports a missing adapter."""
     from bentoml_diffusers.errors import ModelNotFound
     from bentoml_diffusers.store import get
 

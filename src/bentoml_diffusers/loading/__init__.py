@@ -1,4 +1,4 @@
-"""Stored models and options -> pipelines."""
+"""Loads pipelines from stored models and options."""
 
 from bentoml_diffusers.loading.mellon import mellon_config
 from bentoml_diffusers.loading.modular import stored_blocks

@@ -1,7 +1,7 @@
-"""Runs pipeline code that a model brings, when it is trusted, as a module of its own.
+"""Imports pipeline code that a model brings, if it is trusted, as a module of its own.
 
-Its name is made from the hash of its files: two models with a ``pipeline.py`` each never mix,
-the same code is loaded once, and nothing is written anywhere.
+The module's name contains the hash of its files: two models with a ``pipeline.py`` each never
+mix, the same code is imported once, and nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _FILE = re.compile(r"[A-Za-z_]\w*\.py")
 
 
 class RunningCode:
-    """Code that runs, as a private package.
+    """Imported code, as a private package.
 
     Args:
-        module: Its entry.
-        class_name: Class in it, if something says which.
+        module: Module with the pipeline or the blocks.
+        class_name: Class in it, if the model names one.
     """
 
     def __init__(self, module: ModuleType, class_name: str | None) -> None:
@@ -49,7 +49,7 @@ class RunningCode:
         self._class_name = class_name
 
     def pipeline_class(self) -> type[DiffusionPipeline]:
-        """Returns its pipeline.
+        """Returns its pipeline class.
 
         Raises:
             InvalidModel: 400, it defines none, or several.
@@ -59,10 +59,10 @@ class RunningCode:
         return _find_class(self._module, self._class_name, DiffusionPipeline, "pipeline")
 
     def blocks_class(self) -> type[ModularPipelineBlocks]:
-        """Returns its blocks.
+        """Returns its class of blocks.
 
         Raises:
-            InvalidModel: 400, it defines none, or several and does not say which.
+            InvalidModel: 400, it defines none, or several without a name.
         """
         from diffusers.modular_pipelines import ModularPipelineBlocks
 
@@ -82,17 +82,17 @@ class RunningCode:
 
 
 def run_stored_code(model: bentoml.Model, code: Code, *, trust: bool) -> RunningCode:
-    """Runs the code that is stored with a model.
+    """Imports the code that is stored with a model.
 
     Raises:
-        InvalidModel: 400, the code is not what was stored, or fails.
-        UntrustedSource: 400, not trusted here.
+        InvalidModel: 400, the code was changed, or fails.
+        UntrustedSource: 400, not trusted in this store.
     """
     folder = Path(model.path_of(CODE_FOLDER))
     digest = hash_code(folder)
     if digest != code.sha256:
         raise InvalidModel(
-            model.tag, f"has other code than was stored: {digest}", "import it again"
+            model.tag, f"has code that was changed after its import: {digest}", "import it again"
         )
     if not (trust or is_trusted(digest)):
         raise _untrusted(f"{code.entry} of {model.tag}, from {code.origin}", digest)
@@ -100,7 +100,7 @@ def run_stored_code(model: bentoml.Model, code: Code, *, trust: bool) -> Running
 
 
 def run_code(custom_pipeline: str, model_folder: Path, *, trust: bool) -> RunningCode:
-    """Runs code that was not stored with the model.
+    """Imports code that was not stored with the model.
 
     Raises:
         InvalidModel: 400, the code fails.
@@ -113,7 +113,9 @@ def run_code(custom_pipeline: str, model_folder: Path, *, trust: bool) -> Runnin
         str(inside) if inside.is_file() else custom_pipeline, None, trust_remote_code=trust
     )
     if found is None:
-        raise InvalidOption("custom_pipeline", custom_pipeline, "code that is not of this package")
+        raise InvalidOption(
+            "custom_pipeline", custom_pipeline, "code, not the name of a bundled pipeline"
+        )
     digest = found.sha256
     if not (trust or is_trusted(digest)):
         raise _untrusted(custom_pipeline, digest)
@@ -124,8 +126,8 @@ def _untrusted(what: str, digest: str) -> UntrustedSource:
     return UntrustedSource(
         "custom_pipeline",
         what,
-        f"code that you trust; this one has the sha256 {digest}. Read it, "
-        "then give trust_remote_code=True at the import, or here",
+        f"only trusted code; this has the sha256 {digest}. Review it, "
+        "then pass trust_remote_code=True to the import, or here",
     )
 
 
@@ -140,7 +142,7 @@ def _import_code(path: Path, digest: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise InvalidModel(path.name, "is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # its relative imports look here
+        sys.modules[name] = module  # where its relative imports look
         try:
             with _without_bytecode():
                 spec.loader.exec_module(module)
@@ -155,7 +157,7 @@ def _import_code(path: Path, digest: str) -> ModuleType:
 
 
 def _import_beside(package: ModuleType, file: str) -> ModuleType:
-    """Imports another file of a private package, once, as its own imports would."""
+    """Imports another file of a private package once, as its own imports would."""
     if not isinstance(file, str) or not _FILE.fullmatch(file):  # the name is not part of the hash
         raise InvalidModel(str(file), "is not a file in the code of the model")
     path = Path(package.__file__ or "").parent / file

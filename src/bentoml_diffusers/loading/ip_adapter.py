@@ -1,4 +1,4 @@
-"""IP-Adapters that were loaded when a pipeline was stored, loaded again."""
+"""Restores the IP-Adapters that were loaded when a pipeline was stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def restore_ip_adapter(
     pipeline: DiffusionPipeline | ModularPipeline, folder: Path, name: str
 ) -> None:
-    """Loads the IP-Adapters of a stored pipeline into its UNet, with their scales.
+    """Loads the stored IP-Adapters of a pipeline into its UNet, with their scales.
 
     Raises:
         InvalidModel: 400, files that do not fit the UNet.

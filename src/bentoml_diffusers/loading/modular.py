@@ -1,4 +1,4 @@
-"""A stored modular pipeline -> the same with all its components; nothing stays unloaded unsaid."""
+"""Loads a stored modular pipeline with all its components; a missing one is an error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REFUSED = ("device_map", "enable_sequential_cpu_offload")
 
 
 def is_modular(folder: Path, options: ModelOptions) -> bool:
-    """True if a stored pipeline is, or is asked to be, a modular one."""
+    """True if a stored pipeline is modular, or shall be loaded as one."""
     return (folder / MODULAR_INDEX).is_file() or _names.is_modular_class(options.pipeline_class)
 
 
@@ -50,21 +50,25 @@ def stored_blocks(
 ) -> ModularPipelineBlocks:
     """Returns the blocks of a stored modular pipeline, without loading a component.
 
-    Runs the code that comes with the model, if there is some and it is trusted.
+    Imports the code that comes with the model, if there is any and it is trusted.
 
     Args:
         model: A stored modular pipeline.
-        options: ``modular_workflow`` gives the blocks of that one; ``trust_remote_code`` counts.
+        options: ``modular_workflow`` selects the blocks; ``trust_remote_code`` is used, too.
 
     Raises:
-        InvalidModel: 400, no modular pipeline, or a broken one.
+        InvalidModel: 400, not a modular pipeline, or a broken one.
         InvalidOption: 400, no such modular workflow.
         UntrustedSource: 400, the model brings code that is not trusted.
     """
     options = options or ModelOptions()
     folder = Path(model.path_of(PIPELINE_FOLDER))
     if not is_modular(folder, options):
-        raise InvalidModel(model.tag, "is not a modular pipeline", "import it as one")
+        raise InvalidModel(
+            model.tag,
+            "is not a modular pipeline",
+            "import it with pipeline_class='ModularPipeline'",
+        )
     index = _read_index(model, folder)
     blocks = _make_blocks(model, folder, read_record(Path(model.path)), options, index)
     return _prune(blocks, options.modular_workflow)
@@ -82,9 +86,9 @@ def load_modular(
     Args:
         model: A stored pipeline.
         folder: Its pipeline.
-        record: What is known of it.
+        record: Its record.
         options: All options, those stored with the model already merged in.
-        shared: Components that are there already.
+        shared: Components that are loaded already.
 
     Raises:
         InvalidModel: 400, a component is missing, or cannot be loaded.
@@ -105,8 +109,10 @@ def load_modular(
     )
     wanted = [name for name in pipeline.pretrained_component_names if name in named]
     if options.variant and not any(_has_variant(folder, key, options.variant) for key in wanted):
-        raise InvalidOption("variant", options.variant, "a variant that was imported")
-    # Its embeddings are asked for in every call, so without the input for them it would fail.
+        raise InvalidOption(
+            "variant", options.variant, "a variant that was imported with the model"
+        )
+    # Every call needs its embeddings, so without their input every call would fail.
     with_adapter = "ip_adapter_image" in blocks.input_names and _has_ip_adapter(folder)
     loaded = {
         name: shared.take(name, with_adapter=with_adapter)
@@ -140,7 +146,7 @@ def _find_class(
         raise InvalidOption("pipeline_class", given, "a modular class: the model is modular")
     name = index["_class_name"]
     if not _names.is_modular_class(name):
-        raise InvalidModel(model.tag, f"names {name}, no modular pipeline of diffusers")
+        raise InvalidModel(model.tag, f"names {name}, which is not a modular pipeline of diffusers")
     found: type[Any] = _names.resolve_pipeline_class(name)
     if given is not None and _names.resolve_pipeline_class(given).__name__ != "ModularPipeline":
         found = _names.resolve_pipeline_class(given)
@@ -206,7 +212,7 @@ def _refuse_options(cls: type[Any], options: ModelOptions) -> None:
 
 
 def _own_manager(options: ModelOptions) -> ComponentsManager | None:
-    """Diffusers offloads the modules of modular pipelines through their manager."""
+    """Returns a components manager, through which diffusers offloads modular pipelines."""
     from diffusers import ComponentsManager
 
     return ComponentsManager() if options.offload_kind == "model" else None
@@ -230,13 +236,13 @@ def _load(model: bentoml.Model, folder: Path, spec: ComponentSpec, options: Mode
         return spec.load(**arguments)
     except DiffusersError:
         raise
-    except Exception as err:  # diffusers would only warn, and leave the component out
+    except Exception as err:  # diffusers would only warn, and skip the component
         reason = str(err).replace(str(folder), PIPELINE_FOLDER)
         raise InvalidModel(model.tag, f"could not be loaded: {name}: {reason}") from err
 
 
 def _module_arguments(spec: ComponentSpec, options: ModelOptions) -> dict[str, Any]:
-    """Arguments for components with weights; others would keep them in their config."""
+    """Returns arguments for components with weights; others would store them in their config."""
     import torch
     from diffusers import AutoModel, ModelMixin
 
@@ -261,7 +267,7 @@ def _has_variant(folder: Path, name: str, variant: str | None) -> bool:
 
 
 def _restore_configs(pipeline: ModularPipeline, folder: Path) -> None:
-    """Components without weights that diffusers makes from a config, such as image processors."""
+    """Restores components that diffusers makes from a config, such as image processors."""
     for name in pipeline.config_component_names:
         spec = pipeline.get_component_spec(name)
         path = folder / name / getattr(spec.type_hint, "config_name", "config.json")

@@ -1,4 +1,4 @@
-"""A stored model and its options -> a pipeline, as a list of small steps."""
+"""Loads a pipeline from a stored model and its options, as a list of small steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _OWN_ARGUMENTS = ("custom_pipeline", "use_safetensors", "local_files_only", "all
 def stored_options(model: bentoml.Model) -> ModelOptions:
     """Returns the options that travel with a model, those of ``with_options`` included.
 
-    Trust in code does not travel: it counts only when given in a call or in ``with_options``.
+    Trust in code does not travel: it counts only in a call or in ``with_options``.
     """
     options = model.info.options
     if not isinstance(options, ModelOptions):
@@ -70,17 +70,17 @@ def load_pipeline(
     device: str | torch.device | None,
     components_manager: ComponentsManager | None = None,
 ) -> DiffusionPipeline:
-    """Loads the pipeline of a stored model; adapters come later.
+    """Loads the pipeline of a stored model, without adapters.
 
     Args:
         model: A stored pipeline.
         options: All options, those stored with the model already merged in.
-        device: Where to put it; ``None`` leaves it on the CPU.
-        components_manager: Components that are in it already are not loaded again.
+        device: Device for the pipeline; ``None`` leaves it on the CPU.
+        components_manager: Components that it has already are not loaded again.
 
     Raises:
         InvalidModel: 400, the model cannot be loaded, was changed after its import, or has a
-            tokenizer that makes the same of all prompts.
+            tokenizer that gives the same tokens for all prompts.
         InvalidOption: 400, an option has an invalid value.
         UntrustedSource: 400, the model brings code that is not trusted.
         UnsupportedByPipeline: 400, an option that the pipeline's class lacks.
@@ -90,7 +90,7 @@ def load_pipeline(
     if record is not None and record.kind != "pipeline":
         raise InvalidModel(model.tag, f"is a {record.kind}, not a pipeline")
     if not any((folder / index).is_file() for index in (PIPELINE_INDEX, MODULAR_INDEX)):
-        raise InvalidModel(model.tag, f"has no {PIPELINE_FOLDER}/{PIPELINE_INDEX}")
+        raise InvalidModel(model.tag, f"does not contain {PIPELINE_FOLDER}/{PIPELINE_INDEX}")
     if record is not None:
         check_stamps(str(model.tag), folder, record.stamps, record.files)
     shared = Shared(components_manager, model, options, device)
@@ -136,7 +136,9 @@ def _from_pretrained(
 ) -> DiffusionPipeline:
     cls = _find_class(model, folder, record, options)
     if options.modular_workflow is not None:
-        raise UnsupportedByPipeline(cls.__name__, "modular_workflow: it is not a modular pipeline")
+        raise UnsupportedByPipeline(
+            cls.__name__, "modular_workflow: only modular pipelines have them"
+        )
     with_adapter = (folder / IP_ADAPTER_FOLDER).is_dir()
     try:
         given = {
@@ -159,7 +161,7 @@ def _from_pretrained(
 
 
 def _load_left_out(folder: Path) -> dict[str, Any]:
-    """Loads the components that diffusers' own loader passes over."""
+    """Loads the components that diffusers' own loader skips."""
     classes = {
         name: _names.component_class(*component)
         for name, component in find_left_out(folder).items()
@@ -178,18 +180,21 @@ def _loader_arguments(folder: Path, record: Record | None, options: ModelOptions
         "device_map": options.device_map,
         "variant": options.variant,
         "quantization_config": _names.resolve_quantization(options.quantization_config),
-        # A model of BentoML's own module may hold pickles; diffusers reads tensors only.
+        # Models of BentoML's own module may hold pickles, of which diffusers reads only tensors.
         "use_safetensors": True if record is not None else None,
         "local_files_only": True,
     }
     given = {key: value for key, value in arguments.items() if value is not None}
-    return {**given, **_extra_arguments(options)}  # there `safety_checker=None` says something
+    return {
+        **given,
+        **_extra_arguments(options),
+    }  # here an explicit `safety_checker=None` has a meaning
 
 
 def _find_dtype(folder: Path, options: ModelOptions) -> torch.dtype | None:
-    """Left open, diffusers makes float32 of any file, transformers what its config says.
+    """Without a dtype diffusers loads any file as float32, transformers as its config says.
 
-    So float32 is said unless both come to it by themselves: to say it takes 2 % longer.
+    So float32 is passed, unless both choose it by themselves: passing it takes 2 % longer.
     """
     is_open = not (
         options.torch_dtype or options.quantization_config or options.load_pretrained_extra_kwargs
@@ -209,7 +214,7 @@ def _is_float32(config: Mapping[str, Any]) -> bool:
 
 
 def _holds_float32(pipeline: DiffusionPipeline) -> bool:
-    """False where torch's default dtype, which is that of all threads, was another meanwhile."""
+    """False if torch's default dtype, shared by all threads, was changed meanwhile."""
     import torch
 
     parts = (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
@@ -220,7 +225,7 @@ def _holds_float32(pipeline: DiffusionPipeline) -> bool:
 def _find_class(
     model: bentoml.Model, folder: Path, record: Record | None, options: ModelOptions
 ) -> type[DiffusionPipeline]:
-    """What is asked for, then code stored with the model, then what its index names."""
+    """The class asked for, else that of code stored with the model, else that of the index."""
     bundled = bundled_pipeline_class(options)
     if bundled is not None:
         return bundled
@@ -262,11 +267,13 @@ def _is_trusted(options: ModelOptions) -> bool:
 
 def _extra_arguments(options: ModelOptions) -> dict[str, Any]:
     extra = dict(options.load_pretrained_extra_kwargs or {})
-    extra.pop("trust_remote_code", None)  # our own code loading has asked
+    extra.pop("trust_remote_code", None)  # our own loading of code has checked the trust
     for name in _OWN_ARGUMENTS:
         if name in extra:
             raise InvalidOption(
-                "load_pretrained_extra_kwargs", name, "arguments that are not options of ours"
+                "load_pretrained_extra_kwargs",
+                name,
+                "only arguments that are not options of this package",
             )
     return extra
 

@@ -1,4 +1,4 @@
-"""Which device a pipeline, or each part of it, is on."""
+"""Puts a pipeline, or each part of it, on its device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def place(
     """Moves a pipeline to its device, whole or part by part.
 
     Raises:
-        InvalidOption: 400, an offload that this machine cannot do.
+        InvalidOption: 400, offloading that this machine cannot do.
     """
     from diffusers import DiffusionPipeline
 
@@ -40,7 +40,7 @@ def place(
     elif kind in _METHODS:
         _offload(_METHODS[kind], getattr(pipeline, _METHODS[kind]), _device_argument(device))
     elif kind == "group":
-        # A modular pipeline lacks the method, and has all that it uses.
+        # Modular pipelines lack the method, but have everything that it uses.
         enable = functools.partial(DiffusionPipeline.enable_group_offload, pipeline)
         _offload("enable_group_offload", enable, _group_arguments(options, device))
     elif device is not None and options.device_map is None:
@@ -66,4 +66,4 @@ def _offload(option: str, enable: Callable[..., Any], arguments: dict[str, Any])
     try:
         enable(**arguments)
     except (RuntimeError, ValueError, TypeError) as err:
-        raise InvalidOption(option, True, f"a machine that can do it: {err}") from err
+        raise InvalidOption(option, True, f"a machine that supports it: {err}") from err

@@ -21,8 +21,8 @@ class ScoreSdeVpPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     Args:
         unet: Denoiser for images in [-1, 1].
-        scheduler: With ``beta_min`` and ``beta_max`` of the training.
-        time_scale: What the network was trained with; 999 in the paper's code.
+        scheduler: Scheduler with the ``beta_min`` and ``beta_max`` of the training.
+        time_scale: Factor that the network was trained with; 999 in the paper's code.
     """
 
     model_cpu_offload_seq = "unet"
@@ -44,12 +44,12 @@ class ScoreSdeVpPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str | None = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any, ...]:
-        """Draws images.
+        """Generates images.
 
         Args:
-            batch_size: How many.
+            batch_size: Number of images.
             num_inference_steps: Steps of the reverse SDE, from 1; the paper has 1000.
-            generator: Where the noise is from: one, or one per image.
+            generator: Source of the noise: one generator, or one per image.
             latents: Noise to start from, standard normal, of shape (batch_size, channels,
                 height, width).
             output_type: ``"pil"``, or ``"np"`` for floats in [0, 1] of shape (batch_size,

@@ -1,4 +1,4 @@
-"""Components that several pipelines share: what is the same by the hashes of its files, is once."""
+"""Shares components between pipelines: those with equal file hashes are loaded once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.options import ModelOptions
 
-# They change modules, also for the other pipelines that have them.
+# Options that change modules, also for the other pipelines that use them.
 _CHANGE_MODULES = (
     *("lora_weights", "textual_inversions", "quantization_config", "layerwise_casting"),
     *("step_cache", "enable_torch_compile", "attention_backend", "enable_xformers"),
@@ -29,16 +29,16 @@ _KEY = "_bentoml_diffusers_key"
 
 
 class Shared:
-    """What one load takes out of a components manager, and puts into it.
+    """The components that one load takes from a components manager, and adds to it.
 
     Args:
         manager: diffusers' manager; ``None`` shares nothing.
         model: The stored pipeline.
-        options: How it is loaded.
-        device: Where it goes.
+        options: Its options.
+        device: Its device.
 
     Raises:
-        InvalidOption: 400, no such manager, or options that would change what others use.
+        InvalidOption: 400, not a manager, or options that would change components of others.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Shared:
         record = complete_record(Path(model.path))
         if record is None:
             raise InvalidOption(
-                "components_manager", manager, f"nothing: {model.tag} has no hashes, import it"
+                "components_manager", manager, f"None: {model.tag} has no hashes; import it again"
             )
         self._files = record.files
         self._classes = record.components
@@ -64,7 +64,7 @@ class Shared:
         self._how = (str(dtype), str(options.variant), str(device or "cpu"))
 
     def take(self, name: str, *, with_adapter: bool = False) -> Any:
-        """Returns the component that is the same, or ``None``."""
+        """Returns the equal component of the manager, if any."""
         if self.manager is None:
             return None
         key = self._key(name, with_adapter=with_adapter)
@@ -75,7 +75,7 @@ class Shared:
         return None
 
     def take_all(self, *, with_adapter: bool = False) -> dict[str, Any]:
-        """Returns all components of a classic pipeline that are there already."""
+        """Returns all components of a classic pipeline that the manager has."""
         if self.manager is None:
             return {}
         found = {name: self.take(name, with_adapter=with_adapter) for name in self._classes}
@@ -86,13 +86,13 @@ class Shared:
         return name in self._taken
 
     def keep(self, components: Mapping[str, Any], *, with_adapter: bool = False) -> None:
-        """Lets later loads find these components."""
+        """Adds components to the manager, for later loads."""
         for name, component in components.items():
             if self.manager is not None and _is_stateless(component):
                 setattr(component, _KEY, self._key(name, with_adapter=with_adapter))
 
     def keep_classic(self, pipeline: DiffusionPipeline, *, with_adapter: bool = False) -> None:
-        """Puts the components of a classic pipeline into the manager, which does not know it."""
+        """Adds the components of a classic pipeline, which knows no managers."""
         if self.manager is None:
             return
         named = {key: pipeline.components.get(key) for key in self._classes}
@@ -121,12 +121,12 @@ def _check(manager: Any, options: ModelOptions) -> None:
             raise InvalidOption(
                 "components_manager",
                 name,
-                f"options that leave modules as they are: others may use them, and {name} does not",
+                f"only options that do not change shared modules, as {name} does",
             )
 
 
 def _is_stateless(component: Any) -> bool:
-    """False for what counts the steps of a call: schedulers and guiders."""
+    """False for components with the state of a call: schedulers and guiders."""
     from diffusers import SchedulerMixin
     from diffusers.guiders import BaseGuidance
 

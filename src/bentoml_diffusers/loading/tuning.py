@@ -1,4 +1,4 @@
-"""Options that trade memory, speed and exactness, each as one step on a loaded pipeline."""
+"""Options that trade memory, speed and precision, each as one step on a loaded pipeline."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 _DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder", "prior_prior")
 
-# The view of the request that runs in this thread, for step caches that ask for its timestep.
+# The view that runs in this thread, for step caches that need its timestep.
 running_pipeline: ContextVar[Any] = ContextVar("running_pipeline")
 
 
 def denoiser_names(pipeline: DiffusionPipeline) -> list[str]:
-    """Returns the names of the components that denoise, whatever they are called."""
+    """Returns the names of the components that denoise."""
     found = [name for name in _DENOISERS if getattr(pipeline, name, None) is not None]
     if found:
         return found
-    # Else what comes last before the VAE in the order in which parts go to the device.
+    # Otherwise the last one before the VAE in the order of offloading.
     order = getattr(type(pipeline), "model_cpu_offload_seq", None) or ""
     others = [
         name
@@ -43,8 +43,8 @@ def set_attention(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     """xformers, attention in slices, or another backend for attention.
 
     Raises:
-        InvalidOption: 400, xformers or the backend is not there.
-        UnsupportedByPipeline: 400, no denoiser that could use it.
+        InvalidOption: 400, xformers or the backend is not available.
+        UnsupportedByPipeline: 400, no denoiser that supports it.
     """
     if options.enable_xformers:
         try:
@@ -68,7 +68,7 @@ def set_vae(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     """Decodes images one by one, or tile by tile.
 
     Raises:
-        UnsupportedByPipeline: 400, no VAE that can do it.
+        UnsupportedByPipeline: 400, no VAE that supports it.
     """
     for name, method in (
         ("enable_vae_slicing", "enable_slicing"),
@@ -93,11 +93,11 @@ def set_memory_format(pipeline: DiffusionPipeline, options: ModelOptions) -> Non
 
 
 def cast_layers(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
-    """Keeps the denoiser's weights in a smaller dtype, cast layer by layer when they are used.
+    """Keeps the denoiser's weights in a smaller dtype, cast layer by layer for use.
 
     Raises:
-        InvalidOption: 400, no dtype.
-        UnsupportedByPipeline: 400, no denoiser that can do it.
+        InvalidOption: 400, not a dtype.
+        UnsupportedByPipeline: 400, no denoiser that supports it.
     """
     if options.layerwise_casting is None:
         return
@@ -112,8 +112,8 @@ def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     """Reuses what the denoiser computed in earlier steps; images change a little.
 
     Raises:
-        InvalidOption: 400, no such cache, or a wrong setting of it.
-        UnsupportedByPipeline: 400, the denoiser takes no cache.
+        InvalidOption: 400, no such cache, or a wrong setting.
+        UnsupportedByPipeline: 400, the denoiser supports no cache.
     """
     if options.step_cache is None:
         return
@@ -126,7 +126,7 @@ def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
     known = {item.name for item in dataclasses.fields(config_class)}
     if "current_timestep_callback" in known:
         if is_made_of_blocks(pipeline) and "current_timestep_callback" not in given:
-            # Its timestep is a variable of a block.
+            # The timestep is a local variable of a block.
             raise UnsupportedByPipeline(type(pipeline).__name__, f"step_cache {options.step_cache}")
         given.setdefault(
             "current_timestep_callback",
@@ -134,7 +134,7 @@ def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
         )
     for name in given:
         if name not in known:
-            raise InvalidOption("step_cache", name, f"settings of it: {', '.join(sorted(known))}")
+            raise InvalidOption("step_cache", name, f"its settings: {', '.join(sorted(known))}")
     for denoiser in _denoisers(pipeline, "step_cache"):
         if not hasattr(denoiser, "enable_cache"):
             raise UnsupportedByPipeline(type(pipeline).__name__, "step_cache")
@@ -142,7 +142,7 @@ def use_step_cache(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
 
 
 def compile_denoiser(pipeline: DiffusionPipeline, options: ModelOptions) -> None:
-    """Compiles the denoiser at its first run: as a whole, or each kind of block once.
+    """Compiles the denoiser on its first run: as a whole, or each kind of block once.
 
     Raises:
         UnsupportedByPipeline: 400, no denoiser, or no blocks that repeat.
@@ -150,7 +150,7 @@ def compile_denoiser(pipeline: DiffusionPipeline, options: ModelOptions) -> None
     if not options.enable_torch_compile:
         return
     for denoiser in _denoisers(pipeline, "enable_torch_compile"):
-        logger.info("compiling %s at its first run", type(denoiser).__name__)
+        logger.info("compiling %s on its first run", type(denoiser).__name__)
         if options.enable_torch_compile != "blocks":
             # In place: a wrapper module would hide the denoiser from adapters and from saving.
             denoiser.compile()
@@ -182,7 +182,7 @@ def _set_backend(denoiser: Any, backend: str) -> None:
     _call(denoiser, "set_attention_backend", "attention_backend", backend)
     processors = [getattr(module, "processor", None) for module in denoiser.modules()]
     if not any(takes_attention_backend(processor) for processor in processors):
-        # diffusers says nothing then, as for the attention of UNets in 0.42.1
+        # diffusers gives no error then, as for the attention of UNets in 0.42.1
         raise UnsupportedByPipeline(type(denoiser).__name__, "attention_backend")
 
 

@@ -36,7 +36,7 @@ from bentoml_diffusers.serving.codecs import decode_base64, decode_image, prepar
 from bentoml_diffusers.serving.faults import MAX_FAULTS, list_faults
 from bentoml_diffusers.serving.refusals import UnsupportedMediaType
 from bentoml_diffusers.serving.uploads import UploadBudget
-from bentoml_diffusers.workflow.files import count_marks
+from bentoml_diffusers.workflow.files import count_json_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-_MAX_MARKS = 2**20  # commas and brackets of a JSON body, those in its texts not counted
-_MAX_FORM_MARKS = 2**16  # of a field of a form
+_MAX_JSON_TOKENS = 2**20  # commas and brackets of a JSON body, those in its texts not counted
+_MAX_FORM_JSON_TOKENS = 2**16  # of a field of a form
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,10 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     @classmethod
     def _read_json(cls, body: bytes) -> dict[str, Any]:
-        if count_marks(body) > _MAX_MARKS + len(cls.model_fields) * cls.limits.max_prompt_chars:
+        if (
+            count_json_tokens(body)
+            > _MAX_JSON_TOKENS + len(cls.model_fields) * cls.limits.max_prompt_chars
+        ):
             raise cls._fault("body", "too many lists and objects")
         try:
             values = json.loads(body or b"{}")
@@ -241,7 +244,7 @@ def _media_type(request: Request) -> str:
 
 def read_structure(text: str) -> Any:
     """Forms carry lists and objects as JSON; all else stays text for pydantic to read."""
-    if text[:1] in ("[", "{") and count_marks(text.encode()) <= _MAX_FORM_MARKS:
+    if text[:1] in ("[", "{") and count_json_tokens(text.encode()) <= _MAX_FORM_JSON_TOKENS:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a call of a pipeline takes and gives, and what belongs to the engine."""
+"""Inputs and outputs of a pipeline's calls, and the options that are the engine's."""
 
 from bentoml_diffusers.tasks.blocks import read_all_blocks, read_modular_workflows
 from bentoml_diffusers.tasks.finder import (

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
-# An argument of each call: which of its values it returns.
+# An argument of every call: which of its outputs it returns.
 _OUTPUT = Input("output", "other")
-# What a pipeline gives back, the first of these that its blocks make.
+# The output of a pipeline: the first of these that its blocks make.
 _OUTPUTS = ("images", "videos", "audio", "audios")
 
 
 def read_modular_workflows(blocks: ModularPipelineBlocks) -> dict[str, Task]:
-    """Returns the modular workflows that blocks name; none for blocks that do one thing only."""
+    """Returns the modular workflows that blocks declare; empty for blocks with a single one."""
     known = {item.name for item in blocks.inputs if item.name}
     return {
         name: _read_workflow(name, blocks.get_workflow(name), _list_triggers(triggers), known)
@@ -35,9 +35,9 @@ def read_modular_workflows(blocks: ModularPipelineBlocks) -> dict[str, Task]:
 
 
 def read_all_blocks(blocks: ModularPipelineBlocks) -> Task:
-    """Returns all that blocks take, as one task named ``"__call__"``.
+    """Returns all inputs of the blocks as one task named ``"__call__"``.
 
-    Where the blocks choose by what is given, nothing but the blocks can say what is required.
+    Where blocks choose a path by the inputs that are present, only they know what is required.
     """
     has_choice = bool(workflow_map(blocks))
     inputs = {
@@ -89,7 +89,7 @@ def _make_task(name: str, blocks: Any, inputs: Mapping[str, Input], **more: Any)
 
 
 def _list_triggers(triggers: Any) -> list[Mapping[str, Any]]:
-    """A tuple lists several spellings of one modular workflow."""
+    """Flattens triggers: a tuple lists alternatives for one modular workflow."""
     spellings = triggers if isinstance(triggers, tuple) else (triggers,)
     return [{name: value for name, value in one.items() if value} for one in spellings]
 
@@ -106,7 +106,7 @@ def _read_input(item: Any, triggers: set[str], *, may_be_required: bool = True) 
 
 
 def _untyped_prompt(item: Any) -> set[str]:
-    """Older blocks do not say that they need a prompt."""
+    """Makes the prompt required, which older blocks do not declare."""
     return {"prompt"} if item.type_hint is None else set()
 
 

@@ -1,4 +1,4 @@
-"""Checks the arguments of a call before anything runs; reads errors of diffusers' own checks."""
+"""Checks the arguments of a call before anything runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def count_images(arguments: Mapping[str, Any]) -> int:
 def count_pixel_steps(
     pipeline: DiffusionPipeline, task: Task, arguments: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Returns the size of a step, pixels times images, and of all the steps of a request."""
+    """Returns the pixel-steps (pixels times images) of one step, and of all steps of a request."""
     own = model_size(pipeline) or (1, 1)
     steps = arguments.get("num_inference_steps")
     if steps is None:
@@ -51,7 +51,7 @@ def count_pixel_steps(
 
 
 def check_arguments(task: Task, arguments: Mapping[str, Any]) -> None:
-    """Checks what the checks of diffusers leave out, in terms of the caller's fields.
+    """Checks what diffusers' own checks leave out, in terms of the caller's fields.
 
     Raises:
         InvalidRequest: 400, names the first field that is wrong.
@@ -72,10 +72,10 @@ def check_arguments(task: Task, arguments: Mapping[str, Any]) -> None:
 
 
 def check_clip_skip(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
-    """Checks that the text encoders have a layer that many before their last.
+    """Checks that the text encoders have enough layers to skip.
 
     Raises:
-        InvalidRequest: 400, they have not.
+        InvalidRequest: 400, they do not.
     """
     clip_skip = arguments.get("clip_skip")
     if clip_skip is None:
@@ -115,10 +115,10 @@ def _check_prompt(arguments: Mapping[str, Any]) -> None:
         return
     texts = prompt if isinstance(prompt, list) else [prompt]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise InvalidRequest("prompt", prompt, "text, or a list of texts")
+        raise InvalidRequest("prompt", prompt, "a string, or a list of strings")
     negative = arguments.get("negative_prompt")
     if isinstance(negative, list) and len(negative) != len(texts):
-        raise InvalidRequest("negative_prompt", negative, f"one text, or {len(texts)} of them")
+        raise InvalidRequest("negative_prompt", negative, f"one string, or {len(texts)} of them")
 
 
 def _check_embeddings(arguments: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ def _check_embeddings(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_images(task: Task, arguments: Mapping[str, Any]) -> None:
-    """With a strength an image is what a result starts from: there is one, or one for each."""
+    """Checks the number of initial images: a single one, or one for each result."""
     for name in ("image", "mask_image", "control_image"):
         value = arguments.get(name)
         least = 2 if "mask" in name or isinstance(value, np.ndarray) else 3
@@ -146,7 +146,7 @@ def _check_images(task: Task, arguments: Mapping[str, Any]) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Checks an argument that is a number, where it is given.
+    """Checks an argument that is a number, if it is present.
 
     Raises:
         InvalidRequest: 400, not a finite number.

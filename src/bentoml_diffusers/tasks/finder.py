@@ -1,4 +1,4 @@
-"""Which tasks a pipeline can do, and what a name means for it."""
+"""Finds the tasks of a pipeline by name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         """Knows the tasks of one pipeline."""
 
         def find(self, name: str) -> Task:
-            """Returns what a name means."""
+            """Returns the task with a name."""
 
 
-# Our tasks in the words of the blocks, which have several.
+# Our tasks by the names that blocks use, of which there are several.
 _MODULAR_NAMES: Mapping[str, tuple[str, ...]] = {
     "txt2img": ("text2image",),
     "text2img": ("text2image",),
@@ -37,17 +37,17 @@ _IP_ADAPTER_INPUT = "ip_adapter_image"
 
 
 def is_modular(pipeline: Any) -> bool:
-    """True for pipelines that are made of blocks."""
+    """True for modular pipelines, which are made of blocks."""
     return hasattr(pipeline, "blocks")
 
 
 def has_method(cls: type[Any], name: str) -> bool:
-    """True if ``cls`` defines the method; every class seems to have ``__call__`` otherwise."""
+    """True if ``cls`` defines the method; ``hasattr`` finds ``__call__`` on every class."""
     return any(name in vars(base) for base in cls.__mro__)
 
 
 def find_tasks(pipeline: Any, only: str | None = None) -> Finder:
-    """Returns what knows the tasks of a pipeline.
+    """Returns the finder for the tasks of a pipeline.
 
     Args:
         pipeline: A pipeline, classic or modular.
@@ -57,9 +57,9 @@ def find_tasks(pipeline: Any, only: str | None = None) -> Finder:
 
 
 def read_method(pipeline: Any, method: str = "__call__") -> Task:
-    """Returns what a method of a pipeline takes, whatever the pipeline lacks for it.
+    """Returns the task of a method, even if the pipeline lacks components for it.
 
-    Where it has ``**kwargs`` any name is taken, as by the method itself.
+    If it has ``**kwargs`` any name is accepted, as by the method itself.
     """
     if method == "__call__" and is_modular(pipeline):
         return read_all_blocks(pipeline.blocks)
@@ -68,7 +68,7 @@ def read_method(pipeline: Any, method: str = "__call__") -> Task:
 
 
 def list_classic_tasks(cls: type[Any]) -> dict[str, Task]:
-    """Returns those of the tasks by name that a pipeline class, or a sister of it, can do."""
+    """Returns the named tasks that a pipeline class, or a class of its family, can do."""
     tasks = ClassicTasks(cls)
     found = {}
     for name in _names.TASKS:
@@ -78,14 +78,14 @@ def list_classic_tasks(cls: type[Any]) -> dict[str, Task]:
 
 
 class ClassicTasks:
-    """The tasks of a classic pipeline: its methods, and what diffusers has sister classes for."""
+    """The tasks of a classic pipeline: its methods, and those of other classes of its family."""
 
     def __init__(self, cls: type[Any]) -> None:
         self._class = cls
         self._find = functools.cache(self._find_task)
 
     def find(self, name: str) -> Task:
-        """Returns what a task means.
+        """Returns the task with a name.
 
         Args:
             name: A name such as ``"txt2img"`` or ``"txt2video"``, or a method of the class.
@@ -102,7 +102,7 @@ class ClassicTasks:
         return self.find_by_name(name)
 
     def find_by_name(self, name: str) -> Task:
-        """Returns one of the tasks that have a name of their own. See :meth:`find`."""
+        """Returns a named task, such as ``"img2img"``. See :meth:`find`."""
         if name not in _names.TASKS:
             listed = ", ".join(_names.TASKS)
             expected = f"one of {listed}, or a method of {self._class.__name__}"
@@ -127,7 +127,7 @@ class ModularTasks:
         self._find = functools.cache(self._find_task)
 
     def find(self, name: str) -> Task:
-        """Returns what a task means.
+        """Returns the task with a name.
 
         Args:
             name: Name of a modular workflow, ``"__call__"``, or one of our tasks such as
@@ -146,7 +146,7 @@ class ModularTasks:
         return {name: self._complete(task) for name, task in found.items()}
 
     def _complete(self, task: Task) -> Task:
-        """What only the pipeline knows."""
+        """Adds what only the pipeline knows."""
         return replace(
             task,
             pipeline_class=type(self._pipeline),
@@ -168,7 +168,7 @@ class ModularTasks:
         return self._with_adapter_image(found, name)
 
     def _with_adapter_image(self, found: Task, name: str) -> Task:
-        """With an IP-Adapter in it, a UNet needs its image in each call."""
+        """Requires the IP-Adapter's image: a UNet with an IP-Adapter needs one in every call."""
         item = found.inputs.get(_IP_ADAPTER_INPUT)
         if self._has_ip_adapter and item is None:
             wanted = f"one with {_IP_ADAPTER_INPUT}: the model was loaded with an IP-Adapter"
@@ -184,7 +184,7 @@ class ModularTasks:
         tasks = self._read()
         if name in tasks or name not in _names.TASKS:
             return name
-        if tasks.keys() <= {self._only, "__call__"}:  # blocks that do one thing only
+        if tasks.keys() <= {self._only, "__call__"}:  # blocks with a single workflow
             return "__call__"
         return next((known for known in _MODULAR_NAMES[name] if known in tasks), name)
 

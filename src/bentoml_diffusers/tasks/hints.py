@@ -1,7 +1,7 @@
-"""What annotations say: read from a function, and held against the arguments of a call.
+"""Reads the annotations of a function, and checks the arguments of a call against them.
 
-Only what an annotation plainly says is asked: sequences of any making pass for lists, integers for
-numbers, anything for what is not understood. Pipelines fail on the rest, far inside.
+The check is lenient: any sequence passes for a list, an integer for a number, and anything for an
+annotation that is not understood. On the rest pipelines would fail later, deep inside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNIONS = (typing.Union, types.UnionType)
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
 _ARRAYS = (np.ndarray, torch.Tensor)
 _WORDS = {
-    bool: "true or false",
+    bool: "a boolean",
     int: "an integer",
     float: "a number",
     str: "text",
@@ -38,22 +38,22 @@ _WORDS = {
 
 
 def read_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the annotations of a function's parameters, without those that cannot be read."""
+    """Returns the annotations of a function, without those that cannot be evaluated."""
     try:
         return typing.get_type_hints(function)
-    except Exception:  # noqa: BLE001 - evaluates annotations that others wrote
+    except Exception:  # noqa: BLE001 - evaluates annotations from other packages
         hints = getattr(function, "__annotations__", {})
         return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
 
 
 def check_hints(task: Task, arguments: Mapping[str, Any]) -> None:
-    """Checks that each argument is of a type that its annotation names.
+    """Checks that each argument has a type that its annotation allows.
 
-    An annotation that its own default does not fit says nothing, nor do those of code that is not
-    of diffusers.
+    Ignores annotations that contradict their own default, and those of code outside of
+    diffusers.
 
     Raises:
-        InvalidRequest: 400, names the first that is not.
+        InvalidRequest: 400, names the first that has not.
     """
     method = getattr(task.pipeline_class, task.method)
     if task.is_modular or not getattr(method, "__module__", "").startswith("diffusers."):
@@ -127,7 +127,7 @@ def _is_tensor_type(kind: type[Any]) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    """Not the numbers in an array."""
+    """Describes a value without the numbers in an array."""
     return type(value).__name__ if isinstance(value, _ARRAYS) else value
 
 

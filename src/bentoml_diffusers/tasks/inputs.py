@@ -1,4 +1,4 @@
-"""One input of a task: what it takes, read from its type, else its name, else its default."""
+"""One input of a task; its kind is read from its type, else its name, else its default."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Kind = Literal[
     "pair", "generator", "tensor", "structure", "other",
 ]  # fmt: skip
 
-# How many results a call makes of each prompt: the name depends on what the class makes.
+# The number of results per prompt; the name depends on what the class makes.
 COUNTS_PER_PROMPT = (
     "num_images_per_prompt",
     "num_videos_per_prompt",
     "num_waveforms_per_prompt",
     "batch_size",
 )
-# Inputs whose class or block gives no type.
+# Inputs without a type in the class or block.
 _KINDS_BY_NAME: Mapping[str, Kind] = {
     **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), "string"),
     **dict.fromkeys(("negative_prompt", "negative_prompt_2", "negative_prompt_3"), "string"),
@@ -43,7 +43,7 @@ _KINDS_BY_DEFAULT: tuple[tuple[type, Kind], ...] = (
     (float, "number"),
     (str, "string"),
 )
-# Images that mean something else by their name: diffusers has one type for all of them.
+# Image inputs that are told apart by name: diffusers has one type for all of them.
 _IMAGES_BY_NAME: Mapping[str, Kind] = {
     "mask": "mask",
     "mask_image": "mask",
@@ -52,7 +52,7 @@ _IMAGES_BY_NAME: Mapping[str, Kind] = {
     "control_video": "video",
     "source_video": "video",
 }
-# The last to be chosen where a type is a union: no request can carry them.
+# Last choice in a union: requests cannot carry them.
 _OPAQUE: tuple[Kind, ...] = ("tensor", "structure", "other")
 
 
@@ -62,13 +62,13 @@ class Input:
 
     Attributes:
         name: Its name.
-        kind: What it takes; of several types that it takes the simplest one.
-        default: Value where a request leaves it out; ``None`` where it has none, or where it
-            differs from block to block.
-        is_required: A request must have it.
-        has_default: The method itself takes a call without it, even where a request must have it.
-        description: From the class or the blocks, often empty.
-        hint: Its annotation in a class; ``Any`` where there is none.
+        kind: What it takes; of several types the simplest one.
+        default: Value if a request leaves it out; ``None`` if it has none, or if it differs
+            between blocks.
+        is_required: Requests must have it.
+        has_default: The method has a default for it, even where requests must have it.
+        description: Text from the class or the blocks, often empty.
+        hint: Its annotation; ``Any`` if there is none.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Input:
     hint: Any = field(default=Any, repr=False, compare=False)
 
     def fits(self, value: object) -> bool:
-        """False for a value that no pipeline could read as this kind; lists hold one per prompt."""
+        """False for a value that no pipeline could read as this kind; a list has one per prompt."""
         return _fits(self.kind, value)
 
     @property
     def expected(self) -> str:
-        """What it takes, in words."""
+        """What it takes, as text for an error."""
         return _EXPECTED[self.kind]
 
 
@@ -94,7 +94,7 @@ def read_kind(name: str, hint: Any, default: Any = None) -> Kind:
 
     Args:
         name: Its name.
-        hint: Its type hint; of a union the first member that a request can carry counts.
+        hint: Its type hint; in a union the first member that a request can carry counts.
         default: Its default.
     """
     kinds = [_kind_of_type(member) for member in _members(hint)]
@@ -148,7 +148,7 @@ def _kind_of_type(hint: Any) -> Kind:
 
 
 def _flatten(members: tuple[Any, ...]) -> list[Any]:
-    """Members of the unions among the arguments of a type."""
+    """Yields the members of unions among the arguments of a type."""
     return [inner for member in members for inner in _members(member)]
 
 
@@ -175,9 +175,9 @@ _EXPECTED: Mapping[Kind, str] = {
     "string": "a string",
     "integer": "an integer",
     "number": "a number",
-    "boolean": "True or False",
+    "boolean": "a boolean",
     "image": "an image",
-    "mask": "an image, white where to generate",
+    "mask": "an image, white where the result is generated",
     "video": "a video, as a list of frames",
     "audio": "audio samples",
     "pair": "two integers",

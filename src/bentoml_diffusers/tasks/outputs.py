@@ -1,4 +1,4 @@
-"""What a task gives: names and kinds of its values, and how fast video and audio are played."""
+"""The output of a task: names and kinds of its values, frame rate and sampling rate."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _OUTPUT_KINDS: Mapping[str, OutputKind] = {
     **dict.fromkeys(("audios", "audio", "sound"), "audio"),
     **dict.fromkeys(("latents", "latent"), "latents"),
 }
-USUAL_FPS = 10.0  # of diffusers' own `export_to_video` and `export_to_gif`
-# Arguments that say how fast a video is played.
+USUAL_FPS = 10.0  # default of diffusers' `export_to_video` and `export_to_gif`
+# Arguments with the frame rate of a video.
 _FPS_ARGUMENTS = ("frame_rate", "fps", "target_fps")
-# Where a model says how fast its sound is played: the component, its attribute. Of two the first:
-# a vocoder has the last word.
+# Component and attribute with the sampling rate of a model's sound. The first counts: the vocoder
+# runs last.
 _RATE_PLACES = (
     ("vocoder", "output_sampling_rate"),
     ("vocoder", "sampling_rate"),
@@ -39,12 +39,12 @@ _SOUND_NDIM, _VIDEO_NDIM, _BATCH_NDIM = 3, 4, 5
 
 @dataclass(frozen=True)
 class Output:
-    """What a task gives.
+    """The output of a task.
 
     Attributes:
-        name: Its first value, as the class or the blocks call it, such as ``"images"``.
+        name: Name of its first value in the class or the blocks, such as ``"images"``.
         others: Names of further values, such as ``"nsfw_content_detected"``.
-        fps: Frames per second of a video of which the request does not say it.
+        fps: Frames per second of a video, if the request does not set it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Output:
 
     @property
     def kind(self) -> OutputKind:
-        """What the first value is."""
+        """Kind of the first value."""
         return kind_of(self.name)
 
     @property
@@ -64,13 +64,13 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """What the values of one output are.
+    """The layout of one output: names and properties of its values.
 
     Attributes:
-        names: Of each value, in order; empty where nobody names them.
+        names: Names of its values, in order; empty if they are unknown.
         is_latent: Images, frames and sound are latents: ``output_type="latent"``.
         fps: Frames per second of its videos.
-        sampling_rate: Samples per second of its sound; ``None`` where the model does not say it.
+        sampling_rate: Samples per second of its sound; ``None`` if the model does not define it.
     """
 
     names: tuple[str, ...] = ()
@@ -120,24 +120,24 @@ class OutputLayout:
 
 
 def kind_of(name: str) -> OutputKind:
-    """Returns what a value of an output is, by its name."""
+    """Returns the kind of an output's value, by its name."""
     return _OUTPUT_KINDS.get(name, "other")
 
 
 def read_layout(
     pipeline: Any, output: Output, returned: Any, arguments: Mapping[str, Any]
 ) -> OutputLayout:
-    """Returns what the values of an output are.
+    """Returns the layout of an output.
 
     Args:
-        pipeline: What ran.
-        output: Of the task.
+        pipeline: The pipeline that ran.
+        output: The output of its task.
         returned: What the pipeline returned: its output object, a tuple, or a single value.
-        arguments: Of the call, with the defaults of the others.
+        arguments: Arguments of the call, completed with defaults.
     """
     names = (output.name, *output.others)
     if hasattr(returned, "to_tuple"):
-        names = tuple(returned.keys())  # those that are not `None`, as its tuple has them
+        names = tuple(returned.keys())  # those that are not `None`, as in its tuple
     elif isinstance(arguments.get("output"), str):  # of a modular pipeline
         names = (arguments["output"],)
     return OutputLayout(
@@ -149,7 +149,7 @@ def read_layout(
 
 
 def find_sampling_rate(pipeline: Any) -> int | None:
-    """Returns the samples per second of the sound that a pipeline makes, if it says so."""
+    """Returns the samples per second of a pipeline's sound, if it defines them."""
     for component, name in _RATE_PLACES:
         part = getattr(pipeline, component, None)
         found = getattr(getattr(part, "config", None), name, None)
@@ -165,7 +165,7 @@ def _list_fps(arguments: Mapping[str, Any]) -> Any:
 
 
 def _split_video(value: Any) -> list[Any]:
-    """One value of a pipeline may hold one video, or one per prompt."""
+    """Splits a value that may hold one video, or one per prompt."""
     shape = getattr(value, "shape", None)
     is_one = len(shape) == _VIDEO_NDIM if shape is not None else _is_list_of_frames(value)
     return [value] if is_one else list(value)
@@ -177,5 +177,5 @@ def _is_list_of_frames(value: Sequence[Any]) -> bool:
 
 
 def _split_sound(value: Any) -> list[Any]:
-    """Of shape (batch, channels, samples), (batch, samples) or (samples,), or a list of those."""
+    """Splits (batch, channels, samples), (batch, samples), (samples,), or a list of sounds."""
     return [value] if getattr(value, "ndim", 2) == 1 else list(value)

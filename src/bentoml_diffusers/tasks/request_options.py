@@ -1,4 +1,4 @@
-"""What belongs to the engine among the arguments of a request: written here, once."""
+"""The arguments of a request that are the engine's, defined once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_PRIORITY = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RequestOptions:
-    """What a request asks of the engine beside the arguments of its pipeline.
+    """What a request asks of the engine, beside the arguments of its pipeline.
 
-    Those that decide about the image say in their metadata where a workflow records them.
+    For options that affect the image, the field's metadata says where a workflow records them.
 
     Attributes:
         seed: 0 to 2**32 - 1; with several images the next ones count up from it, or one per
@@ -31,10 +31,10 @@ class RequestOptions:
             either.
         textual_inversions: Textual inversions for this request: a name,
             ``{"name": ..., "token": ...}``, or a list of either.
-        exclusive: Run alone, which makes the image the same bit for bit whatever else is asked for
-            at that time. It waits for all that run before it, and all others wait.
-        caller: Who asks, such as a user or an API key. Callers take turns: nobody waits for all
-            that another one has asked for. Requests that name none have one caller.
+        exclusive: Run alone, which makes the image the same bit for bit whatever other requests
+            there are. It waits for all that run before it, and all others wait for it.
+        caller: Who sends the request, such as a user or an API key. Callers take turns, so none
+            waits for another's whole backlog. Requests that name none count as one caller.
         priority: -8 to 8. Each level doubles the caller's share of the device; among the requests
             of one caller, those of a higher priority go first.
         timeout_s: Seconds, waiting included, after which the request is stopped; ``None`` takes
@@ -71,7 +71,7 @@ class RequestOptions:
     on_step: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
-        """Checks what needs no pipeline to be checked."""
+        """Checks everything that can be checked without the pipeline."""
         value = self.timeout_s
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (is_number and value > 0):
@@ -90,14 +90,14 @@ class RequestOptions:
     def split(
         cls, arguments: Mapping[str, Any], base: RequestOptions | None = None
     ) -> tuple[RequestOptions, dict[str, Any]]:
-        """Returns the options among the arguments of a request, and all other arguments.
+        """Splits the arguments of a request into options and all others.
 
         Args:
             arguments: By name.
             base: Options that those among the arguments override.
 
         Raises:
-            InvalidRequest: 400, an option that cannot be.
+            InvalidRequest: 400, an option with an invalid value.
         """
         own = {name: value for name, value in arguments.items() if name in OPTION_NAMES}
         rest = {name: value for name, value in arguments.items() if name not in OPTION_NAMES}
@@ -105,13 +105,13 @@ class RequestOptions:
 
 
 OPTION_NAMES = frozenset(item.name for item in dataclasses.fields(RequestOptions))
-# Where a workflow records each option that decides about the image.
+# Where a workflow records each option that affects the image.
 OPTION_PLACES = {
     item.name: item.metadata["place"]
     for item in dataclasses.fields(RequestOptions)
     if "place" in item.metadata
 }
-# The options that name adapters, by the kind of adapter.
+# The options that name adapters, by kind of adapter.
 ADAPTER_OPTIONS: Mapping[str, str] = {
     "lora": "lora_weights",
     "textual_inversion": "textual_inversions",
@@ -119,7 +119,7 @@ ADAPTER_OPTIONS: Mapping[str, str] = {
 
 
 def shows_options(*classes: type[Any]) -> Callable[[_Method], _Method]:
-    """Shows ``help()`` and notebooks the fields of dataclasses among a method's keywords."""
+    """Adds the fields of dataclasses to a method's keywords in ``help()`` and notebooks."""
 
     def decorate(method: _Method) -> _Method:
         signature = inspect.signature(method)

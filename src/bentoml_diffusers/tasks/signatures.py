@@ -1,6 +1,6 @@
 """The task of a method of a classic pipeline, read from its signature.
 
-Types come from annotations; what they leave open, and what an input means, from the docstring.
+Types come from annotations; where those are missing, and for descriptions, from the docstring.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bentoml_diffusers.tasks.task import Task
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Set
 
-# In `**kwargs` of diffusers' own pipelines only these mean something.
+# In `**kwargs` of diffusers' own pipelines only these have an effect.
 _LEGACY_KEYWORDS = frozenset({"callback", "callback_steps"})
-# Inputs that a class leaves without a value, but fails without.
+# Inputs with a default in the class, which fails without them all the same.
 _NEEDED: Mapping[str, frozenset[str]] = {
     "img2img": frozenset({"image"}),
     "inpaint": frozenset({"image", "mask_image"}),
@@ -33,10 +33,10 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def read_task(name: str, cls: type[Any], method: str = "__call__") -> Task:
-    """Returns what a method of a pipeline class takes and gives.
+    """Returns the task of a method of a pipeline class.
 
     Args:
-        name: Of the task; ``"img2img"`` and ``"inpaint"`` need their images.
+        name: Name of the task; ``"img2img"`` and ``"inpaint"`` need their images.
         cls: The class.
         method: Name of the method.
     """
@@ -63,7 +63,7 @@ def read_task(name: str, cls: type[Any], method: str = "__call__") -> Task:
 
 
 def _control_images(cls: type[Any], items: list[inspect.Parameter]) -> set[str]:
-    """What a ControlNet is guided by; where nothing else is an image it is called ``image``."""
+    """Finds the control image, which is called ``image`` if there is no other image input."""
     names = {item.name for item in items}
     if "ControlNet" not in cls.__name__:
         return set()
@@ -90,7 +90,7 @@ def _read_input(
 
 
 def _read_descriptions(text: str) -> dict[str, str]:
-    """Returns what a docstring in diffusers' style says of each argument, one line each."""
+    """Returns the description of each argument in a docstring of diffusers' style, on one line."""
     found: dict[str, list[str]] = {}
     name, indent = None, 0
     for line in text.splitlines():
@@ -111,7 +111,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _find_output(function: Callable[..., Any]) -> Output:
-    """By the class of the output that the code returns, or that the docstring names."""
+    """Finds the output by the class that the code returns, or that the docstring names."""
     fps = _find_fps(function)
     for cls in _list_output_classes(function):
         first, *others = (item.name for item in dataclasses.fields(cls))
@@ -120,7 +120,7 @@ def _find_output(function: Callable[..., Any]) -> Output:
 
 
 def _find_fps(function: Callable[..., Any]) -> float:
-    """By the example in the docstring; nothing else says for which speed a model was trained."""
+    """Finds the frame rate in the docstring's example, the only place that has it."""
     found = re.search(r"\bfps=(\d+)", inspect.getdoc(function) or "")
     return float(found.group(1)) if found else USUAL_FPS
 
@@ -130,7 +130,7 @@ def _list_output_classes(function: Callable[..., Any]) -> Iterator[type[Any]]:
 
     try:
         source = inspect.getsource(function)
-    except (OSError, TypeError):  # code without a file
+    except (OSError, TypeError):  # its source is not available
         source = ""
     names = re.findall(r"return (\w+)\(", source)
     names += [name.rpartition(".")[2] for name in re.findall(r"`~?([\w.]+Output)`", source)]

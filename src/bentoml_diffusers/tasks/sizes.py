@@ -1,4 +1,4 @@
-"""The size of the image that a request makes where it does not say it."""
+"""The image size of requests that do not set it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.tasks.task import Task
 
-_USUAL_SIDE = 1024  # px, of families that tell it nowhere, such as Z-Image
+_USUAL_SIDE = 1024  # px, of families that do not define it, such as Z-Image
 
 
 def default_size(pipeline: Any, task: Task) -> tuple[int, int]:
-    """Returns height and width, px, of an image where a request gives neither.
+    """Returns height and width, in pixels, if a request gives neither.
 
     Args:
         pipeline: The pipeline.
-        task: What is asked of it.
+        task: Its task.
     """
     own = model_size(pipeline) or (_USUAL_SIDE, _USUAL_SIDE)
     height, width = (
@@ -28,7 +28,7 @@ def default_size(pipeline: Any, task: Task) -> tuple[int, int]:
 
 
 def complete_size(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with both sides if one was given.
+    """Returns the arguments with both height and width if one of them is present.
 
     Some pipelines of diffusers silently take their default size when either side is missing.
     """
@@ -40,7 +40,7 @@ def complete_size(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def model_size(pipeline: Any) -> tuple[int, int] | None:
-    """Returns height and width, px, that a model was trained for; ``None`` where it tells none."""
+    """Returns the height and width, in pixels, that a model was trained for, if it defines them."""
     modular = (getattr(pipeline, "default_height", None), getattr(pipeline, "default_width", None))
     if isinstance(modular[0], int) and isinstance(modular[1], int):
         return modular[0], modular[1]

@@ -1,6 +1,6 @@
-"""A task: what one call of a pipeline takes and gives.
+"""A task: inputs and output of one call of a pipeline.
 
-All that must know this asks here: the engine, the recorder, the endpoints, the command line.
+The engine, the recorder, the endpoints and the command line all use this one definition.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one call of a pipeline takes and gives.
+    """Inputs and output of one call of a pipeline.
 
     Attributes:
-        name: ``"txt2img"``, a method's name such as ``"__call__"``, or that of a modular workflow.
-        pipeline_class: Class whose method runs.
+        name: ``"txt2img"``, the name of a method such as ``"__call__"``, or that of a modular
+            workflow.
+        pipeline_class: Class with the method that runs.
         method: The method.
-        inputs: What it takes, by name, in the order of the method.
-        output: What it gives.
-        takes_all: Any other name is taken as well.
-        open_names: Other names that are taken beside the inputs.
-        alternatives: Sets of inputs, one of which must be given whole; none for most.
-        fixed: Inputs that make it what it is, with their values; a request has no say in them.
+        inputs: Its inputs by name, in the order of the method.
+        output: Its output.
+        takes_all: Any other argument name is accepted as well.
+        open_names: Further argument names that are accepted.
+        alternatives: Sets of inputs, one of which must be complete; empty for most tasks.
+        fixed: Inputs that define the task, with their values; requests cannot set them.
         components: Class of each component that is loaded for it, by name; of modular workflows.
         is_modular: It runs as the blocks of a modular pipeline.
         is_guided: ``guidance_scale`` is not an input, but goes to the pipeline's guider.
@@ -55,7 +56,7 @@ class Task:
         return name in self.inputs or name in self.open_names or self.takes_all
 
     def default(self, name: str) -> Any:
-        """Returns what the call runs with where a request leaves an input out, else ``None``."""
+        """Returns the value of an input that a request leaves out; ``None`` if it has none."""
         item = self.inputs.get(name)
         return None if item is None else item.default
 
@@ -79,14 +80,14 @@ class Task:
         return {name: self._with_tuple(name, value) for name, value in bound.items()}
 
     def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the arguments with the defaults of all others, as a record needs them."""
+        """Returns the arguments completed with all defaults, as a record needs them."""
         optional = (
             item for item in self.inputs.values() if item.has_default or not item.is_required
         )
         return {**{item.name: item.default for item in optional}, **arguments}
 
     def prepare(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Checks the arguments of a modular workflow and adds those that make it what it is.
+        """Checks the arguments of a modular workflow, and adds those that define it.
 
         Raises:
             InvalidRequest: 400, names an input that is missing or of a wrong type.
@@ -101,11 +102,11 @@ class Task:
         return {"output": self.output.name, **arguments, **self.fixed}
 
     def list_missing(self, present: Mapping[str, str]) -> list[str]:
-        """Returns the components that it lacks.
+        """Returns the components that are missing for it.
 
         Args:
-            present: Class of each component that is there, by name. A ControlNet for several
-                kinds of control and one for a single kind do not stand for each other.
+            present: Class of each present component, by name. A ControlNet for several kinds of
+                control and one for a single kind are not interchangeable.
         """
         return [
             name
@@ -114,12 +115,12 @@ class Task:
         ]
 
     def requiring(self, name: str) -> Task:
-        """Returns the task with an input that must be given."""
+        """Returns the task with an input made required."""
         required = replace(self.inputs[name], is_required=True)
         return replace(self, inputs={**self.inputs, name: required})
 
     def _with_tuple(self, name: str, value: Any) -> Any:
-        """Pipelines add pairs to tuples; JSON has lists only."""
+        """Turns a list into a tuple where the default is one: JSON has only lists."""
         is_pair = name in self.inputs and self.inputs[name].kind == "pair"
         return tuple(value) if is_pair and isinstance(value, list) else value
 

@@ -1,8 +1,7 @@
-"""Records of calls that replay.
+"""Workflows: records of calls that can be replayed.
 
-Three wings, each of which may import those before it: ``files`` is a workflow as data, in texts
-and in files, and loads no torch; ``record`` writes a call of a pipeline down; ``replay`` repeats
-it.
+Three packages, each of which may import those before it: ``files`` is a workflow as data, in text
+and files, and does not load torch; ``record`` records a call of a pipeline; ``replay`` repeats it.
 """
 
 from bentoml_diffusers.workflow.files import Workflow

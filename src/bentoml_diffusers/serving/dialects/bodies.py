@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.errors import RequestCancelled, UnreadableRequest
 from bentoml_diffusers.serving.refusals import UnsupportedMediaType
-from bentoml_diffusers.workflow.files import count_marks
+from bentoml_diffusers.workflow.files import count_json_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_MAX_MARKS = 2**18  # commas and brackets of a JSON body
+_MAX_JSON_TOKENS = 2**18  # commas and brackets of a JSON body
 
 
 def max_body_bytes(limits: RequestLimits, images: int) -> int:
@@ -57,7 +57,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     Raises:
         UnreadableRequest: 400, no JSON, or no object.
     """
-    if count_marks(body) > _MAX_MARKS:
+    if count_json_tokens(body) > _MAX_JSON_TOKENS:
         raise UnreadableRequest([(("body",), "too many lists and objects")])
     try:
         values = json.loads(body or b"{}")

@@ -1,7 +1,7 @@
-"""A workflow as data: its fields, and how it stands in a text, a zip, an image. Loads no torch."""
+"""A workflow as data: its fields, and its form in JSON, zips and images. Does not load torch."""
 
 from bentoml_diffusers.workflow.files.blobs import KIND, encode_base64, name_of
-from bentoml_diffusers.workflow.files.bounds import LOCAL, Bounds, count_marks
+from bentoml_diffusers.workflow.files.bounds import LOCAL, Bounds, count_json_tokens
 from bentoml_diffusers.workflow.files.containers import MAX_TEXT_BYTES as MAX_EMBEDDED_BYTES
 from bentoml_diffusers.workflow.files.containers import ImageFormat
 from bentoml_diffusers.workflow.files.embedding import embed_in_media
@@ -52,7 +52,7 @@ __all__ = [
     "Scheduler",
     "StoredModel",
     "Workflow",
-    "count_marks",
+    "count_json_tokens",
     "embed_in_media",
     "embed_workflow",
     "encode_base64",

@@ -1,6 +1,6 @@
 """Images, tensors and arrays beside the text of a workflow, each named by its sha256.
 
-In the text stands ``{"$kind": "image", "blob": "<sha256>", ...}``.
+The text refers to one as ``{"$kind": "image", "blob": "<sha256>", ...}``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def collect(
     Args:
         values: A workflow as JSON.
         read: Returns the blob of a file's name, ``None`` if there is none.
-        bounds: How many, and of what size.
+        bounds: Limits of their number and size.
 
     Raises:
         InvalidWorkflow: 400, one is missing or was changed, or they are too many or too large.
@@ -59,14 +59,14 @@ def collect(
     for field, sha256, extension in find_blobs(dict(values)):
         if sha256 in found:
             continue
-        if not _SHA256.fullmatch(sha256):  # it becomes part of a path
+        if not _SHA256.fullmatch(sha256):  # checked, since it becomes part of a path
             raise InvalidWorkflow(field, sha256, "a sha256: 64 digits of 0-9 and a-f")
         data = read(f"{sha256}.{extension}")
         if data is None:
             raise InvalidWorkflow(field, None, f"the blob {sha256}.{extension}, which is missing")
         if name_of(data) != sha256:
             raise InvalidWorkflow(
-                field, name_of(data), f"a blob with the sha256 {sha256}: it was changed"
+                field, name_of(data), f"a blob with the sha256 {sha256}; it was changed"
             )
         found[sha256] = data
         n_bytes = sum(len(one) for one in found.values())
@@ -80,7 +80,7 @@ def collect(
 
 
 def encode_base64(data: bytes) -> str:
-    """Returns a blob as base64, for a workflow that travels as one text."""
+    """Returns a blob as base64, for a workflow in a single text."""
     return base64.b64encode(data).decode()
 
 
@@ -88,11 +88,11 @@ def decode_base64(field: str, text: object) -> bytes:
     """Reads base64.
 
     Raises:
-        InvalidWorkflow: 400, it is none.
+        InvalidWorkflow: 400, not base64.
     """
     if not isinstance(text, str):
-        raise InvalidWorkflow(field, text, "a blob in base64")
+        raise InvalidWorkflow(field, text, "a base64 string")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as err:
-        raise InvalidWorkflow(field, text, "a blob in base64") from err
+        raise InvalidWorkflow(field, text, "a base64 string") from err

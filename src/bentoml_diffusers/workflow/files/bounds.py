@@ -1,4 +1,4 @@
-"""How large a workflow may be, and JSON read within that: a workflow may be untrusted."""
+"""Size limits of workflows, which may be untrusted, and JSON parsing within them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a workflow may hold.
+    """What a workflow may contain at most.
 
     Attributes:
-        max_json_bytes: Of the text, without blobs.
-        max_depth: Of lists and objects in each other.
-        max_values: Numbers, texts, lists and objects in all.
-        max_blobs: Images, tensors and arrays.
-        max_blob_bytes: Their size in all, as stored.
+        max_json_bytes: Size of the text, without blobs.
+        max_depth: Nesting of lists and objects.
+        max_values: Total number of numbers, strings, lists and objects.
+        max_blobs: Number of images, tensors and arrays.
+        max_blob_bytes: Their total size, as stored.
         max_side: Largest side of an image, in pixels.
-        max_pixels: Of one image.
+        max_pixels: Pixels of one image.
     """
 
     max_json_bytes: int = 16 << 20
@@ -49,38 +49,38 @@ class Bounds:
 
     @property
     def max_file_bytes(self) -> int:
-        """Bytes of a whole file: text, and blobs in base64."""
+        """Size of a complete file: text, and blobs in base64."""
         return self.max_json_bytes + self.max_blob_bytes * 4 // 3 + (self.max_blobs << 7)
 
 
-LOCAL = Bounds()  # of files of the caller's own machine
-_SHOWN = 40  # characters of a text that is refused
+LOCAL = Bounds()  # for files of the caller's own machine
+_SHOWN = 40  # characters of a refused text that an error shows
 
 
 def read_json(data: bytes | str, bounds: Bounds) -> dict[str, Any]:
     """Reads the JSON text of a workflow.
 
     Raises:
-        InvalidWorkflow: 400, not JSON, no object, or beyond the bounds.
+        InvalidWorkflow: 400, not JSON, not an object, or beyond the bounds.
     """
     if len(data) > bounds.max_file_bytes:
         raise InvalidWorkflow("workflow", f"{len(data)} bytes", f"{bounds.max_file_bytes} at most")
-    most = bounds.max_values + bounds.max_json_bytes  # the marks may stand in texts, too
-    if count_marks(data.encode() if isinstance(data, str) else data) > most:
+    most = bounds.max_values + bounds.max_json_bytes  # strings may contain the tokens, too
+    if count_json_tokens(data.encode() if isinstance(data, str) else data) > most:
         raise InvalidWorkflow("workflow", "too many lists and objects", f"at most {most}")
     try:
         values = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as err:
         start = data[:_SHOWN] if isinstance(data, str) else data[:_SHOWN].decode(errors="replace")
-        raise InvalidWorkflow("workflow", start, f"JSON, which it is not: {err}") from err
+        raise InvalidWorkflow("workflow", start, f"valid JSON: {err}") from err
     if not isinstance(values, dict):
         raise InvalidWorkflow("workflow", values, "an object with the fields of a workflow")
     _check_size(values, bounds)
     return values
 
 
-def count_marks(data: bytes) -> int:
-    """Counts what parsed JSON is large by: ``[[],[],...`` takes twenty times its size."""
+def count_json_tokens(data: bytes) -> int:
+    """Counts the tokens of a JSON text: parsed, ``[[],[],...`` takes twenty times its size."""
     return sum(data.count(mark) for mark in (b",", b"[", b"{"))
 
 
@@ -91,12 +91,12 @@ def _refuse(text: str) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("duplicate key")
     return found
 
 
 def _check_size(values: dict[str, Any], bounds: Bounds) -> None:
-    """Counts depth, values and characters; blobs are counted where they are decoded."""
+    """Checks depth, values and characters; blobs are checked when they are decoded."""
     texts = n_values = 0
     level: list[Any] = [*values, *(value for key, value in values.items() if key != "blobs")]
     for _ in range(bounds.max_depth):
@@ -121,7 +121,7 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as err:
         got = text[max(err.start - _SHOWN, 0) : err.start + 1]
-        expected = "whole characters: it ends in half of a surrogate pair"
+        expected = "valid Unicode, without lone surrogates"
         raise InvalidWorkflow("workflow", got, expected) from err
 
 

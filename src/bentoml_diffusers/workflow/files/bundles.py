@@ -1,4 +1,4 @@
-"""Text and blobs of a workflow as files: in a folder, in one zip, in a hub repository."""
+"""Text and blobs of a workflow as files: in a folder, a zip, or a hub repository."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 FILENAME = "diffusion_workflow.json"
 _SUFFIXES = (".json", ".zip", *RESULT_SUFFIXES)
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others all inflates at once
+_COMPRESSIONS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # other methods inflate everything at once
 _ZIP = b"PK\x03\x04"
 _ZIP_ENTRY = b"PK\x01\x02"
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError)
@@ -84,7 +87,7 @@ def push_bundle(
     private: bool | None,
     message: str,
 ) -> None:
-    """Uploads what :func:`write_bundle` wrote.
+    """Uploads the files that :func:`write_bundle` wrote.
 
     Raises:
         ModelNotFound: 404, no such repository, or the token may not write to it.
@@ -110,7 +113,7 @@ def read_bundle(data: bytes, bounds: Bounds) -> Bundle:
     """Opens a workflow from memory: an image, video or audio file, a zip, else JSON.
 
     Raises:
-        InvalidWorkflow: 400, broken, with other files in it, or beyond the bounds.
+        InvalidWorkflow: 400, broken, with unexpected files, or beyond the bounds.
     """
     if containers.is_image(data):
         return _read_image(data, bounds)
@@ -118,8 +121,10 @@ def read_bundle(data: bytes, bounds: Bounds) -> Bundle:
         return _read_media(data, bounds)
     if not data.startswith(_ZIP):
         return Bundle(data)
-    if data.count(_ZIP_ENTRY) > 2 * (bounds.max_blobs + 1):  # before they become objects
-        raise InvalidWorkflow("workflow", "a zip of more files", f"at most {bounds.max_blobs}")
+    if data.count(_ZIP_ENTRY) > 2 * (
+        bounds.max_blobs + 1
+    ):  # checked before the entries become objects
+        raise InvalidWorkflow("workflow", "a zip with more files", f"at most {bounds.max_blobs}")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = {item.filename: item for item in archive.infolist()}
@@ -137,11 +142,11 @@ def read_bundle(data: bytes, bounds: Bounds) -> Bundle:
 def _read_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(item) as stream:
-            data = stream.read(item.file_size + 1)  # without a number it inflates all
+            data = stream.read(item.file_size + 1)  # without a size it inflates everything
     except _BROKEN_ZIP as err:
         raise _broken_zip(err) from err
     if len(data) != item.file_size:
-        raise _broken_zip(EOFError(f"{item.filename} has another size than it says"))
+        raise _broken_zip(EOFError(f"{item.filename} has another size than its header says"))
     return data
 
 
@@ -174,19 +179,19 @@ def _read_media(data: bytes, bounds: Bounds) -> Bundle:
 
 
 def _broken_zip(error: Exception) -> InvalidWorkflow:
-    return InvalidWorkflow("workflow", f"a broken zip: {error}", "a whole one")
+    return InvalidWorkflow("workflow", f"a broken zip: {error}", "a complete zip")
 
 
 def write_bundle(
     folder: str | os.PathLike[str], filename: str, text: str, blobs: Mapping[str, bytes]
 ) -> dict[str, bytes]:
-    """Writes a workflow into a folder, the text last: who reads it finds its blobs.
+    """Writes a workflow into a folder, the text last, so that readers of it find its blobs.
 
     Returns:
         All files, by path relative to the folder.
 
     Raises:
-        InvalidWorkflow: 400, a file name that cannot be.
+        InvalidWorkflow: 400, an invalid file name.
         StorageFull: 507, no space left.
     """
     root = Path(folder).expanduser()
@@ -205,7 +210,7 @@ def _pack(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in files.items():
-            item = zipfile.ZipInfo(name)  # of a fixed date: equal workflows are equal files
+            item = zipfile.ZipInfo(name)  # with a fixed date: equal workflows make equal files
             item.compress_type = zipfile.ZIP_STORED if "/" in name else zipfile.ZIP_DEFLATED
             archive.writestr(item, data)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Texts inside PNG, JPEG and WebP files: how they are written, and read without decoding pixels."""
+"""Texts inside PNG, JPEG and WebP files: written, and read without decoding pixels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 PREFIX = "diffusers_"
 KEY = f"{PREFIX}workflow"  # the JSON
 BLOB_KEY = f"{PREFIX}blob_"  # and a sha256: 79 characters, the most that a PNG allows
-MAX_TEXT_BYTES = 48 * 1024 * 1024  # of all texts; Pillow opens no PNG with more than 64 MiB
-_MAX_TEXTS = 5000  # chunks of a PNG with texts of ours
-_MAX_CHUNKS = 10_000  # of any kind, and segments of a JPEG
+MAX_TEXT_BYTES = 48 * 1024 * 1024  # all texts together; Pillow refuses a PNG with more than 64 MiB
+_MAX_TEXTS = 5000  # PNG chunks with our texts
+_MAX_CHUNKS = 10_000  # PNG chunks of any kind, and JPEG segments
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
-_PIECE = 256 * 1024  # characters; Pillow opens no PNG with a compressed text above 1 MiB
+_PIECE = 256 * 1024  # characters; Pillow refuses a PNG with a compressed text above 1 MiB
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _MAX_EXIF = 65533
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
@@ -35,19 +35,19 @@ _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 class BrokenContainer(ValueError):
-    """A file is none of the three formats, or its texts are broken or too large."""
+    """A file has none of the three formats, or its texts are broken or too large."""
 
 
 def save_arguments(
     image_format: ImageFormat, texts: Mapping[str, str], infotext: str | None = None
 ) -> dict[str, Any]:
-    """Returns arguments for Pillow's ``save`` that put texts into an image.
+    """Returns arguments for Pillow's ``save`` that write texts into an image.
 
     Args:
-        image_format: Format that is saved.
-        texts: Our texts by name; letters and ``_``.
-        infotext: A1111's text, which goes where A1111 has it. A JPEG has no place for one of more
-            than about 32,000 characters: it is left out.
+        image_format: Format of the file.
+        texts: Our texts by name; names are letters and ``_``.
+        infotext: A1111's text, which goes where A1111 puts it. A JPEG holds at most about 32,000
+            characters of it; a longer one is left out.
     """
     if image_format == "png":
         return {"pnginfo": _make_png_info(texts, infotext)}
@@ -64,8 +64,8 @@ def save_arguments(
 def read_texts(data: bytes, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, str]:
     """Returns our texts of an image by name, without decoding its pixels.
 
-    Nothing inflates beyond ``max_bytes``. A file that ends too early still gives the texts that it
-    has whole.
+    Nothing inflates beyond ``max_bytes``. Of a truncated file the
+    complete texts are returned.
 
     Raises:
         BrokenContainer: Not a PNG, JPEG or WebP; a text that is broken or too large.
@@ -83,7 +83,7 @@ def read_texts(data: bytes, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, str]:
 
 
 def is_image(data: bytes) -> bool:
-    """True if a file starts as PNG, JPEG and WebP do."""
+    """True if a file starts like a PNG, JPEG or WebP."""
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     return data.startswith((_PNG, _JPEG)) or is_webp
 
@@ -94,7 +94,7 @@ def _make_png_info(texts: Mapping[str, str], infotext: str | None) -> PngInfo:
         for start in range(0, len(text), _PIECE):
             info.add_itxt(name, text[start : start + _PIECE], zip=True)
     if infotext is not None:
-        info.add_text("parameters", infotext)  # iTXt where it is not Latin-1
+        info.add_text("parameters", infotext)  # iTXt if it is not Latin-1
     return info
 
 
@@ -167,7 +167,7 @@ _PNG_TEXTS = {
 
 def _bounded(text: bytes, room: int) -> bytes:
     if len(text) > room:
-        raise BrokenContainer("an image with more text than is read")
+        raise BrokenContainer("an image with too much text")
     return text
 
 
@@ -179,7 +179,7 @@ def _inflate(data: bytes, room: int) -> bytes:
         raise BrokenContainer(f"a compressed text that is broken: {err}") from err
     _bounded(text, room)
     if not inflater.eof:
-        raise BrokenContainer("a compressed text that ends too early")
+        raise BrokenContainer("a compressed text that is truncated")
     return text
 
 

@@ -1,4 +1,4 @@
-"""A workflow inside the video or audio file that it made: as one text among the file's own."""
+"""Embeds a workflow in the video or audio file that it made, as one of the file's texts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def embed_in_media(
     options: EmbedOptions,
     index: int = 0,
 ) -> Embedding:
-    """Returns how a workflow goes into a file of video or audio: whole or not at all.
+    """Returns how to embed a workflow in a file of video or audio: completely or not at all.
 
     The ``arguments`` are texts for the container, or for an animated WebP those of Pillow's
-    ``save``. A GIF has no place for it. Infotext goes into a WebP only.
+    ``save``. A GIF cannot hold one. Infotext goes into a WebP only.
 
     Args:
-        workflow: What made it.
+        workflow: The workflow that made it.
         media: A video or a sound of its output.
         file_format: Format that it is encoded in.
-        options: What is written.
+        options: What to embed.
         index: Number of the video among those that the workflow made.
     """
     if file_format == "webp" and isinstance(media, Video):

@@ -1,4 +1,4 @@
-"""A workflow inside the image that it made."""
+"""Embeds a workflow in the image that it made."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.workflow.files.schema import Workflow
 
-# Of files; Pillow's own is lower.
+# Compression of files; Pillow's own default is lower.
 _QUALITY: Mapping[str, Mapping[str, Any]] = {"jpeg": {"quality": 95}, "webp": {"quality": 90}}
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How a workflow goes into an image.
+    """How to embed a workflow in an image.
 
     Attributes:
-        arguments: For Pillow's ``save``.
+        arguments: Arguments for Pillow's ``save``.
         workflow_bytes: Size of the workflow's texts; 0 if none was asked for.
-        is_whole: All that was asked for is in there.
+        is_whole: True if nothing had to be left out.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -54,13 +54,13 @@ def embed_workflow(
     options: EmbedOptions,
     index: int = 0,
 ) -> Embedding:
-    """Returns how a workflow goes into an image: whole or not at all.
+    """Returns how to embed a workflow in an image: completely or not at all.
 
     Args:
-        workflow: What made the image.
+        workflow: The workflow that made the image.
         image: An image of its output.
         image_format: Format that it is saved in.
-        options: What is written.
+        options: What to embed.
         index: Number of the image among those that the workflow made.
     """
     texts = _write_texts(workflow) if options.workflow else {}
@@ -80,27 +80,27 @@ def save_image(
     index: int = 0,
     **arguments: Any,
 ) -> Path:
-    """Saves an image with the workflow that made it inside.
+    """Saves an image with the workflow that made it embedded.
 
-    Whoever has the file can read the prompt, and the images that went in.
+    Anyone with the file can read the prompt, and the input images.
 
     Args:
         image: An image of the workflow's output.
         path: ``*.png``, ``*.jpg``, ``*.jpeg`` or ``*.webp``.
-        workflow: What made it.
+        workflow: The workflow that made it.
         infotext: Write the text of AUTOMATIC1111's web UI, too.
         index: Number of the image among those that the workflow made.
         **arguments: More for Pillow's ``save``, such as ``quality``.
 
     Raises:
-        InvalidWorkflow: 400, a file name without such an end, or a workflow beyond 48 MiB.
+        InvalidWorkflow: 400, a file name without such a suffix, or a workflow beyond 48 MiB.
         StorageFull: 507, no space left.
     """
     target = Path(path).expanduser()
     image_format = IMAGE_SUFFIXES.get(target.suffix.lower())
     if image_format is None:
         raise InvalidWorkflow(
-            "path", target.name, f"a name that ends in {', '.join(IMAGE_SUFFIXES)}"
+            "path", target.name, f"a file name that ends in {', '.join(IMAGE_SUFFIXES)}"
         )
     options = EmbedOptions(workflow=True, infotext=infotext, max_workflow_bytes=MAX_TEXT_BYTES)
     embedding = embed_workflow(workflow, image, image_format, options, index)
@@ -116,12 +116,12 @@ def save_image(
 
 
 def write_image(image: Image.Image, path: Path, **arguments: Any) -> None:
-    """Writes an image in the format of a suffix that is known.
+    """Writes an image in the format of its suffix.
 
     Args:
         image: The image.
-        path: With one of ``IMAGE_SUFFIXES``.
-        **arguments: For Pillow's ``save``.
+        path: A path with one of ``IMAGE_SUFFIXES``.
+        **arguments: Arguments for Pillow's ``save``.
     """
     image_format = IMAGE_SUFFIXES[path.suffix.lower()]
     opaque = image.convert("RGB") if image_format == "jpeg" else image
@@ -131,5 +131,5 @@ def write_image(image: Image.Image, path: Path, **arguments: Any) -> None:
 def _write_texts(workflow: Workflow) -> dict[str, str]:
     text = workflow.to_json(inline_blobs=False)
     blobs = {f"{BLOB_KEY}{name}": encode_base64(data) for name, data in workflow.blobs.items()}
-    # The two characters that JSON may hold as they are, and XML may not.
+    # The two characters that JSON allows unescaped, but XML does not.
     return {KEY: text.replace("\ufffe", r"\ufffe").replace("\uffff", r"\uffff"), **blobs}

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def make_infotext(workflow: Workflow, size: tuple[int, int], index: int = 0) -> str:
     """Returns A1111's ``parameters`` of an image.
 
-    Of its syntax only ``<lora:name:scale>`` for the LoRAs that were used is written: what stands in
-    a prompt was read as letters.
+    Of its syntax only ``<lora:name:scale>`` is written, for the LoRAs that were used: syntax in a
+    prompt was read as plain letters.
 
-    There is no place in it for images, masks, textual inversions or hashes that A1111 would know:
-    it is for reading, the workflow is for replaying.
+    It cannot hold images, masks, textual inversions or A1111's hashes: it is for reading, the
+    workflow is for replaying.
 
     Args:
-        workflow: What made the image.
-        size: Width and height, px.
+        workflow: The workflow that made the image.
+        size: Width and height, in pixels.
         index: Number of the image among those that the workflow made.
     """
     prompt = _pick(workflow, "prompt", index)
@@ -54,7 +54,7 @@ def _parameters(workflow: Workflow, size: tuple[int, int], index: int) -> dict[s
 
 
 def _pick(workflow: Workflow, name: str, index: int) -> str:
-    """Returns the text of an image: a list holds one for each prompt, in the order of images."""
+    """Returns the text for one image: a list has one for each prompt, in image order."""
     value = workflow.arguments.get(name)
     if isinstance(value, list) and value:
         per_prompt = workflow.arguments.get("num_images_per_prompt")
@@ -63,10 +63,10 @@ def _pick(workflow: Workflow, name: str, index: int) -> str:
 
 
 def _as_letters(prompt: str) -> str:
-    """Writes a prompt so that A1111 reads it as it was read here: without any syntax.
+    """Escapes a prompt so that A1111, too, reads it without any syntax.
 
-    Brackets are escaped, as A1111 has it; for ``<lora:...>``, ``AND`` and ``BREAK`` it has no
-    escape, so they lose what makes them syntax.
+    Brackets are escaped in A1111's way; for ``<lora:...>``, ``AND`` and ``BREAK`` it has no
+    escape, so they are changed into plain letters.
     """
     escaped = re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)
     plain = re.sub(r"<(\w+:[^<>]*)>", r"\1", escaped)
@@ -74,7 +74,7 @@ def _as_letters(prompt: str) -> str:
 
 
 def _loras(workflow: Workflow) -> list[str]:
-    """Those with one scale for everything, which is all that A1111's text can say."""
+    """LoRAs with a single scale, the only ones that A1111's text can express."""
     return [
         f"<lora:{_short(one.name)}:{one.scale:g}>"
         for one in [*workflow.pipeline.static_adapters, *workflow.adapters]
@@ -83,7 +83,7 @@ def _loras(workflow: Workflow) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A1111 knows a LoRA by its file's name without the extension."""
+    """The name of a LoRA in A1111: that of its file without the extension."""
     file = name.rpartition("/")[2].removesuffix(".safetensors").partition(":")[0]
     return file.replace("<", "").replace(">", "")
 

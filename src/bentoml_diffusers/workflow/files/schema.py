@@ -1,7 +1,7 @@
-"""The record that replays, as one pydantic model.
+"""The workflow as a pydantic model.
 
 Format 1. When a field changes in a way that older code would misread, raise ``VERSION`` by one,
-say here what changed, bring older files up to it in :func:`_upgrade`, and add a file of the old
+describe the change here, convert older files in :func:`_upgrade`, and add a file of the old
 version to ``tests/formats/workflows``.
 """
 
@@ -41,7 +41,7 @@ Config = dict[str, JsonValue]
 
 
 class Part(BaseModel):
-    """A part of a workflow: strict, and never changed."""
+    """Base of a workflow's parts: strict and frozen."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False
@@ -49,11 +49,11 @@ class Part(BaseModel):
 
 
 class StoredModel(Part):
-    """Which stored model it was."""
+    """The stored model that was used."""
 
     tag: str | None = None
-    tree_sha256: Sha256 | None = Field(None, description="Over all files of the pipeline.")
-    origin: str | None = Field(None, description="Hub repository, or where it came from.")
+    tree_sha256: Sha256 | None = Field(None, description="Hash over all files of the pipeline.")
+    origin: str | None = Field(None, description="Hub repository, or another origin.")
     commit: str | None = None
 
 
@@ -67,7 +67,7 @@ class Component(Part):
 
 
 class Attached(Part):
-    """An adapter that sat on the pipeline itself, for all of its calls."""
+    """An adapter that was loaded into the pipeline itself, for all of its calls."""
 
     kind: Literal["lora", "ip_adapter", "textual_inversion"]
     component: str
@@ -75,28 +75,28 @@ class Attached(Part):
     scale: JsonValue = None
     is_active: bool = True
     details: Config = Field(default_factory=dict, description="Rank, alpha, type, targets.")
-    sha256: Sha256 = Field(description="Over its weights.")
+    sha256: Sha256 = Field(description="Hash over its weights.")
 
 
 class Adapter(Part):
     """A LoRA or textual inversion from a file: of the request, or static."""
 
     kind: Literal["lora", "textual_inversion"]
-    name: str = Field(description="As it was asked for.")
-    tag: str | None = Field(None, description="Of the store's entry.")
+    name: str = Field(description="Name in the request.")
+    tag: str | None = Field(None, description="Tag of the store's entry.")
     scale: float | Config = Field(1.0, description="A number, or by component and block.")
     components: list[str] = Field(
-        default_factory=list, description="Denoisers that it was loaded into by choice."
+        default_factory=list, description="Denoisers that were chosen for it."
     )
     token: str | None = None
     arguments: Config = Field(default_factory=dict)
     details: Config = Field(default_factory=dict, description="Rank, alpha ..., where known.")
     is_fused: bool = False
-    sha256: Sha256 = Field(description="Of its file.")
+    sha256: Sha256 = Field(description="Hash of its file.")
 
 
 class Pipeline(Part):
-    """The pipeline that ran, and what sat on it.
+    """The pipeline that ran, and the adapters in it.
 
     ``weights_sha256`` is a fingerprint: name, shape, dtype and some of the numbers of each weight.
     """
@@ -120,7 +120,7 @@ class Scheduler(Part):
 
     class_name: str
     config: Config
-    requested: str | None = Field(None, description="The name that the request gave.")
+    requested: str | None = Field(None, description="Name in the request.")
 
 
 class Guider(Part):
@@ -131,7 +131,7 @@ class Guider(Part):
 
 
 class Generator(Part):
-    """A generator that the caller brought; ``state`` only if it had been used before."""
+    """A generator that the caller passed; ``state`` only if it had been used before."""
 
     device: str
     seed: int = Field(ge=-(2**63), lt=2**64)
@@ -139,7 +139,7 @@ class Generator(Part):
 
 
 class Environment(Part):
-    """What else an image depends on, to the last bit."""
+    """What else the exact bits of an image depend on."""
 
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
@@ -155,7 +155,7 @@ class OutputPart(Part):
 
 
 class Output(Part):
-    """What came out: a hash over pixels and numbers, not over files."""
+    """The output, as a hash over pixels and numbers, not over files."""
 
     sha256: Sha256
     parts: list[OutputPart] = Field(default_factory=list)
@@ -168,20 +168,20 @@ class Workflow(Part):
     tensors and arrays are blobs, named by their sha256, beside the text.
 
     Attributes:
-        pipeline: The pipeline, its model, code, components, and what sat on it.
-        task: As it was asked for, such as ``"txt2img"``.
+        pipeline: The pipeline, its model, code, components, and adapters.
+        task: The task in the request, such as ``"txt2img"``.
         arguments: All arguments of the method, defaults included.
-        seeds: One per image; none where ``generators`` or the caller's latents decide.
-        generators: Generators that the caller brought.
+        seeds: One per image; none if ``generators`` or the caller's latents decide.
+        generators: Generators that the caller passed.
         scheduler: Class and config.
-        guider: Class and config, of a modular pipeline.
+        guider: Class and config, for modular pipelines.
         adapters: LoRAs and textual inversions of the request.
-        unsupported: Arguments that cannot be kept, such as callbacks, with what they were.
+        unsupported: Arguments that cannot be recorded, such as callbacks, with a description.
         environment: Versions, hardware, numerics.
-        exclusive: It ran alone by demand.
-        keep_size: The image that came was padded to what the pipeline takes, the output cropped.
+        exclusive: It ran alone because the request asked for it.
+        keep_size: The input image was padded to a size that the pipeline takes, the output cropped.
         batched: Other requests shared its forwards, so its last bits depend on them.
-        output: Hash over what came out.
+        output: Hash over the output.
     """
 
     format: Literal["bentoml_diffusers.workflow"] = FORMAT
@@ -210,11 +210,11 @@ class Workflow(Part):
 
     @classmethod
     def from_json(cls, data: bytes | str, limits: RequestLimits | None = None) -> Workflow:
-        """Reads a workflow from one text, with its blobs in it as base64.
+        """Reads a workflow from one text, which contains its blobs as base64.
 
         Args:
-            data: As :meth:`to_json` writes it.
-            limits: Those of a service, for an untrusted text; ``None`` for one's own.
+            data: Text from :meth:`to_json`.
+            limits: Limits of a service, for untrusted text; ``None`` for trusted text.
 
         Raises:
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
@@ -227,8 +227,8 @@ class Workflow(Part):
         """Reads a workflow from the bytes of a file: an image, a zip, or JSON of :meth:`to_json`.
 
         Args:
-            data: What is in the file.
-            limits: Those of a service, for an untrusted file; ``None`` for one's own.
+            data: Content of the file.
+            limits: Limits of a service, for an untrusted file; ``None`` for a trusted one.
 
         Raises:
             InvalidWorkflow: 400, broken, changed, of a newer version, or beyond the limits.
@@ -251,7 +251,7 @@ class Workflow(Part):
             source: A folder, a JSON file, a zip, an image, or a hub repository.
             filename: File in the folder or repository.
             revision: Branch, tag or commit of the hub repository.
-            token: For a private repository; by default what the hub's login or HF_TOKEN says.
+            token: For a private repository; by default that of the hub's login or HF_TOKEN.
 
         Raises:
             InvalidWorkflow: 400, broken, changed, or of a newer version.
@@ -269,7 +269,7 @@ class Workflow(Part):
         return copied
 
     def with_output(self, output: Output, *, batched: bool = False) -> Workflow:
-        """Returns the workflow with what came out, and whether others shared its forwards."""
+        """Returns the workflow with its output, and whether others shared its forwards."""
         return self.model_copy(update={"output": output, "batched": batched})
 
     def to_json(self, *, indent: int | None = None, inline_blobs: bool = True) -> str:
@@ -277,7 +277,7 @@ class Workflow(Part):
 
         Args:
             indent: Spaces per level; ``None`` for one line.
-            inline_blobs: With the blobs in it, as base64.
+            inline_blobs: Include the blobs, as base64.
         """
         values = self.model_dump(mode="json")
         if inline_blobs and self._blobs:
@@ -295,23 +295,23 @@ class Workflow(Part):
         private: bool | None = None,
         commit_message: str = "Add a workflow",
     ) -> Path:
-        """Writes the workflow into a folder, its blobs beside it in ``blobs/``.
+        """Writes the workflow into a folder, with its blobs in ``blobs/``.
 
         Args:
-            folder: Made if it is not there.
+            folder: Created if it does not exist.
             filename: ``*.json``, or ``*.zip`` for text and blobs in one file.
             push_to_hub: Upload the same files too.
-            repo_id: Model repository on the hub, made if it is not there; by default the name of
-                the folder, in the user's own namespace.
-            token: By default what the hub's login or HF_TOKEN says.
+            repo_id: Model repository on the hub, created if it does not exist; by default the
+                name of the folder, in the user's own namespace.
+            token: By default that of the hub's login or HF_TOKEN.
             private: Whether a new repository is private.
-            commit_message: Of the upload.
+            commit_message: Commit message of the upload.
 
         Returns:
             The file.
 
         Raises:
-            InvalidWorkflow: 400, a file name that cannot be, or a blob is missing.
+            InvalidWorkflow: 400, an invalid file name, or a missing blob.
             ModelNotFound: 404, no such repository, or the token may not write to it.
             HubUnavailable: 503, the hub could not be reached, or answered with an error.
             StorageFull: 507, no space left.
@@ -337,7 +337,7 @@ class Workflow(Part):
         values = read_json(bundle.text, bounds)
         inlined = values.pop("blobs", {})
         if not isinstance(inlined, dict):
-            raise InvalidWorkflow("workflow.blobs", inlined, "an object of texts")
+            raise InvalidWorkflow("workflow.blobs", inlined, "an object whose values are strings")
 
         def read(name: str) -> bytes | None:
             sha256 = name.partition(".")[0]
@@ -354,10 +354,10 @@ class Workflow(Part):
 
 
 def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Brings the values of any version that ever was to the present one.
+    """Converts the values of any older version to the current one.
 
     Raises:
-        InvalidWorkflow: 400, no workflow of ours, or one of a newer version.
+        InvalidWorkflow: 400, not a workflow of this package, or one of a newer version.
     """
     if values.get("format") != FORMAT:
         raise InvalidWorkflow("workflow.format", values.get("format"), repr(FORMAT))
@@ -372,8 +372,8 @@ def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _EXPECTED = {
-    "extra_forbidden": "nothing here: an unknown field",
-    "missing": "a value: the field is needed",
+    "extra_forbidden": "no such field",
+    "missing": "a value: the field is required",
     "string_pattern_mismatch": "a sha256: 64 digits of 0-9 and a-f",  # the only pattern
 }
 

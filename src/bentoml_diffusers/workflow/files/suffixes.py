@@ -1,4 +1,4 @@
-"""Which files can hold a result: by the suffix of their names."""
+"""The suffixes of files that can hold a result."""
 
 from __future__ import annotations
 

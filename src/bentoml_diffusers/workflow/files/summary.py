@@ -1,4 +1,4 @@
-"""A workflow as lines for people."""
+"""A human-readable summary of a workflow."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.workflow.files.schema import Adapter, Output, Workflow
 
-_HEX = 12  # characters of a hash that tell it from others
+_HEX = 12  # characters of a hash that are shown
 _PLUMBING = ("output_type", "return_dict", "callback_on_step_end_tensor_inputs")
 
 
 def summarize(workflow: Workflow) -> list[tuple[str, str]]:
-    """Returns what a workflow says, as names and texts, without arguments that say nothing.
+    """Returns the contents of a workflow as names and texts, without empty arguments.
 
-    Control characters come escaped: the text may be untrusted, and go to a terminal.
+    Control characters are escaped: the text may be untrusted, and go to a terminal.
     """
     pipeline, output = workflow.pipeline, workflow.output
     arguments = {
@@ -39,7 +39,7 @@ def summarize(workflow: Workflow) -> list[tuple[str, str]]:
         ("guider", workflow.guider.class_name if workflow.guider else ""),
         *(("adapter", _describe_adapter(one)) for one in _adapters(workflow)),
         *(("left out", f"{name}: {what}") for name, what in workflow.unsupported.items()),
-        ("size", "that of the image that came" if workflow.keep_size else ""),
+        ("size", "that of the input image" if workflow.keep_size else ""),
         ("ran", _describe_run(workflow)),
         ("made with", ", ".join(f"{a} {b}" for a, b in workflow.environment.versions.items())),
         ("output", _describe_output(output) if output else ""),
@@ -91,7 +91,13 @@ def _describe_adapter(one: Adapter) -> str:
 
 def _describe_run(workflow: Workflow) -> str:
     device = workflow.environment.hardware.get("gpu") or workflow.environment.hardware.get("device")
-    how = "alone by demand" if workflow.exclusive else "in a batch" if workflow.batched else "alone"
+    how = (
+        "alone, as requested"
+        if workflow.exclusive
+        else "in a batch"
+        if workflow.batched
+        else "alone"
+    )
     return f"{how}, on {device}" if device else how
 
 

@@ -1,7 +1,7 @@
-"""XMP packets that hold our texts, and the JPEG segments that they go into.
+"""XMP packets with our texts, and the JPEG segments that hold them.
 
 Adobe's XMP specification, part 3 (storage in files): a packet of at most 65,502 bytes fits into
-one segment of a JPEG; more goes into *extended XMP*, which the packet names by its MD5.
+one segment of a JPEG; the rest goes into *extended XMP*, which the packet refers to by MD5.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"
 _MAX_SEGMENT = 65533  # bytes after the two of the length
 _PART = 65400
 _CHUNK = 64 * 1024  # characters that are parsed at once
-_MAX_OTHER = 1024 * 1024  # characters beside our texts: XML takes many times its size in memory
+_MAX_OTHER = 1024 * 1024  # characters beside our texts: parsed XML takes many times its size
 _MAX_DEPTH = 32
 _MAX_TEXTS = 5000
 _MAX_ELEMENTS = 10_000  # and attributes
 _MAX_ENTITY = 16  # characters of one that a chunk may cut
-_MAX_PACKETS = 16  # of a JPEG; usual is one
-_FIELDS = struct.Struct(">32sII")  # MD5 in hex, length of the whole, offset of this part
+_MAX_PACKETS = 16  # per JPEG; usually one
+_FIELDS = struct.Struct(">32sII")  # MD5 in hex, total length, offset of this part
 
 
 class XmpError(ValueError):
-    """A packet is broken, or larger than is read."""
+    """A packet is broken or too large."""
 
 
 def make_packet(texts: Mapping[str, str]) -> bytes:
@@ -59,7 +59,7 @@ def make_segments(packet: bytes) -> bytes:
 
 
 def read_segments(segments: Iterable[bytes], max_bytes: int) -> dict[str, str]:
-    """Returns our texts out of the APP1 segments of a JPEG, without the marker and length.
+    """Returns our texts from the APP1 segments of a JPEG, given without marker and length.
 
     Raises:
         XmpError: Broken, incomplete, or more than ``max_bytes``.
@@ -79,10 +79,10 @@ def read_segments(segments: Iterable[bytes], max_bytes: int) -> dict[str, str]:
 
 
 def read_packet(packet: bytes) -> dict[str, str]:
-    """Returns our texts out of a packet, by name.
+    """Returns our texts from a packet, by name.
 
     Raises:
-        XmpError: No XML, or more of it than a packet has; a document type, which XMP never has.
+        XmpError: Not XML, too much of it, or with a document type, which XMP never has.
     """
     texts: dict[str, list[str]] = {}
     open_names: list[str | None] = []
@@ -110,14 +110,14 @@ def read_packet(packet: bytes) -> dict[str, str]:
         raise XmpError("XMP with a document type")
 
     parser = expat.ParserCreate(namespace_separator="}")
-    parser.buffer_text = True  # not one call per line and entity
+    parser.buffer_text = True  # one call for all text, not one per line and entity
     parser.StartElementHandler, parser.CharacterDataHandler = start, read
     parser.EndElementHandler = lambda _: open_names.pop()
     parser.StartDoctypeDeclHandler = refuse
     try:
         _feed(parser, packet.decode().rstrip("\0"), lambda: bool(open_names and open_names[-1]))
     except (expat.ExpatError, UnicodeDecodeError) as err:
-        raise XmpError(f"XMP that is not XML: {err}") from err
+        raise XmpError(f"XMP that is not valid XML: {err}") from err
     return {name: "".join(parts) for name, parts in texts.items()}
 
 

@@ -1,4 +1,4 @@
-"""From a call of a pipeline to a workflow: what ran, with what, where, and what came out."""
+"""From a call of a pipeline to a workflow: pipeline, arguments, environment and output."""
 
 from bentoml_diffusers.workflow.record.calls import (
     Captured,

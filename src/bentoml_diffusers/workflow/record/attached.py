@@ -1,4 +1,4 @@
-"""Adapters that sit on a pipeline itself, found on its modules, whoever put them there."""
+"""Finds adapters on the modules of a pipeline, whoever loaded them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def is_adapter_weight(name: str) -> bool:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns one sha256 over names, dtypes, shapes and numbers."""
+    """Returns one sha256 over names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        if tensor.is_meta:  # offloaded, and nowhere to be seen
+        if tensor.is_meta:  # offloaded to where it cannot be read
             continue
         plain = tensor.detach().cpu().contiguous()
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -85,7 +85,7 @@ def _scale(layer: Any, name: str) -> float:
 
 
 def _common(values: Mapping[str, float]) -> JsonValue:
-    """One number if all are the same, else each."""
+    """Returns one number if all are the same, else each."""
     different = set(values.values())
     return different.pop() if len(different) == 1 else dict(values)
 
@@ -160,13 +160,13 @@ def _find_words(pipeline: Any, component: str, module: Any) -> Iterator[Attached
 def _embeddings(module: Any) -> torch.Tensor | None:
     try:
         weight = module.get_input_embeddings().weight
-    except (AttributeError, NotImplementedError):  # a text encoder of a kind of its own
+    except (AttributeError, NotImplementedError):  # a text encoder without the usual embedding
         return None
     return weight if isinstance(weight, torch.Tensor) else None
 
 
 def _added_words(tokenizer: Any) -> list[tuple[int, str]]:
-    """Words that were added later; the vocabulary's own added ones are special."""
+    """Tokens that were added later; those that the vocabulary itself adds are special tokens."""
     return [
         (index, str(token.content))
         for index, token in sorted(tokenizer.added_tokens_decoder.items())

@@ -1,4 +1,4 @@
-"""A call, before it runs, as a workflow."""
+"""Records a call, before it runs, as a workflow."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ def complete_arguments(
 
     Raises:
         InvalidRequest: 400, an argument that the method does not take, or a state for a modular
-            pipeline: it cannot be kept.
+            pipeline, which cannot be recorded.
     """
     task = read_method(pipeline, method)
     if not task.is_modular:
         return task.with_defaults(task.bind(args, kwargs))
     state = args[0] if args else kwargs.get("state")
     if args or state is not None:
-        raise InvalidRequest("state", state, "none, but all inputs by name: they are recorded")
+        raise InvalidRequest(
+            "state", state, "no state, but all inputs by name, so that they can be recorded"
+        )
     return task.with_defaults(kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What of a host ran, and with what instead of the pipeline's own.
+    """What a host ran, and what replaced the pipeline's own scheduler and guider.
 
     Attributes:
-        class_name: Of the pipeline whose method ran: the host's, or a sister over its components.
+        class_name: Class of the pipeline that ran: the host's, or one of its family.
         method: The method.
-        scheduler: Instead of the pipeline's.
-        requested: What the request asked for as a scheduler: a name, or a class.
-        guidance_scale: Instead of the guider's.
+        scheduler: Used instead of the pipeline's.
+        requested: The scheduler in the request: a name, or a class.
+        guidance_scale: Used instead of the guider's.
     """
 
     class_name: str
@@ -60,7 +62,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Captured:
-    """The arguments of a call, read before it ran: a pipeline may change them."""
+    """The arguments of a call, recorded before it runs, since a pipeline may change them."""
 
     kept: dict[str, JsonValue]
     unsupported: dict[str, str]
@@ -83,18 +85,18 @@ class Captured:
 
 
 def capture(arguments: Mapping[str, Any]) -> Captured:
-    """Reads all arguments of a call that is about to run."""
+    """Records all arguments of a call that is about to run."""
     encoder = Encoder()
     kept, unsupported = encoder.encode_all(arguments)
     return Captured(kept, unsupported, encoder.generators, encoder.blobs)
 
 
 def record_call(host: Host, ran: Ran, captured: Captured, **fields: Any) -> Workflow:
-    """Returns the workflow of a call, without what came out.
+    """Returns the workflow of a call, without its output.
 
     Args:
-        host: What runs it.
-        ran: What of the host runs.
+        host: The host that runs it.
+        ran: What the host runs.
         captured: The arguments.
         **fields: More fields of the workflow.
     """

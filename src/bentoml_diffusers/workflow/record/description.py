@@ -1,4 +1,4 @@
-"""A pipeline, its scheduler and its guider, as parts of a workflow."""
+"""Describes a pipeline, its scheduler and its guider as parts of a workflow."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _OWN_PACKAGES = ("diffusers", "bentoml_diffusers")
-_OWN_PARTS = ("scheduler", "guider")  # they stand in the workflow by themselves
+_OWN_PARTS = ("scheduler", "guider")  # these are parts of the workflow themselves
 
 
 def describe_pipeline(pipeline: Any) -> Pipeline:
-    """Returns what a pipeline is, and what sits on it; takes milliseconds."""
+    """Describes a pipeline and the adapters in it; takes milliseconds."""
     cls = type(pipeline)
     is_of_diffusers = cls.__module__.partition(".")[0] == "diffusers"
     blocks = list(_list_blocks(pipeline.blocks)) if is_modular(pipeline) else []
@@ -57,11 +57,11 @@ def describe_pipeline(pipeline: Any) -> Pipeline:
 
 
 def describe_scheduler(scheduler: Any, requested: object = None) -> Scheduler | None:
-    """Returns class and config of a scheduler; ``None`` for none.
+    """Returns class and config of a scheduler, if there is one.
 
     Args:
         scheduler: The one that runs.
-        requested: What the request asked for: a name, or a class.
+        requested: The scheduler in the request: a name, or a class.
     """
     if scheduler is None:
         return None
@@ -74,11 +74,11 @@ def describe_scheduler(scheduler: Any, requested: object = None) -> Scheduler | 
 
 
 def describe_guider(guider: Any, **changes: Any) -> Guider | None:
-    """Returns class and config of a guider; ``None`` for none.
+    """Returns class and config of a guider, if there is one.
 
     Args:
-        guider: That of the pipeline.
-        **changes: What a request has of its own; ``None`` is not a change.
+        guider: The pipeline's guider.
+        **changes: What a request sets itself; ``None`` is not a change.
     """
     if guider is None:
         return None
@@ -87,13 +87,13 @@ def describe_guider(guider: Any, **changes: Any) -> Guider | None:
 
 
 def plain_config(part: Any) -> dict[str, JsonValue]:
-    """Returns the config of a scheduler or guider as JSON, without what diffusers keeps in it."""
+    """Returns the config of a scheduler or guider as JSON, without diffusers' internal keys."""
     config = getattr(part, "config", {})
     return {name: _plain(value) for name, value in config.items() if not name.startswith("_")}
 
 
 def _describe_origin(pipeline: Any) -> StoredModel | None:
-    """The hub repository that a pipeline says it is from; a folder's path says nothing."""
+    """The hub repository that a pipeline says it is from; paths of folders are not recorded."""
     name = origin_of(pipeline)
     is_repository = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)
     return (
@@ -141,7 +141,7 @@ def _list_blocks(block: Any, name: str = "blocks") -> Iterator[tuple[str, Any]]:
 
 
 def _hash_code(classes: list[type[Any]]) -> str | None:
-    """One hash over the code of all classes that are not of diffusers or of this package."""
+    """One hash over the code of all classes from outside of diffusers and this package."""
     foreign = {
         cls.__qualname__: cls
         for cls in classes
@@ -155,7 +155,7 @@ def _hash_code(classes: list[type[Any]]) -> str | None:
 def _hash_class(cls: type[Any]) -> str:
     try:
         code = code_of_class(cls)
-    except (InvalidModel, TypeError):  # written at a prompt
+    except (InvalidModel, TypeError):  # defined in an interactive session
         code = None
     if code is not None:
         return code.sha256

@@ -1,4 +1,4 @@
-"""What an image depends on to its last bit, besides pipeline and arguments."""
+"""What the exact bits of an image depend on, beside pipeline and arguments."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PACKAGES = (
     *("bentoml-diffusers", "bentoml", "torch", "diffusers", "transformers", "peft", "accelerate"),
     *("safetensors", "numpy", "pillow"),
 )
-# Each chooses other kernels of MKL, torch or oneDNN, which round otherwise.
+# Each selects other kernels of MKL, torch or oneDNN, which round differently.
 _KERNEL_VARIABLES = ("MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 def read_environment(device: str) -> Environment:
-    """Returns versions, hardware and numerics of the process, for a type of device."""
+    """Returns versions, hardware and numeric settings of the process, for a type of device."""
     return Environment(
         versions=_read_versions(),
         hardware={"machine": platform.machine(), "device": device, **_read_processor(device)},

@@ -1,4 +1,4 @@
-"""One hash that tells the weights of a pipeline from others, without reading all of them."""
+"""A fingerprint of a pipeline's weights, without reading all of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bentoml_diffusers.workflow.record.attached import is_adapter_weight
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_SAMPLES = 32  # numbers of each weight, evenly spread
+_SAMPLES = 32  # numbers of each weight, evenly spaced
 
 
 def fingerprint_weights(pipeline: Any) -> str:
     """Returns a hash over name, shape, dtype and some numbers of each weight of a pipeline.
 
-    Unfused LoRAs are left out. It finds another model, another dtype, a fused LoRA, an added word;
-    it is not proof against a forger. Takes milliseconds.
+    Unfused LoRAs are left out. It changes with another model, another dtype, a fused LoRA or an
+    added token; it is no protection against forgery. Takes milliseconds.
     """
     digest = hashlib.sha256()
     samples: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
@@ -38,7 +38,7 @@ def fingerprint_weights(pipeline: Any) -> str:
 
 
 def _fetch(parts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Brings tensors of one device to the CPU in one copy."""
+    """Copies tensors of one device to the CPU, all in one copy."""
     return torch.split(torch.cat(parts).cpu(), [len(part) for part in parts])
 
 
@@ -51,7 +51,7 @@ def _list_weights(pipeline: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor | None:
-    """Some numbers of a weight; none of one that is not here, or is packed in a way of its own."""
+    """Some numbers of a weight; none if it is not in memory, or packed in its own format."""
     if weight.is_meta or not weight.numel() or type(weight) is not torch.Tensor:
         return None
     count, last = min(_SAMPLES, weight.numel()), weight.numel() - 1
@@ -59,5 +59,5 @@ def _sample(weight: torch.Tensor) -> torch.Tensor | None:
     places = places.to(weight.device)
     if weight.is_contiguous():
         return weight.detach().reshape(-1)[places]
-    # Not by `reshape`, which copies a weight whose channels are last.
+    # Not by `reshape`, which copies a weight in channels-last format.
     return weight.detach()[torch.unravel_index(places, weight.shape)]

@@ -1,6 +1,6 @@
-"""What runs calls: a pipeline by itself, or an engine with adapters of its own.
+"""Hosts, which run calls: a plain pipeline, or an engine with adapters of its own.
 
-Recording and replaying ask a host, so both are written once.
+Recording and replaying use a host, so both are implemented once.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 class AdapterSource(Protocol):
-    """Where a host finds the adapters that a request names."""
+    """Finds the adapters that a request names."""
 
     def hash_adapter(self, option: str, item: Mapping[str, Any]) -> str:
         """Returns the sha256 of an adapter's file.
 
         Args:
-            option: Of the request: ``"lora_weights"`` or ``"textual_inversions"``.
-            item: One entry of that option.
+            option: Option of the request: ``"lora_weights"`` or ``"textual_inversions"``.
+            item: Entry of that option.
 
         Raises:
-            AdapterNotFound: 404, no such adapter here.
+            AdapterNotFound: 404, no such adapter.
         """
 
 
 class Host(Protocol):
-    """What runs calls.
+    """Runs calls of a pipeline.
 
     Attributes:
-        pipeline: Whose methods run.
+        pipeline: The pipeline whose methods run.
         device: Type of the device that it computes on, such as ``"cuda"``.
-        adapters: Where it finds the adapters of a request; ``None`` if a call cannot have any.
+        adapters: Finds the adapters of a request; ``None`` if calls cannot have any.
         rebuilds_guider: A call can have any guider of the pipeline's class, not only another
             guidance scale.
     """
@@ -50,18 +50,18 @@ class Host(Protocol):
     def rebuilds_guider(self) -> bool: ...  # noqa: D102 - see the class
 
     def describe(self) -> Pipeline:
-        """Returns what the pipeline is, and what sits on it."""
+        """Describes the pipeline and the adapters in it."""
 
     def name_task(self, workflow: Workflow) -> str:
-        """Returns what this host calls the task that a workflow records.
+        """Returns this host's name for the task that a workflow records.
 
         Raises:
             InvalidWorkflow: 400, a method that generates nothing.
         """
 
     def find_task(self, name: str) -> Task:
-        """Returns what a task takes and gives.
+        """Returns a task.
 
         Raises:
-            InvalidRequest: 400, there is none of this name.
+            InvalidRequest: 400, there is no task of this name.
         """

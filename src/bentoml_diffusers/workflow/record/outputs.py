@@ -1,4 +1,4 @@
-"""One hash over what came out of a pipeline: pixels and numbers, not files."""
+"""One hash over the output of a pipeline: over pixels and numbers, not files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hash_output(output: Any) -> Output:
     """Returns the hash over all images, tensors, arrays and plain values of an output.
 
     Args:
-        output: Of a pipeline: its output object, or the tuple of it.
+        output: A pipeline's output object, or its tuple.
     """
     digest = hashlib.sha256()
     parts: list[OutputPart] = []

@@ -1,6 +1,6 @@
-"""Arguments of a pipeline to JSON and blobs, and back.
+"""Converts arguments of a pipeline to JSON and blobs, and back.
 
-What JSON has no word for is an object with ``$kind``: image, tensor, array, tuple, generator,
+Types that JSON lacks become an object with ``$kind``: image, tensor, array, tuple, generator,
 dtype, device. Nothing is ever imported or called by a name in it.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.workflow.files import Bounds
 
-_KEY = "value"  # of the one tensor in a blob
+_KEY = "value"  # name of the single tensor in a blob
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _RAW_MODES = ("CMYK", "F", "HSV", "I", "LAB", "RGBX", "YCbCr")
 _PNG_LEVEL = 3
@@ -38,7 +38,7 @@ _UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, A
 
 
 class UnsupportedValue(Exception):
-    """A value that cannot be kept; the text says what it is."""
+    """A value that cannot be recorded; the text describes it."""
 
 
 class Encoder:
@@ -46,7 +46,7 @@ class Encoder:
 
     Attributes:
         blobs: By sha256.
-        generators: Each that was met once, whatever the number of places that it is in.
+        generators: Each generator once, however often it occurs.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Encoder:
     def encode_all(
         self, arguments: Mapping[str, Any]
     ) -> tuple[dict[str, JsonValue], dict[str, str]]:
-        """Returns the arguments that can be kept, and what the others are."""
+        """Returns the arguments that can be recorded, and descriptions of the others."""
         kept: dict[str, JsonValue] = {}
         unsupported: dict[str, str] = {}
         for name, value in arguments.items():
@@ -76,12 +76,12 @@ class Encoder:
         """Returns a value as JSON.
 
         Raises:
-            UnsupportedValue: It, or a part of it, cannot be kept.
+            UnsupportedValue: It, or a part of it, cannot be recorded.
         """
         if value is None or type(value) in (bool, int, str):
             return value  # type: ignore[no-any-return]
         if isinstance(value, enum.Enum) and isinstance(value, (str, int)):
-            return self.encode(value.value)  # to which it is equal
+            return self.encode(value.value)  # which compares equal to an integer
         if isinstance(value, np.generic) and value.ndim == 0:
             return self.encode(value.item())
         for kind, write in _WRITERS:
@@ -117,7 +117,7 @@ class Encoder:
             return {KIND: "pixels", "blob": self._keep(value.tobytes()), **about}
         if value.mode not in _PNG_MODES:
             raise UnsupportedValue(f"an image of mode {value.mode}")
-        clean = value.copy()  # without the metadata of the file that it came from
+        clean = value.copy()  # without the metadata of its source file
         known = value.info.get("transparency")
         clean.info = {} if known is None else {"transparency": known}
         buffer = io.BytesIO()
@@ -186,13 +186,13 @@ _WRITERS: Sequence[tuple[type, Any]] = (
 
 
 class Decoder:
-    """Reads values of a workflow.
+    """Converts values of a workflow back.
 
     Args:
         blobs: By sha256.
-        generators: Those of the workflow.
-        device: Of the pipeline: what was on such a device comes back on it, all else on the CPU.
-        bounds: Sizes of images.
+        generators: The workflow's generators.
+        device: The pipeline's: values from a device of this type go there, all others to the CPU.
+        bounds: Limits on the size of images.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Decoder:
         """Returns the arguments.
 
         Raises:
-            InvalidWorkflow: 400, one that is not as :class:`Encoder` writes it.
+            InvalidWorkflow: 400, a value that :class:`Encoder` would not write.
         """
         return {
             name: self.decode(value, f"workflow.arguments.{name}")
@@ -223,7 +223,7 @@ class Decoder:
         """Returns a value.
 
         Raises:
-            InvalidWorkflow: 400, not as :class:`Encoder` writes it.
+            InvalidWorkflow: 400, a value that :class:`Encoder` would not write.
         """
         if isinstance(value, list):
             return [self.decode(item, f"{field}[{index}]") for index, item in enumerate(value)]
@@ -240,7 +240,7 @@ class Decoder:
             raise
         except (*_UNREADABLE, OSError, SyntaxError, IndexError) as err:
             what = f"{type(err).__name__}: {err}"
-            raise InvalidWorkflow(field, what, f"a whole {value[KIND]}") from err
+            raise InvalidWorkflow(field, what, f"a complete {value[KIND]}") from err
 
     def _read_blob(self, value: dict[str, Any], field: str) -> bytes:
         data = self._blobs.get(value["blob"])
@@ -260,7 +260,7 @@ class Decoder:
     def _read_image(self, value: dict[str, Any], field: str) -> Image.Image:
         data = io.BytesIO(self._read_blob(value, field))
         with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels on; our own bound is checked below.
+            # Pillow warns above 89 million pixels; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:
                 image = Image.open(data, formats=["PNG"])
@@ -270,7 +270,7 @@ class Decoder:
         image.load()
         if image.mode != value["mode"] or list(image.size) != value["size"]:
             raise InvalidWorkflow(field, (image.mode, image.size), "mode and size as recorded")
-        return image.copy()  # of no file
+        return image.copy()  # not from a file
 
     def _read_pixels(self, value: dict[str, Any], field: str) -> Image.Image:
         width, height = value["size"]
@@ -340,6 +340,6 @@ _READERS: Mapping[str, Any] = {
 
 
 def _describe(value: Any) -> str:
-    """Names a value without its content; a function by its own name."""
+    """Describes a value without its content; a function by its name."""
     name = getattr(value, "__qualname__", None)
     return f"{type(value).__name__} {name}" if isinstance(name, str) else type(value).__name__

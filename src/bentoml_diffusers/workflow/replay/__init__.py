@@ -1,6 +1,6 @@
-"""From a workflow back to a call: what differs here, what runs, and whether it is the same.
+"""From a workflow back to a call: what differs, what runs, and whether the output is the same.
 
-Also what shapes any call by its images: :mod:`.canvas` and :mod:`.images`.
+Also adapts calls to their images: :mod:`.canvas` and :mod:`.images`.
 """
 
 from bentoml_diffusers.workflow.replay.canvas import Canvas, fit_to_image

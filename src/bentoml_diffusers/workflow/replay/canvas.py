@@ -1,8 +1,8 @@
-"""Answers in the size of the image that came, whatever sizes a pipeline takes.
+"""Results in the size of the input image, whatever sizes a pipeline takes.
 
 diffusers rounds the sides of an image down to multiples of 8 or 16, or takes a size of its own, and
 squashes image and mask to it. Here both are padded to the next multiple with the pixels at their
-edge, and what comes out is cropped: no pixel is resampled.
+edge, and the output is cropped: no pixel is resampled.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.tasks import Task
 
-_NOT_PADDED = ("ip_adapter_image",)  # says what is shown, not where
-_ANY_STEP = 16  # px, for pipelines that do not tell theirs; suits all families
+_NOT_PADDED = ("ip_adapter_image",)  # describes the content, not the layout
+_ANY_STEP = 16  # px, for pipelines that do not define theirs; suits all families
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What the images of a request become, and back.
+    """How the images of a request were padded, and how to undo it.
 
     Attributes:
-        size: Width and height of the image that came, px.
-        padded: Those of the image that the pipeline gets.
+        size: Width and height of the input image, in pixels.
+        padded: Width and height of the image that the pipeline gets.
     """
 
     size: tuple[int, int]
     padded: tuple[int, int]
 
     def restore(self, output: Any) -> Any:
-        """Returns an output of diffusers, or a tuple, with its images in the size that came.
+        """Returns an output of diffusers, or a tuple, with its images in the original size.
 
-        Blocks give a bare list.
+        Blocks return a bare list.
         """
         if isinstance(output, tuple):
             return (self._restore_all(output[0]), *output[1:])
@@ -64,18 +64,18 @@ class Canvas:
 def fit_to_image(
     pipeline: Any, task: Task, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Canvas | None]:
-    """Returns the arguments for an answer in the size of ``image``.
+    """Returns the arguments for a result in the size of ``image``.
 
-    A size that is given counts; a side that is left out beside it is that of the image. With
-    ``padding_mask_crop`` the pipeline itself pastes what it made into the image.
+    A size in the arguments takes precedence; if only one side is given, the other is that of the
+    image. With ``padding_mask_crop`` the pipeline itself pastes its output into the image.
 
     Args:
-        pipeline: What runs.
-        task: What it does.
-        arguments: Of the call.
+        pipeline: The pipeline.
+        task: The task of the call.
+        arguments: The arguments of the call.
 
     Returns:
-        The arguments, and how to restore the size; ``None`` where there is nothing to restore.
+        The arguments, and how to restore the size; ``None`` if there is nothing to restore.
     """
     image = arguments.get("image")
     if not isinstance(image, Image.Image):
@@ -97,7 +97,7 @@ def fit_to_image(
 
 
 def _find_step(pipeline: Any) -> int:
-    """Returns what the sides of a pipeline's images are multiples of, px."""
+    """Returns the number of pixels that the sides of a pipeline's images are multiples of."""
     config = getattr(getattr(pipeline, "image_processor", None), "config", None)
     scale, patch = (getattr(pipeline, name, None) for name in ("vae_scale_factor", "patch_size"))
     steps = [
@@ -109,7 +109,7 @@ def _find_step(pipeline: Any) -> int:
 
 
 def _pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Continues the right and the lower edge."""
+    """Repeats the pixels of the right and the lower edge."""
     plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
     right, below = size[0] - image.width, size[1] - image.height
     edges = [(0, below), (0, right), (0, 0)][: np.asarray(plain).ndim]

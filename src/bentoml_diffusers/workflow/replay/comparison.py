@@ -1,4 +1,4 @@
-"""What differs between a workflow and the pipeline that is to repeat it."""
+"""Compares a workflow with the pipeline that is to repeat it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as it was.
+    """Something that differs from the workflow.
 
     Attributes:
-        field: Of the workflow.
-        recorded: As it was.
-        here: As it is.
-        stops: A replay makes no sense; else it may only differ in its last bits.
+        field: Field of the workflow.
+        recorded: The recorded value.
+        here: The current value.
+        stops: It makes a replay pointless; otherwise only the last bits may differ.
     """
 
     field: str
@@ -42,12 +42,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayReport:
-    """How a replay went.
+    """The outcome of a replay.
 
     Attributes:
         matches: The output is the same to the last bit; ``None`` if there is nothing to compare
             with: the replay was changed, or the workflow has no hash.
-        differences: What is not as it was recorded, in words.
+        differences: What differs from the recorded call, as text.
     """
 
     matches: bool | None
@@ -55,10 +55,10 @@ class ReplayReport:
 
 
 def check_differences(found: Iterable[Difference], *, strict: bool) -> tuple[str, ...]:
-    """Returns the differences in words.
+    """Returns the differences as text.
 
     Raises:
-        WorkflowMismatch: 409, one of them makes the replay senseless, and it is strict.
+        WorkflowMismatch: 409, one of them makes the replay pointless, and it is strict.
     """
     all_of_them = list(found)
     stopping = [one for one in all_of_them if one.stops]
@@ -68,7 +68,7 @@ def check_differences(found: Iterable[Difference], *, strict: bool) -> tuple[str
 
 
 def compare(workflow: Workflow, here: Pipeline, environment: Environment) -> Iterator[Difference]:
-    """Yields what differs; class and method are left to the caller."""
+    """Yields the differences, except class and method, which the caller compares."""
     recorded = workflow.pipeline
     yield from _compare_models(recorded, here)
     for name in ("code_sha256", "blocks"):
@@ -86,7 +86,9 @@ def compare(workflow: Workflow, here: Pipeline, environment: Environment) -> Ite
     if workflow.batched:
         yield Difference("workflow.batched", "shared with other requests", "alone")
     for name, what in workflow.unsupported.items():
-        yield Difference(f"workflow.arguments.{name}", f"{what}, which is not kept", "left out")
+        yield Difference(
+            f"workflow.arguments.{name}", f"{what}, which was not recorded", "left out"
+        )
 
 
 def _compare_environments(workflow: Workflow, here: Environment) -> Iterator[Difference]:
@@ -101,7 +103,7 @@ def _compare_environments(workflow: Workflow, here: Environment) -> Iterator[Dif
 
 
 def _compare_models(recorded: Pipeline, here: Pipeline) -> Iterator[Difference]:
-    """By the hash over all files where both have it, else by the weights in memory."""
+    """Compares the hashes over all files if both have them, else the weights in memory."""
     was, now = recorded.model, here.model
     if was and now and was.tree_sha256 and now.tree_sha256:
         if was.tree_sha256 != now.tree_sha256:

@@ -1,4 +1,4 @@
-"""From a workflow, which may be untrusted, back to what a call needs.
+"""Restores what a call needs from a workflow, which may be untrusted.
 
 Schedulers and guiders come from their recorded class and config; only methods that generate can be
 named.
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.workflow.files import Guider, Scheduler
 
-_MAX_NUMBER = 10_000  # steps of a training, entries of a table
+_MAX_NUMBER = 10_000  # training steps, entries of a table
 _MAX_TEXT = 100
 
 
 def check_workflow(value: object) -> None:
-    """Refuses what is not a workflow, such as the path of one.
+    """Refuses anything but a workflow, such as its path.
 
     Raises:
         InvalidRequest: 400, something else.
@@ -49,14 +49,14 @@ def check_method(cls: type[Any], name: str) -> None:
 
 
 def find_scheduler(recorded: Scheduler, base: Any) -> tuple[type[Any], dict[str, Any]] | None:
-    """Returns class and config of a recorded scheduler; ``None`` if it is that of the pipeline.
+    """Returns class and config of a recorded scheduler; ``None`` for the pipeline's own.
 
     Args:
-        recorded: From a workflow.
-        base: Scheduler of the pipeline, which says what classes can be.
+        recorded: The workflow's.
+        base: Scheduler of the pipeline, which determines the compatible classes.
 
     Raises:
-        InvalidWorkflow: 400, a class that does not fit the pipeline, or a config that cannot be.
+        InvalidWorkflow: 400, a class that does not fit the pipeline, or an invalid config.
     """
     field = "workflow.scheduler"
     known = _names.fitting_schedulers(base)
@@ -73,14 +73,14 @@ def find_scheduler(recorded: Scheduler, base: Any) -> tuple[type[Any], dict[str,
 
 
 def rebuild_guider(recorded: Guider, base: Any) -> Any:
-    """Returns a guider as it was recorded.
+    """Recreates a recorded guider.
 
     Args:
-        recorded: From a workflow.
+        recorded: The workflow's.
         base: Guider of the pipeline; it has the same class.
 
     Raises:
-        InvalidWorkflow: 400, another class, or a config that cannot be.
+        InvalidWorkflow: 400, another class, or an invalid config.
     """
     field = "workflow.guider"
     if type(base).__name__ != recorded.class_name:

@@ -1,8 +1,8 @@
-"""A call that makes several images of one, as one call for each of them.
+"""Splits a call that makes several images from one into a call for each of them.
 
 Pipelines encode the image that they start from with the first generator only, and give the result
-to all images: only the first one would be that of its seed. The images of separate calls are those
-of their seeds, whatever the pipeline does.
+to all images: only the first one would be that of its seed. Separate calls give each image the
+noise of its own seed, whatever the pipeline does.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bentoml_diffusers.tasks.inputs import COUNTS_PER_PROMPT
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Of these a list says something for all images: one for each adapter, ControlNet, or frame.
+# A list of these applies to all images: one for each adapter, ControlNet, or frame.
 _WHOLE = ("ip_adapter", "control", "video")
 
 
 def split_by_image(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Returns the arguments of a call for each image; only those given if it must not be split.
+    """Returns the arguments of a call for each image; just the original if it must not be split.
 
-    It is not if it starts from no image, from as many as it makes, or where it is not plain
-    which one belongs to which image. Several videos of a prompt always are: many classes have the
-    argument and make one, whatever it says.
+    It is not split if it starts from no image, from as many as it makes, or if their assignment is
+    unclear. Several videos of a prompt always are: many classes have the argument but ignore it
+    and make one.
 
     Args:
-        arguments: Of the call, without generators.
+        arguments: The arguments of the call, without generators.
         count: How many images it makes.
     """
     prompts = _count_prompts(arguments)
@@ -50,12 +50,12 @@ def split_by_image(arguments: Mapping[str, Any], count: int) -> list[dict[str, A
 
 
 def join_outputs(outputs: Sequence[Any]) -> Any:
-    """Returns what one call for all images would have returned."""
+    """Joins outputs to what one call for all images would have returned."""
     first = outputs[0]
     if len(outputs) == 1:
         return first
     if is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in fields(first)]  # a key of theirs has no None
+        names = [field.name for field in fields(first)]  # their keys are never None
         parts = {name: [getattr(output, name) for output in outputs] for name in names}
         return type(first)(**{name: _join(values) for name, values in parts.items()})
     if isinstance(first, tuple):

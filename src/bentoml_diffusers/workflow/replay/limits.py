@@ -1,4 +1,4 @@
-"""An untrusted workflow under the limits of a service."""
+"""Checks an untrusted workflow against the limits of a service."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.workflow.files import Workflow
 
-_KINDS = ("image", "tuple", "dict", "float", "generator")  # latents would ask for any size
-_MAX_NUMBER = 1024  # of any other argument: tokens, steps of a schedule, seconds
-_MAX_SIZE = 16384  # of sizes that are told to the model, not generated
+_KINDS = ("image", "tuple", "dict", "float", "generator")  # latents could have any size
+_MAX_NUMBER = 1024  # for any other argument: tokens, steps of a schedule, seconds
+_MAX_SIZE = 16384  # for sizes that condition the model but are not generated
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size", "num_frames")
 _USUAL_SIDE = 512
 _IMAGES = ("image", "mask", "video", "audio")
 
 
 def check_limits(workflow: Workflow, limits: RequestLimits, overrides: Mapping[str, Any]) -> None:
-    """Checks what a workflow asks for, as any request of a service is checked.
+    """Applies the limits of a service's requests to a workflow.
 
     Sizes of its images are checked where they are decoded, names of adapters where they are
     looked up.
 
     Args:
-        workflow: An untrusted one.
-        limits: Those of the service.
+        workflow: An untrusted workflow.
+        limits: Limits of the service.
         overrides: Plain arguments instead of those of the workflow.
 
     Raises:
-        InvalidWorkflow: 400, names the first argument that is too much.
+        InvalidWorkflow: 400, names the first argument beyond the limits.
     """
     arguments = {**workflow.arguments, **overrides}
     _check_number("num_inference_steps", arguments.get("num_inference_steps"), limits.max_steps)
@@ -49,12 +49,12 @@ def check_limits(workflow: Workflow, limits: RequestLimits, overrides: Mapping[s
     for index, generator in enumerate(workflow.generators):
         if generator.state is not None:
             field = f"workflow.generators[{index}].state"
-            raise InvalidWorkflow(field, "a state", "a seed only")
+            raise InvalidWorkflow(field, "a state", "only a seed")
 
 
 def _check_value(name: str, value: Any, limits: RequestLimits) -> None:
     if isinstance(value, str):
-        if any(word in name for word in _IMAGES):  # some pipelines would open a file of the name
+        if any(word in name for word in _IMAGES):  # some pipelines would open a file of that name
             raise InvalidWorkflow(_field(name), value, "an image")
         if len(value) > limits.max_prompt_chars:
             expected = f"at most {limits.max_prompt_chars} characters"

@@ -1,4 +1,4 @@
-"""Workflows of plain diffusers pipelines: recorded and repeated without an engine."""
+"""Records and replays calls of plain diffusers pipelines, without an engine."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def run_with_workflow(
 ) -> tuple[Any, Workflow]:
     """Calls a diffusers pipeline and records the call.
 
-    Without a ``generator`` one of the CPU with a seed of 32 bits is made, so that the call can be
-    repeated. The pipeline is not changed, nor is its class.
+    Without a ``generator`` a CPU generator with a seed of 32 bits is created, so that the call can
+    be repeated. Neither the pipeline nor its class is changed.
 
     Args:
         pipeline: Any pipeline: classic, custom, or made of blocks.
@@ -57,7 +57,7 @@ def run_with_workflow(
         What the pipeline returned, and the workflow.
 
     Raises:
-        InvalidRequest: 400, a state for a modular pipeline, which takes its inputs by name here.
+        InvalidRequest: 400, a state for a modular pipeline: here it takes its inputs by name.
     """
     bound = _with_generator(complete_arguments(pipeline, method, args, arguments))
     workflow = _capture(pipeline, method, bound)
@@ -72,7 +72,7 @@ def populate_workflow_from_pipeline(
 
     Args:
         pipeline: Any pipeline.
-        arguments: Of the method, by name; a seed is drawn where they have no ``generator``.
+        arguments: Arguments of the method; a seed is drawn if they have no ``generator``.
         method: Which method would be called.
     """
     bound = _with_generator(complete_arguments(pipeline, method, (), arguments))
@@ -82,12 +82,12 @@ def populate_workflow_from_pipeline(
 def replay(
     pipeline: DiffusionPipeline, workflow: Workflow, /, *, strict: bool = True, **overrides: Any
 ) -> tuple[Any, ReplayReport]:
-    """Repeats a workflow on a diffusers pipeline, which stays as it is.
+    """Repeats a workflow on a diffusers pipeline, which stays unchanged.
 
     Args:
-        pipeline: What the workflow was made with: same class, same weights, same adapters.
-        workflow: Of :func:`run_with_workflow`, or of an engine without adapters of its own.
-        strict: ``False`` runs it whatever differs, and only reports it.
+        pipeline: A pipeline of the same class, with the same weights and adapters.
+        workflow: From :func:`run_with_workflow`, or from an engine without adapters in requests.
+        strict: ``False`` runs it in spite of differences, and only reports them.
         **overrides: Arguments to change, and ``seed``.
 
     Returns:
@@ -95,7 +95,7 @@ def replay(
 
     Raises:
         WorkflowMismatch: 409, pipeline, weights, code or adapters differ, and it is strict.
-        InvalidWorkflow: 400, something in it cannot be.
+        InvalidWorkflow: 400, something in it is invalid.
         InvalidRequest: 400, an override that the pipeline does not take.
     """
     plan = plan_replay(PlainHost(pipeline), workflow, overrides, strict=strict)
@@ -116,7 +116,7 @@ def replay(
 
 @dataclass(frozen=True)
 class PlainHost:
-    """A pipeline by itself: what sits on it is all it has."""
+    """A plain pipeline, with only the adapters that are loaded into it."""
 
     pipeline: Any
     adapters: ClassVar[None] = None
@@ -128,22 +128,22 @@ class PlainHost:
         return device_of(self.pipeline)
 
     def describe(self) -> Pipeline:
-        """Returns what the pipeline is, as it is now."""
+        """Describes the pipeline in its current state."""
         return describe_pipeline(self.pipeline)
 
     def name_task(self, workflow: Workflow) -> str:
-        """Returns the method that a workflow records."""
+        """Returns the name of the method that a workflow records."""
         check_method(type(self.pipeline), workflow.pipeline.method)
         return workflow.pipeline.method
 
     def find_task(self, name: str) -> Task:
-        """Returns what a method takes and gives."""
+        """Returns the task of a method."""
         task = read_method(self.pipeline, name)
         return replace(task, pipeline_class=type(self.pipeline))
 
 
 def make_generators(seeds: Sequence[int]) -> torch.Generator | list[torch.Generator]:
-    """Returns one generator per seed; of the CPU, which gives the same noise on every device."""
+    """Returns a CPU generator for each seed, for the same noise on every device."""
     made = [torch.Generator().manual_seed(seed) for seed in seeds]
     return made if len(made) > 1 else made[0]
 
@@ -159,7 +159,7 @@ def _with_seeds(arguments: Mapping[str, Any], seeds: Sequence[int]) -> dict[str,
 
 
 def _split_seeds(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """As an engine does it, whose seeds are those of single images."""
+    """Splits seeds as an engine does, which has one for each image."""
     others = {name: value for name, value in arguments.items() if name != "generator"}
     generators = arguments.get("generator")
     generators = generators if isinstance(generators, list) else [generators]
@@ -177,9 +177,9 @@ def _capture(pipeline: Any, method: str, arguments: Mapping[str, Any]) -> Workfl
 
 
 def _as_recorded(pipeline: Any, plan: Plan) -> Any:
-    """Returns a copy of the pipeline over the same components, with scheduler and guider its own.
+    """Returns a copy of the pipeline over the same components, with its own scheduler and guider.
 
-    Not by `setattr`: that also rewrites the pipeline's config.
+    Not by `setattr`, which would also rewrite the pipeline's config.
     """
     view, workflow = copy.copy(pipeline), plan.workflow
     scheduler, guider = getattr(pipeline, "scheduler", None), getattr(pipeline, "guider", None)

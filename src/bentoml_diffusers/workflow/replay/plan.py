@@ -1,4 +1,4 @@
-"""From a workflow to a call that repeats it, after a look at what differs."""
+"""Plans the call that repeats a workflow, and finds what differs."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Plan:
     """A call that repeats a workflow.
 
     Attributes:
-        workflow: What it repeats.
-        name: Of its task.
-        task: What that takes and gives.
-        arguments: Those of the workflow that the task takes.
+        workflow: The workflow that it repeats.
+        name: Name of its task.
+        task: Its task.
+        arguments: The workflow's arguments that the task takes.
         adapters: Entries for the options of a request that name adapters.
-        scheduler: Class and config; ``None`` for that of the pipeline.
-        differences: What is not as it was, in words.
-        is_changed: Overrides make it another image.
+        scheduler: Class and config; ``None`` for the pipeline's own.
+        differences: What differs from the workflow, as text.
+        is_changed: Overrides change the image.
     """
 
     workflow: Workflow
@@ -73,18 +73,18 @@ def plan_replay(
     strict: bool,
     limits: RequestLimits | None = None,
 ) -> Plan:
-    """Returns the call that repeats a workflow; reads files of adapters the first time.
+    """Returns the call that repeats a workflow; reads the files of adapters once.
 
     Args:
-        host: What is to run it.
-        workflow: What to repeat.
+        host: The host that will run it.
+        workflow: The workflow to repeat.
         overrides: Arguments and options instead of those of the workflow.
-        strict: ``False`` plans it whatever differs, and only reports it.
-        limits: Those of a service, for an untrusted workflow.
+        strict: ``False`` plans it in spite of differences, and only reports them.
+        limits: Limits of a service, for an untrusted workflow.
 
     Raises:
-        WorkflowMismatch: 409, the host has something else, and it is strict.
-        InvalidWorkflow: 400, something in it cannot be.
+        WorkflowMismatch: 409, the host differs, and it is strict.
+        InvalidWorkflow: 400, something in it is invalid.
         AdapterNotFound: 404, no such adapter, and it is strict.
     """
     check_workflow(workflow)
@@ -122,11 +122,11 @@ def _compare_hosts(host: Host, workflow: Workflow, task: Task) -> Iterator[Diffe
         yield from _compare_guiders(host, workflow)
     if workflow.adapters and host.adapters is None:
         names = [one.name for one in workflow.adapters]
-        yield Difference("workflow.adapters", names, "no engine that has them", stops=True)
+        yield Difference("workflow.adapters", names, "no engine to load them", stops=True)
 
 
 def _compare_guiders(host: Host, workflow: Workflow) -> Iterator[Difference]:
-    """All but the guidance scale, which a request can have of its own."""
+    """Compares guiders except for the guidance scale, which a request can set."""
     here = describe_guider(getattr(host.pipeline, "guider", None), guidance_scale=0)
     was = workflow.guider
     changed = {**was.config, "guidance_scale": 0} if was is not None else None
@@ -158,7 +158,7 @@ def _find_scheduler(host: Host, workflow: Workflow) -> tuple[type[Any], dict[str
 
 
 def _changes(overrides: Mapping[str, Any]) -> bool:
-    """True if one of them decides about the image."""
+    """True if one of them affects the image."""
     return bool(set(overrides) - (OPTION_NAMES - set(OPTION_PLACES)))
 
 
@@ -174,7 +174,7 @@ class _AdapterFinder:
         """Returns the entries of one option.
 
         Raises:
-            AdapterNotFound: 404, one is not here, and it is strict.
+            AdapterNotFound: 404, one is missing, and it is strict.
         """
         items = []
         for index, adapter in enumerate(workflow.adapters):
@@ -195,7 +195,7 @@ class _AdapterFinder:
         return items
 
     def _find_one(self, recorded: Adapter, option: str) -> tuple[dict[str, Any], str]:
-        """By its tag, else by its name: another store may have it in another version."""
+        """Finds it by its tag, else by its name: another store may have another version."""
         item: dict[str, Any] = {**recorded.arguments, "name": recorded.name}
         if recorded.kind == "lora":
             item["scale"] = recorded.scale
