@@ -270,7 +270,7 @@ class TestReplay:
         assert "differs: workflow.pipeline.options.custom_pipeline was" in done.output
 
     @pytest.mark.parametrize(
-        ("output", "said"), [("a.bmp", "none of .png"), ("nowhere/a.png", "does not exist")]
+        ("output", "said"), [("a.bmp", "one of .png"), ("nowhere/a.png", "does not exist")]
     )
     def test_output_that_cannot_be(self, run, generated, tmp_path, output, said):
         """Said before anything is generated."""
