@@ -345,7 +345,7 @@ def test_lokr_for_fused_projections_of_flux_2_does_not_change_the_base(tmp_path)
 def test_an_alpha_that_makes_diffusers_run_forever_is_refused(flux, alpha):
     pipeline, tensors, path = flux
     key = next(key for key in tensors if key.endswith("alpha"))
-    with pytest.raises(errors.InvalidModel, match=f"{key}.*not positive"):
+    with pytest.raises(errors.InvalidModel, match=f"{key}.*must be positive"):
         read(pipeline, {**tensors, key: torch.tensor(alpha)}, path)
 
 

@@ -271,11 +271,15 @@ def test_the_store_knows_the_denoiser(wan_folder, name):
 @pytest.mark.parametrize(
     ("make", "components", "match"),
     [
-        (tiny_wan, ["transformer_3"], "of transformer, transformer_2"),
+        (tiny_wan, ["transformer_3"], "from transformer, transformer_2"),
         (tiny_wan, [7], "a list of component names"),
         (tiny_wan, ["transformer", "transformer"], "a list of component names"),
-        (functools.partial(tiny_wan, two=False), ["transformer_2"], "of transformer"),
-        (testing.tiny_stable_diffusion, ["unet"], "files for a StableDiffusionPipeline say it"),
+        (functools.partial(tiny_wan, two=False), ["transformer_2"], "from transformer"),
+        (
+            testing.tiny_stable_diffusion,
+            ["unet"],
+            "files for a StableDiffusionPipeline name their component",
+        ),
     ],
 )
 def test_denoisers_that_are_not_there_are_refused(wan_folder, make, components, match):

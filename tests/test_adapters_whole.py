@@ -201,7 +201,7 @@ def test_what_is_for_a_component_that_a_pipeline_is_without_is_left_out(lora):
     pipeline = MAKE()
     pipeline.register_modules(text_encoder=None)
     found = prepare(lora.parent, pipeline=pipeline)
-    assert "8 of its 40 layers have no place" in found.warnings[0]
+    assert "8 of its 40 layers are not in the base model" in found.warnings[0]
     ((lora_here, _),) = found.loras
     assert {component for component, _ in lora_here.layers} == {"unet"}
 

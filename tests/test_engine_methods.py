@@ -36,7 +36,7 @@ def test_a_method_whose_state_would_be_lost_is_refused_with_the_way(ledits):
     with Engine(ledits) as engine:
         with pytest.raises(errors.InvalidRequest, match="init_latents"):
             engine.run("invert", image=IMAGE, num_inversion_steps=4)
-        with pytest.raises(errors.InvalidRequest, match="invert leaves in the pipeline"):
+        with pytest.raises(errors.InvalidRequest, match="invert stores in the pipeline"):
             engine.run("__call__", **EDIT)
 
 

@@ -112,7 +112,7 @@ class TestSyntax:
     )
     def test_what_others_read_as_syntax(self, engine, prompt, part):
         (said,) = warnings_of(engine, prompt)
-        assert said.startswith(f"prompt: {part} was read as letters: ")
+        assert said.startswith(f"prompt: {part} was read as plain letters: ")
 
     @pytest.mark.parametrize(
         "prompt",

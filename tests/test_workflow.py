@@ -318,7 +318,10 @@ def test_other_texts_are_refused(text):
     [
         ({"more": 1}, r"^workflow.more: got 1, expected no such field$"),
         ({"exclusive": 1}, r"^workflow.exclusive: got 1, expected a valid boolean$"),
-        ({"pipeline": {}}, r"^workflow.pipeline.class_name: got None, expected a value: .* needed"),
+        (
+            {"pipeline": {}},
+            r"^workflow.pipeline.class_name: got None, expected a value: .* required",
+        ),
         ({"seeds": [-1]}, r"^workflow.seeds.0: got -1, expected greater than or equal to 0$"),
         (
             {"pipeline": {"class_name": "X", "code_sha256": "no"}},

@@ -1,4 +1,4 @@
-"""Requests, their views of the pipeline, and the forwards that they share."""
+"""The engine: requests, their views of the pipeline, and shared forwards."""
 
 from bentoml_diffusers.engine.devices import default_device
 from bentoml_diffusers.engine.engine import Engine

@@ -1,10 +1,10 @@
-"""Where an engine runs."""
+"""The default device of an engine."""
 
 from __future__ import annotations
 
 
 def default_device() -> str:
-    """Returns ``"cuda"``, ``"mps"`` or ``"cpu"``: the best that is there."""
+    """Returns ``"cuda"``, ``"mps"`` or ``"cpu"``: the best that is available."""
     import torch
 
     if torch.cuda.is_available():

@@ -58,8 +58,8 @@ class Engine:
     Args:
         pipeline: A diffusers pipeline; the engine owns it until :meth:`close`. Modules that
             ``torch.compile`` wrapped become modules that are compiled in their place.
-        options: Adapters and where requests may take theirs from.
-        limits: How much is taken on at once.
+        options: Adapters, and the sources of those in requests.
+        limits: How much the engine takes on at once.
         model: The stored model that the pipeline is from; workflows name it.
     """
 
@@ -104,8 +104,8 @@ class Engine:
         Args:
             model: A tag, a ``bentoml.Model``, or a diffusers pipeline.
             device: Where to run; ``None`` takes the GPU if there is one.
-            limits: How much is taken on at once.
-            **options: See :class:`bentoml_diffusers.ModelOptions`; they override what is stored
+            limits: How much the engine takes on at once.
+            **options: See :class:`bentoml_diffusers.ModelOptions`; they override those stored
                 with the model.
 
         Raises:
@@ -139,14 +139,14 @@ class Engine:
     async def stream(
         self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
     ) -> AsyncGenerator[Progress | Result]:
-        """Runs a request and yields each step as it is done, last the result.
+        """Runs a request and yields each step when it is done, and at last the result.
 
         Leaving the loop cancels the request. For the arguments see :meth:`submit`; with
         ``preview_every``, ``preview_count`` or ``preview_interval_s`` steps come with previews.
         """
         chosen = arguments.get("on_step", options and options.on_step)
         if chosen is not None:
-            raise InvalidRequest("on_step", chosen, "none: a stream yields the steps")
+            raise InvalidRequest("on_step", chosen, "None: a stream yields the steps itself")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
         ticket = Ticket()
@@ -180,7 +180,7 @@ class Engine:
             **arguments: Arguments of the pipeline, and fields of :class:`RequestOptions`.
 
         Raises:
-            InvalidRequest: 400, an argument is unknown or wrong.
+            InvalidRequest: 400, an argument is unknown or invalid.
             UntrustedSource: 400, an adapter from a source that is not allowed.
             AdapterNotFound: 404, no such adapter.
             QueueFull: 429, too many requests wait.
@@ -197,7 +197,7 @@ class Engine:
     async def areplay(self, workflow: Workflow, /, **arguments: Any) -> Result:
         """Repeats a workflow; cancelling the awaiting task cancels it. See :meth:`submit_replay`.
 
-        Files are read and images decoded in a thread beside the event loop.
+        Files are read and images decoded in a thread, not in the event loop.
         """
         submit = functools.partial(self.submit_replay, workflow, **arguments)
         return await wait_for(await submit_beside(submit))
@@ -213,25 +213,25 @@ class Engine:
     ) -> Handle:
         """Checks a workflow against this engine and queues its repetition, which runs alone.
 
-        The same pipeline, model, code and adapters must be here. Other versions or devices are no
-        hindrance: :attr:`Result.replay` names them, and says whether the output is the same. It
-        reads the files of adapters whose hash it does not know yet.
+        Pipeline, model, code and adapters must be the same. Versions and devices may differ:
+        :attr:`Result.replay` names them, and tells whether the output is the same. Reads the files
+        of adapters whose hash is not known yet.
 
         Args:
-            workflow: Of an earlier request, or of :func:`bentoml_diffusers.run_with_workflow`.
-            strict: ``False`` runs it whatever differs, and only reports it.
-            limits: Those of a service, for an untrusted workflow.
+            workflow: From an earlier request, or from :func:`bentoml_diffusers.run_with_workflow`.
+            strict: ``False`` runs it in spite of differences, and only reports them.
+            limits: Limits of a service, for an untrusted workflow.
             **overrides: Arguments of :meth:`submit` to change, such as ``negative_prompt`` or
                 ``seed``.
 
         Raises:
-            WorkflowMismatch: 409, something else is here, and it is strict.
+            WorkflowMismatch: 409, something differs, and it is strict.
             InvalidWorkflow: 400, something in it cannot be.
-            InvalidRequest: 400, an argument is unknown or wrong.
-            AdapterNotFound: 404, no such adapter here, and it is strict.
+            InvalidRequest: 400, an argument is unknown or invalid.
+            AdapterNotFound: 404, no such adapter, and it is strict.
             QueueFull: 429, too many requests wait.
             RequestCancelled: 503, the engine is closed.
-            DeadlineExceeded: 504, the time was over before all was read.
+            DeadlineExceeded: 504, the time was over before everything was read.
         """
         ticket = Ticket()
         with self._admission.counting_refusals():
@@ -246,7 +246,7 @@ class Engine:
         return not (self._admission.is_closed or self._worker.conductor.is_broken)
 
     def report(self) -> EngineReport:
-        """Returns what the engine has done and does. Safe from any thread, at any time."""
+        """Returns the state and statistics of the engine. Thread-safe."""
         return EngineReport(
             running=self._admission.running,
             waiting=self._admission.waiting,
@@ -257,7 +257,7 @@ class Engine:
         )
 
     def look_at_queue(self) -> QueueReport:
-        """Returns how long the queue is. Cheap, safe from any thread, at any time."""
+        """Returns the length of the queue. Cheap and thread-safe."""
         return self._admission.look_at_queue()
 
     def close(self, *, cancel: bool = False) -> None:
@@ -286,7 +286,7 @@ class Engine:
         self.close(cancel=error is not None)
 
     def find_task(self, name: str) -> Task:
-        """Returns what a task takes and gives.
+        """Returns a task: its inputs and output.
 
         Args:
             name: See :meth:`submit`.

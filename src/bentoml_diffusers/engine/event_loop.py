@@ -1,4 +1,4 @@
-"""Requests in an event loop: whoever stops waiting stops the request."""
+"""Requests in an event loop: cancelling the awaiting task cancels the request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 async def submit_beside(submit: Callable[[], Handle]) -> Handle:
-    """Submits in a thread; a request that is submitted after a cancel is cancelled, too."""
+    """Submits in a thread; if cancelled meanwhile, cancels the request once it is submitted."""
     submitted: Future[Handle] = Future()
     try:
         await asyncio.to_thread(_submit_into, submitted, submit)
@@ -26,7 +26,7 @@ async def submit_beside(submit: Callable[[], Handle]) -> Handle:
 def _submit_into(submitted: Future[Handle], submit: Callable[[], Handle]) -> None:
     try:
         submitted.set_result(submit())
-    except BaseException as err:  # noqa: BLE001 - handed to the caller by the future
+    except BaseException as err:  # noqa: BLE001 - passed to the caller through the future
         submitted.set_exception(err)
 
 
@@ -50,9 +50,9 @@ async def wait_for(handle: Handle) -> Result:
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> bool:
-    """Calls a function in an event loop of another thread; ``False`` if that is closed by now."""
+    """Calls a function in another thread's event loop; ``False`` if that is closed."""
     try:
         loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:  # nothing else than a closed loop raises here
+    except RuntimeError:  # raised only by a closed loop
         return False
     return True

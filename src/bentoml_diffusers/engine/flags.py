@@ -1,4 +1,4 @@
-"""What a safety checker said of the images of a request."""
+"""The results of a safety checker for the images of a request."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _NAMES = ("nsfw_content_detected", "nsfw_detected")
 
 
 def read_flags(pipeline: Any, output: Any) -> tuple[bool, ...]:
-    """Returns one flag for each image; none where nothing was checked.
+    """Returns one flag for each image; empty if nothing was checked.
 
     Args:
-        pipeline: What ran.
+        pipeline: The pipeline that ran.
         output: What it returned: an output of diffusers, or a tuple for ``return_dict=False``.
     """
     found = next((getattr(output, name) for name in _NAMES if hasattr(output, name)), None)
@@ -24,9 +24,9 @@ def read_flags(pipeline: Any, output: Any) -> tuple[bool, ...]:
 
 
 def warn_of_flags(flags: tuple[bool, ...]) -> tuple[str, ...]:
-    """Returns a warning for each image that the safety checker made black."""
+    """Returns a warning for each image that the safety checker blacked out."""
     return tuple(
-        f"image {number}: the safety checker flagged it and made it black; "
+        f"image {number}: the safety checker flagged it and blacked it out; "
         "try another prompt or seed"
         for number, flag in enumerate(flags, 1)
         if flag

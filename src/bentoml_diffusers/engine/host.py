@@ -1,4 +1,4 @@
-"""An engine, as what records and repeats workflows: its pipeline, model, tasks and adapters."""
+"""The engine as a host, which records and replays workflows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.tasks.finder import Finder
     from bentoml_diffusers.workflow.files import Workflow
 
-# Options that change what is computed, not only where or how fast.
+# Options that change the result, not only where or how fast it is computed.
 NUMERIC_OPTIONS = (
     *("torch_dtype", "variant", "enable_xformers", "enable_attention_slicing"),
     *("attention_backend", "enable_torch_compile", "enable_vae_slicing", "enable_vae_tiling"),
@@ -43,18 +43,18 @@ NUMERIC_OPTIONS = (
 
 
 class EngineHost:
-    """What one engine can record and repeat. Safe from any thread.
+    """Pipeline, model, tasks and adapters of one engine. Thread-safe.
 
     Args:
         pipeline: The engine's.
         options: The engine's.
-        model: The stored model that the pipeline is from, if it is.
-        tasks: Those of the pipeline.
+        model: The stored model that the pipeline was loaded from, if any.
+        tasks: The pipeline's.
         bank: The engine's adapters.
         in_turn: Calls a function while no request changes the pipeline.
     """
 
-    rebuilds_guider = False  # its requests share the pipeline's
+    rebuilds_guider = False  # requests share the pipeline's guider
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class EngineHost:
         in_turn: Callable[[Callable[[], Pipeline]], Pipeline],
     ) -> None:
         self.pipeline = pipeline
-        # Looked for by a walk over all modules: not while a request may be changing them.
+        # Found by a walk over all modules, so not while a request may be changing them.
         self.device = device_of(pipeline)
         self.adapters = _Adapters(bank)
         self.find_task = tasks.find
@@ -77,13 +77,13 @@ class EngineHost:
         self._ticket = Ticket()
 
     def within(self, ticket: Ticket) -> EngineHost:
-        """Returns the same host for one request: what takes long stops with it."""
+        """Returns the host for one request, whose end also stops long computations."""
         host = copy.copy(self)
         host._ticket = ticket
         return host
 
     def describe(self) -> Pipeline:
-        """Returns the engine's pipeline; the first time takes long where files have no hash yet.
+        """Describes the engine's pipeline; slow the first time if files have no hash yet.
 
         Raises:
             InvalidModel: 400, the files of the model are not what was stored.
@@ -93,10 +93,10 @@ class EngineHost:
         return self._described.get(self._ticket)
 
     def name_task(self, workflow: Workflow) -> str:
-        """Returns what the task of a workflow is called here.
+        """Returns the name that this engine has for the task of a workflow.
 
         Raises:
-            InvalidWorkflow: 400, a method that generates nothing.
+            InvalidWorkflow: 400, not a method that generates.
         """
         recorded, own = workflow.pipeline, type(self.pipeline)
         is_own = recorded.class_name == own.__name__
@@ -125,7 +125,7 @@ class EngineHost:
 
 
 class _Adapters:
-    """The adapters that requests of an engine may name."""
+    """Finds the adapters that requests of an engine may name."""
 
     def __init__(self, bank: AdapterBank) -> None:
         self._bank = bank
@@ -134,8 +134,8 @@ class _Adapters:
         """Returns the sha256 of an adapter's file.
 
         Raises:
-            AdapterNotFound: 404, no such adapter here.
-            InvalidRequest: 400, one that is switched off.
+            AdapterNotFound: 404, no such adapter.
+            InvalidRequest: 400, an adapter with scale 0.
         """
         asked: dict[str, Any] = {"lora_weights": None, option: [item]}
         found = self._bank.find(**asked)
@@ -157,7 +157,7 @@ def describe_adapters(found: AdapterSet, *, is_fused: bool = False) -> list[Adap
     """Returns adapters with the hash of their files.
 
     Raises:
-        InvalidModel: 400, a file that is gone.
+        InvalidModel: 400, a file that no longer exists.
     """
     return [
         *(_describe_adapter("lora", one, is_fused=is_fused) for one in found.loras),
@@ -183,13 +183,13 @@ def _describe_adapter(kind: Any, found: FoundAdapter, *, is_fused: bool = False)
 
 @functools.lru_cache(maxsize=1024)
 def _describe_rank(path: Path, _key: object) -> Mapping[str, Any]:
-    """Reads a file that stays the same once: a large LoRA has thousands of names."""
+    """Caches by content of the file: a large LoRA has thousands of names."""
     known = describe_lora(read_adapter(path))
     return {name: known[name] for name in ("rank", "alpha") if known.get(name) is not None}
 
 
 def _describe_static(options: ModelOptions) -> list[Adapter]:
-    """The static adapters; one that is not a file of its own is seen on the pipeline itself."""
+    """Describes static adapters; those that are not single files are found on the pipeline."""
     try:
         return describe_adapters(
             find_static_adapters(options), is_fused=bool(options.fuse_static_loras)

@@ -1,4 +1,4 @@
-"""What takes long, and is computed once."""
+"""Slow values that are computed once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _POLL_S = 0.1
 
 
 class Once(Generic[T]):
-    """A value that a thread of its own computes when it is first asked for.
+    """A value that its own thread computes on first use.
 
-    So whoever waits for it can stop waiting, which ``functools.cached_property`` does not allow;
-    up to Python 3.11 that even has one lock for all instances of a class.
+    So a request can stop waiting for it, which ``functools.cached_property`` does not allow; up to
+    Python 3.11 that even has one lock for all instances of a class.
 
     Args:
-        compute: Returns the value. What it raises is raised for all who wait; whoever asks later
-            has it computed again.
+        compute: Returns the value. What it raises is raised for all who are waiting; the next
+            call computes it again.
     """
 
     def __init__(self, compute: Callable[[], T]) -> None:
@@ -55,5 +55,5 @@ class Once(Generic[T]):
     def _fill(self, computed: Future[T]) -> None:
         try:
             computed.set_result(self._compute())
-        except BaseException as err:  # noqa: BLE001 - handed to those who wait by the future
+        except BaseException as err:  # noqa: BLE001 - passed on through the future
             computed.set_exception(err)

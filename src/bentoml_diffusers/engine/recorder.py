@@ -1,4 +1,4 @@
-"""Workflows of an engine's requests: what is recorded of them, and how a replay went."""
+"""Records workflows of an engine's requests, and the outcome of replays."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 def make_recording(
     task: str, arguments: Mapping[str, Any], options: RequestOptions, plan: Plan | None
 ) -> Recording | None:
-    """Returns what to record of a request; ``None`` if it asked for nothing.
+    """Returns what to record of a request, if anything.
 
     Args:
-        task: As it was asked for.
+        task: Name of the task in the request.
         arguments: All arguments of the method.
-        options: What it asks of the engine.
-        plan: The replay that the request is.
+        options: Its options.
+        plan: The plan, if the request is a replay.
     """
     if plan is None and not options.return_workflow:
         return None
     scheduler = options.scheduler if isinstance(options.scheduler, (str, type)) else None
     if scheduler is None and plan is not None and plan.workflow.scheduler is not None:
-        scheduler = plan.workflow.scheduler.requested  # so that a replay can be replayed
+        scheduler = plan.workflow.scheduler.requested  # so that a replay can be replayed itself
     return Recording(
         task=task,
         arguments=arguments,
@@ -47,7 +47,7 @@ def make_recording(
 
 
 class Recorder:
-    """Records requests of one engine. Safe from any thread.
+    """Records requests of one engine. Thread-safe.
 
     Args:
         host: The engine.
@@ -57,7 +57,7 @@ class Recorder:
         self._host = host
 
     def begin(self, request: Request, ticket: Ticket) -> Captured | None:
-        """Reads what a request is about to run with; ``None`` if nothing is to be recorded.
+        """Records a request before it runs; ``None`` if nothing is to be recorded.
 
         Raises:
             InvalidModel: 400, the files of the model are not what was stored.
@@ -67,11 +67,11 @@ class Recorder:
         recording = request.recording
         if recording is None or not recording.returns_workflow:
             return None
-        self._host.within(ticket).describe()  # what can fail fails before it runs
+        self._host.within(ticket).describe()  # fails before the request runs, if at all
         return capture(recording.arguments)
 
     def finish(self, request: Request, captured: Captured | None, result: Result) -> Result:
-        """Returns the result with its workflow, and with how the replay went."""
+        """Returns the result with its workflow, and with the outcome of the replay."""
         recording = request.recording
         if recording is None:
             return result

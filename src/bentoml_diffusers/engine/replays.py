@@ -17,9 +17,9 @@ _PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
 def make_arguments(plan: Plan, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all arguments of the request that a plan is, its options among them.
+    """Returns all arguments of the planned request, with its options.
 
-    Without what equals a default: checks look at what a caller gave.
+    Without those that equal a default, since checks treat present arguments as the caller's.
     """
     workflow, inputs = plan.workflow, plan.task.inputs
     arguments = {
@@ -47,7 +47,7 @@ def _is_default(value: object, item: Input | None) -> bool:
 
 
 def _join_seeds(seeds: Sequence[int]) -> int | list[int] | None:
-    """One seed where the others count up from it, so that overrides may ask for more images."""
+    """Reduces consecutive seeds to the first, so that overrides may ask for more images."""
     if not seeds:
         return None
     counted = [(seeds[0] + image) % (MAX_SEED + 1) for image in range(len(seeds))]

@@ -1,4 +1,4 @@
-"""What an engine says of itself."""
+"""Reports of an engine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueReport:
-    """What a request that comes now would wait for.
+    """What a new request would wait for.
 
     Attributes:
         waiting: Requests in the queue.
-        seconds: Until all of them have begun, by the pace of the last half minute; ``None`` if
-            none was done in it, 0 if none waits and a request may begin at once.
+        seconds: Estimated seconds until all of them have begun, by the pace of the last half
+            minute; ``None`` if nothing was done in it, 0 if a new request would begin at once.
     """
 
     waiting: int
@@ -27,11 +27,11 @@ class QueueReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineReport:
-    """What an engine has done and does.
+    """State and statistics of an engine.
 
     Attributes:
-        running: Requests that run.
-        waiting: Requests in the queue.
+        running: Number of running requests.
+        waiting: Number of requests in the queue.
         counts: Requests by outcome: ``done``, or that of their error, see
             :mod:`bentoml_diffusers.errors`; and ``submitted``, those that came into the queue.
         forwards: How many forwards were shared by how many requests.

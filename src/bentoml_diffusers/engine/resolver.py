@@ -1,4 +1,4 @@
-"""From what a caller gave to a request that can run, or to the error that says why it cannot."""
+"""Resolves the arguments of a call to a request that can run, or raises the error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Resolver:
-    """Checks requests for one pipeline; reads no file. Safe from any thread.
+    """Checks requests for one pipeline; reads no file. Thread-safe.
 
     Args:
         pipeline: The engine's.
@@ -65,7 +65,7 @@ class Resolver:
         """Returns the request.
 
         Raises:
-            InvalidRequest: 400, an argument is unknown or wrong.
+            InvalidRequest: 400, an argument is unknown or invalid.
             UntrustedSource: 400, an adapter from a source that is not allowed.
             AdapterNotFound: 404, no such adapter.
         """

@@ -1,4 +1,4 @@
-"""Calls of shared modules: collected, joined, run once, split."""
+"""Calls of shared modules: collected, joined, run once and split."""
 
 from bentoml_diffusers.engine.forwards.calls import Member, SharedModule, parameter_defaults
 from bentoml_diffusers.engine.forwards.conductor import Conductor

@@ -40,7 +40,7 @@ class Call:
         samples: Rows of the batch that this call fills.
         key: Calls of equal key can be joined.
         leaves: All leaves of the arguments' pytree.
-        roles: What joining does with each leaf.
+        roles: How each leaf is joined.
         spec: The pytree's structure, ``{argument name: value}``.
         structure: The same as text, since a spec has a hash in newer versions of torch only; with
             the roles.
@@ -97,7 +97,7 @@ def take_apart(arguments: Mapping[str, Any], texts: Sequence[PaddedText] = ()) -
 
 
 def join(calls: Sequence[Call], rows: int | None = None) -> dict[str, Any]:
-    """Returns the arguments of one call that does the work of all.
+    """Returns the arguments of one call that covers all calls.
 
     Args:
         calls: Calls of equal key.
@@ -164,7 +164,7 @@ def _perturb(leaf: Any, share: float) -> Any:
 
 
 def _thread_modes() -> tuple[bool, ...]:
-    """Modes of the calling thread under which a forward means something else."""
+    """Modes of the calling thread that change the result of a forward."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),

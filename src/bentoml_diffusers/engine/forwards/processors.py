@@ -1,4 +1,4 @@
-"""Attention processors that a request puts into the shared modules."""
+"""Attention processors that a request sets on the shared modules."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Changes = list[tuple[Any, Any]]
 
 
 class AttentionProcessors:
-    """The attention processors of shared modules, as they are while no request runs.
+    """The original attention processors of shared modules, as set while no request runs.
 
     Some pipelines replace them while they run: perturbed attention guidance (PAG) by ones that
-    cut the batch into thirds, self attention guidance by one that keeps what it sees. Such
-    processors would serve the forwards of all requests. Any replaced processor is noticed,
-    whatever the class of the pipeline is.
+    cut the batch into thirds, self attention guidance by one that stores what it sees. Such
+    processors would run in the forwards of all requests. Any replaced processor is detected, for
+    every pipeline class.
 
     Args:
         modules: The shared modules.
@@ -35,11 +35,11 @@ class AttentionProcessors:
         self._known = self._read()
 
     def note(self) -> None:
-        """Notes them as they are now."""
+        """Saves the current ones."""
         self._known = self._read()
 
     def take_back(self) -> Changes:
-        """Puts the noted ones back, and returns those that were there."""
+        """Restores the saved ones, and returns those that were set."""
         now = self._read()
         if all(map(operator.is_, now, self._known)):
             return []
@@ -50,7 +50,7 @@ class AttentionProcessors:
         return [(layer, new) for layer, new, _ in changed]
 
     def put(self, changes: Changes) -> None:
-        """Puts in what :meth:`take_back` returned."""
+        """Sets those that :meth:`take_back` returned."""
         for layer, processor in changes:
             layer.set_processor(processor)
 

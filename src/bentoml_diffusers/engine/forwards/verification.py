@@ -1,4 +1,4 @@
-"""Whether the rows of a shared forward are those of the lone ones, up to rounding.
+"""Checks that the rows of a shared forward equal those of lone ones, up to rounding.
 
 Code that reads a row's meaning from its place in the batch gives wrong images without an error
 when calls are joined. So the first shared forward of each kind is compared with the lone ones.
@@ -16,20 +16,20 @@ from bentoml_diffusers._compat import tree_leaves
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# A batch of another size rounds otherwise, by some 1e-6 of a row in float32, and by a few of its
-# steps in the half formats. What is below this share of a row is not a sample in a wrong place.
+# Another batch size rounds differently, by about 1e-6 of a row in float32, and by a few rounding
+# steps in half formats. A difference below this share of a row is not a sample in a wrong place.
 _CERTAIN = 1e-4
 _STEPS = 4
-# More than that is compared with what a change of the inputs by one rounding step does to this
-# module: deep or random weights amplify it. A batch rounds at each layer, not once.
+# A larger one is compared with the effect of changing the inputs by one rounding step, which
+# deep or random weights amplify. The factor: a batch rounds at each layer, not once.
 _AMPLIFIED = 10.0
-# Convolutions in float32 on CUDA round their inputs to TF32 by PyTorch's default.
+# By PyTorch's default, float32 convolutions on CUDA round their inputs to TF32.
 _TF32_STEP = 2.0**-11
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a shared forward is from the lone ones.
+    """The distance of a shared forward from lone ones.
 
     Attributes:
         gap: Largest distance of a row, as a share of the row.
@@ -48,13 +48,13 @@ class Verdict:
 def compare_outputs(
     shared: Sequence[Any], lone: Sequence[Any], perturb: Callable[[int, float], Any]
 ) -> Verdict:
-    """Compares what each call got from a shared forward with what it gets by itself.
+    """Compares each call's output from a shared forward with that of its own forward.
 
     Args:
-        shared: Output for each call.
+        shared: Output for each call, from the shared forward.
         lone: Output of each call's own forward.
-        perturb: Returns the output of the forward of one call, by its index, with inputs that are
-            changed by a share.
+        perturb: Returns the output of the forward of one call, by its index, with inputs changed by
+            a share.
     """
     gaps = [measure_gap(*pair) for pair in zip(shared, lone, strict=True)]
     worst = max(range(len(gaps)), key=gaps.__getitem__)

@@ -1,4 +1,4 @@
-"""What a request asks for, checked and resolved, and what came of it."""
+"""Requests: checked and resolved arguments, and results."""
 
 from bentoml_diffusers.engine.requests.faults import check_inputs, invalid_request_from
 from bentoml_diffusers.engine.requests.image_prompts import check_ip_adapter

@@ -1,4 +1,4 @@
-"""How a result looks in a Python shell and in a notebook."""
+"""Shows a result in a Python shell and in a notebook."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# A notebook keeps what it shows in its file, so this bounds what one answer adds to it.
+# A notebook stores what it shows, so this bounds what one result adds to its file.
 MAX_IMAGES = 8
 MAX_SIDE = 512  # pixels
-MAX_NAMED = 4  # of seeds, adapters and sizes
+MAX_NAMED = 4  # seeds, adapters or sizes
 
 
 def describe_output(value: Any) -> str:
-    """Returns what an output is, such as ``"2 images of 512x512"`` or ``"Tensor of 1x4x8x8"``."""
+    """Describes an output, such as ``"2 images of 512x512"`` or ``"Tensor of 1x4x8x8"``."""
     images = find_images(value)
     if images:
         sizes = dict.fromkeys(f"{image.width}x{image.height}" for image in images)
@@ -40,7 +40,7 @@ def images_as_html(images: Sequence[Image.Image], line: str) -> str:
 
 
 def find_images(value: Any) -> list[Image.Image]:
-    """Returns the images of an output; none where it is something else, such as latents."""
+    """Returns the images of an output; empty if it is something else, such as latents."""
     if isinstance(value, (list, tuple)) and all(isinstance(one, Image.Image) for one in value):
         return list(value)
     return []

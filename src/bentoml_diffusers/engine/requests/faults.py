@@ -1,4 +1,4 @@
-"""Whose fault it is that a call of diffusers failed: the caller's, or the server's."""
+"""Decides whether a failed call of diffusers is the caller's fault or the server's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
-# Where diffusers looks at arguments. Its models and loaders raise for other reasons.
+# Where diffusers checks arguments. Its models and loaders raise for other reasons.
 _PLACES = ("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.schedulers.")
 _MODULES = ("diffusers.image_processor", "diffusers.video_processor", "diffusers.utils.torch_utils")
 
@@ -25,14 +25,14 @@ def check_inputs(
 ) -> None:
     """Runs the checks of the pipeline's own class before the request is queued.
 
-    They look at arguments and config alone. What they need and is found out only in the call, such
-    as a size that was not given, leaves it to the call.
+    They use only arguments and config. If they need something that only the call computes, such as
+    a default size, the check is left to the call.
 
     Args:
-        pipeline: The engine's; only looked at.
-        cls: Class that does the task.
-        defaults: Of its parameters.
-        arguments: Of the call.
+        pipeline: The engine's; not changed.
+        cls: Class that runs the task.
+        defaults: Defaults of its parameters.
+        arguments: Arguments of the call.
 
     Raises:
         InvalidRequest: 400, they refuse an argument.
@@ -41,7 +41,7 @@ def check_inputs(
     if check is None:
         return
     names = list(inspect.signature(check).parameters)[1:]
-    # It is of the arguments that diffusers takes beside those that it names.
+    # It is an argument that diffusers takes beside those in its signature.
     known = {"callback_steps": None, **defaults, **arguments}
     if any(name not in known for name in names) or any(
         known.get(name, 1) is None for name in ("height", "width")
@@ -59,14 +59,14 @@ def check_inputs(
 
 
 def invalid_request_from(error: BaseException, *, has_denoised: bool) -> InvalidRequest | None:
-    """Returns the caller's fault, if it is that.
+    """Returns the error as the caller's fault, if it is that.
 
-    It is what a pipeline's ``check_inputs`` raises, and each ``raise ValueError`` in a pipeline or
-    its helpers before the denoiser ran for the first time.
+    That is whatever a pipeline's ``check_inputs`` raises, and each ``raise ValueError`` in a
+    pipeline or its helpers before the first run of the denoiser.
 
     Args:
-        error: What came out of a pipeline.
-        has_denoised: The denoiser ran.
+        error: The error that a pipeline raised.
+        has_denoised: The denoiser has run.
     """
     names = {frame.f_code.co_name for frame, _ in _walk(error.__traceback__)}
     is_checked = CHECKS in names
@@ -76,7 +76,7 @@ def invalid_request_from(error: BaseException, *, has_denoised: bool) -> Invalid
 
 
 def invalid_request(error: BaseException) -> InvalidRequest:
-    """Returns the error of diffusers as ours; it names the field in backticks."""
+    """Converts an error of diffusers, which names the field in backticks."""
     field = re.search(r"`(\w+)`", str(error))
     invalid = InvalidRequest(field.group(1) if field else "arguments", "", "")
     invalid.say(str(error))
@@ -84,7 +84,7 @@ def invalid_request(error: BaseException) -> InvalidRequest:
 
 
 def _is_raised_on_purpose(error: BaseException) -> bool:
-    """True if a ``raise`` of diffusers made it, and not an operation that failed."""
+    """True if it comes from a ``raise`` in diffusers, not from an operation that failed."""
     *_, (frame, instruction) = _walk(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     if not module.startswith(_PLACES) and module not in _MODULES:

@@ -1,4 +1,4 @@
-"""Results as files: images, video and audio, by the suffix of the name."""
+"""Saves results as image, video and audio files, by the suffix of the name."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def save_output(
     """Writes an output into files.
 
     Args:
-        output: Of a pipeline.
-        layout: What its values are.
-        workflow: What made it, to be written as well; ``None`` for none.
-        path: Of the file; the suffix chooses among images, videos and sound.
+        output: Output of a pipeline.
+        layout: Layout of its values.
+        workflow: The workflow that made it, to be embedded, if any.
+        path: Path of the file; the suffix chooses between images, videos and sound.
         infotext: Write the text of AUTOMATIC1111's web UI into images, too.
-        codec: ``"h264"`` or ``"av1"``, of an MP4.
+        codec: ``"h264"`` or ``"av1"``, for an MP4.
 
     Returns:
         The files.
 
     Raises:
-        InvalidRequest: 400, a suffix for something that the output does not have.
+        InvalidRequest: 400, a suffix that does not fit the output.
     """
     target = Path(path).expanduser()
     file_format = _find_format(target.suffix, codec)

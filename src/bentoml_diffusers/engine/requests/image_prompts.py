@@ -1,4 +1,4 @@
-"""IP-Adapters: whether a request may, or must, bring an image for one."""
+"""IP-Adapters: whether a request may, or must, have an image for one."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ if TYPE_CHECKING:
 
 _FIELDS = ("ip_adapter_image", "ip_adapter_image_embeds")
 _NEGATIVE = tuple(f"negative_{name}" for name in _FIELDS)  # of Flux
-_LAYERS = ("encoder_hid_proj", "image_proj")  # of a denoiser with an IP-Adapter; SD3 has the second
+_LAYERS = (
+    "encoder_hid_proj",
+    "image_proj",
+)  # attributes of a denoiser with an IP-Adapter; SD3 has the second
 
 
 def check_ip_adapter(
     pipeline: DiffusionPipeline, defaults: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> None:
-    """Checks that an image for an IP-Adapter is given where there is one, and only there.
+    """Checks that there is an image if the model has an IP-Adapter, and only then.
 
     Args:
         pipeline: The pipeline.
-        defaults: Of the method's parameters.
-        arguments: Of the call.
+        defaults: Defaults of the method's parameters.
+        arguments: Arguments of the call.
 
     Raises:
-        InvalidRequest: 400, one is missing, or nothing can use it.
+        InvalidRequest: 400, the image is missing, or nothing can use it.
     """
     if _FIELDS[0] not in defaults:
         return
@@ -43,4 +46,6 @@ def check_ip_adapter(
     )
     given += [name for name in _NEGATIVE if arguments.get(name) is not None]
     if given and not has_adapter:
-        raise InvalidRequest(given[0], "an image", "none: the model was loaded without IP-Adapter")
+        raise InvalidRequest(
+            given[0], "an image", "None: the model was loaded without an IP-Adapter"
+        )

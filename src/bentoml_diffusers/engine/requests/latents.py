@@ -1,4 +1,4 @@
-"""Checks latents that a request brings: pipelines take any, and fail far inside."""
+"""Checks the latents of a request: pipelines accept any tensor, and fail deep inside."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _PACKED_NDIM = 3
 
 
 def fit_latents(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks ``latents``, and casts them to the dtype of the denoiser, which pipelines do not.
+    """Checks ``latents``, and casts them to the denoiser's dtype, which pipelines do not do.
 
-    They are finite floats, one per image, with the autoencoder's channels, of the size asked.
-    Checked are ``(images, channels, height, width)`` and, by their count of numbers, the packed
-    ``(images, tokens, channels)`` of Flux and its like. Other layouts are their pipelines' own.
+    They must be finite floats, one entry per image, with the autoencoder's channels and the
+    requested size. Checked are ``(images, channels, height, width)`` and, by the number of
+    elements, the packed ``(images, tokens, channels)`` of Flux and similar. Other layouts are left
+    to their pipelines.
 
     Raises:
         InvalidRequest: 400, not such a tensor.

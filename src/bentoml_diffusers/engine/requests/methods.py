@@ -1,6 +1,6 @@
-"""Methods of a pipeline as tasks: which ones stand by themselves.
+"""Methods of a pipeline as tasks: which ones are self-contained.
 
-A request runs on a view of its own, so what a method leaves in the pipeline for a later call goes
+A request runs on its own view, so what a method stores in the pipeline for a later call is lost
 with the request: the inversion of LEDITS++, or a setting such as ``set_pag_applied_layers``.
 """
 
@@ -24,8 +24,8 @@ def check_method(pipeline: DiffusionPipeline, name: str) -> None:
     """Refuses a method that prepares a later call, or needs such a preparation.
 
     Raises:
-        InvalidRequest: 400, what the method leaves for a later call would be lost, or it needs
-            what another method left.
+        InvalidRequest: 400, what the method stores for a later call would be lost, or it needs
+            what another method stores.
     """
     if name == "__call__":
         _check_preparation(pipeline)
@@ -36,7 +36,7 @@ def check_method(pipeline: DiffusionPipeline, name: str) -> None:
         raise InvalidRequest(
             "task",
             name,
-            f"a method that stands by itself: what {name} leaves for __call__ "
+            f"a self-contained method: what {name} stores for __call__ "
             f"({', '.join(sorted(left))}) would be lost with the request; call it on the pipeline "
             "before the engine gets it",
         )
@@ -50,7 +50,7 @@ def _check_preparation(pipeline: DiffusionPipeline) -> None:
             raise InvalidRequest(
                 "task",
                 "__call__",
-                f"another method: this one needs what {cls.__name__}.{name} leaves in the pipeline "
+                f"another method: this one needs what {cls.__name__}.{name} stores in the pipeline "
                 f"({', '.join(missing)}); call {name} before the engine gets the pipeline, "
                 "or use diffusers' own call",
             )
@@ -58,7 +58,7 @@ def _check_preparation(pipeline: DiffusionPipeline) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _preparations(cls: Any) -> tuple[tuple[str, frozenset[str]], ...]:
-    """Methods that generate, such as ``invert``, with what they leave for ``__call__``."""
+    """Methods that generate, such as ``invert``, and the attributes they set for ``__call__``."""
     names = [name for name in dir(cls) if not name.startswith("_") and _takes_generator(cls, name)]
     found = [(name, _left_for_call(cls, name)) for name in names]
     return tuple((name, left) for name, left in found if left)
@@ -71,7 +71,7 @@ def _takes_generator(cls: type[Any], name: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _left_for_call(cls: Any, name: str) -> frozenset[str]:
-    """Attributes that a method sets, and that ``__call__`` reads and does not set itself."""
+    """Attributes that a method sets, and that ``__call__`` reads but does not set itself."""
     method = inspect.getattr_static(cls, name)
     if not inspect.isfunction(method):
         return frozenset()
@@ -81,11 +81,11 @@ def _left_for_call(cls: Any, name: str) -> frozenset[str]:
 
 
 def _attributes(method: Callable[..., Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """Attributes of ``self`` that a method's own code sets, and those that it reads."""
+    """Attributes of ``self`` that a method's own code sets and reads."""
     try:
         source = inspect.getsource(inspect.unwrap(method))
         nodes = list(ast.walk(ast.parse(textwrap.dedent(source))))
-    except (OSError, TypeError, SyntaxError):  # no source: nothing is known
+    except (OSError, TypeError, SyntaxError):  # without its source nothing is known
         return frozenset(), frozenset()
     found = [
         node

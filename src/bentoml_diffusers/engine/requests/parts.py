@@ -1,4 +1,4 @@
-"""A request of several images that start from one, as a request for each of them."""
+"""Splits a request for several images from one into a request for each of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def split_request(request: Request) -> list[Request]:
-    """Returns a request for each image, in order; mostly the given one.
+    """Returns a request for each image, in order; often just the original.
 
     Only the first one makes previews.
     """
@@ -48,10 +48,10 @@ def run_parts(parts: Sequence[Request], ticket: Ticket, run: RunPart, threads: i
     """Runs the parts of a request and returns the result of the whole.
 
     Args:
-        parts: Of :func:`split_request`.
-        ticket: Of the whole; stops all of them, and sees a step when each has done it.
-        run: Runs one.
-        threads: How many may run at once.
+        parts: From :func:`split_request`.
+        ticket: Ticket of the whole; stops all parts, and counts a step when each has done it.
+        run: Runs one part.
+        threads: Number of parts that may run at once.
     """
     progress = _Progress(ticket, len(parts))
     with ThreadPoolExecutor(min(threads, len(parts)), "image") as pool:

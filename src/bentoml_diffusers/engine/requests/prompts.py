@@ -1,7 +1,7 @@
-"""What of a prompt its text encoders do not read, as warnings for the caller.
+"""Warns about parts of a prompt that its text encoders do not read.
 
-diffusers cuts a prompt at the length of each text encoder, and reads the syntax of other programs
-as letters. Both change the image, so neither is left unsaid.
+diffusers truncates a prompt to the length of each text encoder, and reads the syntax of other
+programs as plain letters. Both change the image, so the caller is told.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 MAX_WARNINGS = 16
 _EXCERPT = 100  # characters of a prompt in a warning
-_SPECIAL_TOKENS = 2  # at most, around a prompt
+_SPECIAL_TOKENS = 2  # at most so many around a prompt
 _ENCODERS = ("", "_2", "_3")
-# Of AUTOMATIC1111's web UI (modules/prompt_parser.py, extra_networks.py) and programs after it.
+# Syntax of AUTOMATIC1111's web UI (modules/prompt_parser.py, extra_networks.py) and successors.
 _SYNTAX = (
     (re.compile(r"<\w+:[^<>]{1,200}>"), "name LoRAs in lora_weights"),
     (re.compile(r"(?<!\\)\([^():]{1,200}:\s*[+-]?[\d.]+\s*\)"), "there is no emphasis"),
-    (re.compile(r"(?<!\\)\[[^\[\]:]{0,200}:[^\[\]:]{0,200}:\s*[\d.]+\s*\]"), "words never change"),
+    (
+        re.compile(r"(?<!\\)\[[^\[\]:]{0,200}:[^\[\]:]{0,200}:\s*[\d.]+\s*\]"),
+        "words do not change during the steps",
+    ),
     (re.compile(r"(?<!\\)(?:\({2,}[^()]{1,200}\){2,}|\[{2,}[^\[\]]{1,200}\]{2,})"), "no emphasis"),
 )
 _OUR_PIPELINES = ("diffusers.", "bentoml_diffusers.")
@@ -34,9 +37,9 @@ _OUR_PIPELINES = ("diffusers.", "bentoml_diffusers.")
 def warn_of_prompts(
     pipeline: Any, arguments: Mapping[str, Any], max_sequence_length: int | None
 ) -> tuple[str, ...]:
-    """Returns what of a request's prompts was not read as it was written.
+    """Returns warnings about parts of the prompts that were not read as written.
 
-    Not thread-safe: a tokenizer keeps how it was called last.
+    Not thread-safe: a tokenizer keeps the settings of its last call.
 
     Args:
         pipeline: The view that runs, with the tokenizers of the request.
@@ -58,14 +61,14 @@ def warn_of_prompts(
 
 
 def find_sequence_length(task: Task, arguments: Mapping[str, Any]) -> int | None:
-    """Returns the tokens of a prompt that a request's text encoders other than CLIP read."""
+    """Returns how many tokens of a prompt text encoders other than CLIP read."""
     given = arguments.get("max_sequence_length")
     length = task.default("max_sequence_length") if given is None else given
     return length if isinstance(length, int) else None
 
 
 def _reads_plainly(pipeline: Any) -> bool:
-    """False for code from elsewhere, which may have a syntax and a length of its own."""
+    """False for custom code, which may have its own syntax and length."""
     blocks = blocks_of(pipeline)
     parts = getattr(blocks, "sub_blocks", {})
     reader = parts.get("text_encoder", blocks) if blocks is not None else pipeline
@@ -83,11 +86,11 @@ def _find_syntax(field: str, text: str) -> Iterator[str]:
         if matches:
             listed = ", ".join(shorten(match, _EXCERPT) for match in matches[:3])
             more = f" and {len(matches) - 3} more" if len(matches) > 3 else ""
-            yield f"{field}: {listed}{more} was read as letters: {reason}"
+            yield f"{field}: {listed}{more} was read as plain letters: {reason}"
 
 
 def _find_limit(pipeline: Any, suffix: str, max_sequence_length: int | None) -> int | None:
-    """Returns the tokens that a text encoder reads; ``None`` if there is none, or nobody knows."""
+    """Returns how many tokens a text encoder reads; ``None`` if unknown, or without encoder."""
     from transformers import PreTrainedTokenizerBase
 
     tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
@@ -106,7 +109,9 @@ def _find_cut(pipeline: Any, suffix: str, field: str, text: str, limit: int) -> 
     tokenizer = getattr(pipeline, f"tokenizer{suffix}")
     added = tokenizer.added_tokens_encoder
     if hasattr(pipeline, "maybe_convert_prompt") and any(token in text for token in added):
-        text = pipeline.maybe_convert_prompt(text, tokenizer)  # for tokens of several vectors
+        text = pipeline.maybe_convert_prompt(
+            text, tokenizer
+        )  # placeholder tokens with several vectors
     ids = tokenizer(text, truncation=False, verbose=False).input_ids
     if len(ids) > limit:
         cut = shorten(tokenizer.decode(ids[limit - 1 : -1]).strip(), _EXCERPT)

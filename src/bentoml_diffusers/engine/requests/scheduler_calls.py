@@ -1,4 +1,4 @@
-"""Which schedulers a pipeline can step: what its own code does with them."""
+"""Finds the schedulers that a pipeline's code can use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def fitting_schedulers(
     base: SchedulerMixin, pipeline_class: type[Any] | None = None
 ) -> dict[str, type[SchedulerMixin]]:
-    """Returns the classes, by name, that a request of a pipeline can have.
+    """Returns the scheduler classes, by name, that a request can choose.
 
     Args:
         base: The model's scheduler.
@@ -33,11 +33,11 @@ def fitting_schedulers(
 
 @dataclass(frozen=True)
 class _SchedulerCalls:
-    """What a pipeline does with its scheduler, whatever scheduler that is.
+    """How a pipeline's code calls any scheduler.
 
     Attributes:
-        step: Names of the arguments that it gives each step.
-        scales: It has the scheduler scale what goes into the denoiser.
+        step: Names of the arguments that it passes to each step.
+        scales: It lets the scheduler scale the denoiser's input.
     """
 
     step: frozenset[str] = frozenset()
@@ -46,10 +46,10 @@ class _SchedulerCalls:
 
 @functools.lru_cache(maxsize=256)
 def _read_call(pipeline_class: Hashable) -> _SchedulerCalls:
-    """Reads the code of a pipeline; what is written elsewhere is taken for complete.
+    """Reads the code of a pipeline; calls in other places are assumed to be complete.
 
-    Most ask first what a step takes, and scale. DDPM's and DDIM's give arguments that only
-    schedulers of their kind take; latent diffusion's and PNDM's scale nothing.
+    Most inspect the step's signature, and scale. Those for DDPM and DDIM pass arguments that only
+    similar schedulers accept; those for latent diffusion and PNDM do not scale.
     """
     try:
         call = inspect.getattr_static(pipeline_class, "__call__")
@@ -71,6 +71,6 @@ def _suits(calls: _SchedulerCalls, item: tuple[str, type[Any]]) -> bool:
     _, cls = item
     if not calls.step <= inspect.signature(cls.step).parameters.keys():
         return False
-    # That of schedulers which scale nothing is `return sample`.
+    # Schedulers that do not scale have `return sample`.
     scale = getattr(cls, "scale_model_input", None)
     return calls.scales or scale is None or not scale.__code__.co_names

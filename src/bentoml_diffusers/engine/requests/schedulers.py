@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from diffusers import SchedulerMixin
 
-_LONGEST_NAME = 64  # characters of an unknown name that are compared with the known ones
+_LONGEST_NAME = 64  # compare only so many characters of an unknown name with the known ones
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class SchedulerChoice:
 
     Attributes:
         cls: Its class.
-        changes: What differs from the config of the model's scheduler.
-        example: One that was built, to look at.
+        changes: Changes to the config of the model's scheduler.
+        example: One that was built, for inspection.
     """
 
     cls: type[SchedulerMixin]
@@ -48,7 +48,7 @@ def choose_scheduler(
 
     Args:
         name: A class, a name that diffusers exports, or a sampler's name such as
-            ``"DPM++ 2M Karras"``; case does not matter. A choice that was made stays.
+            ``"DPM++ 2M Karras"``; case does not matter. A SchedulerChoice is returned unchanged.
         base: The model's scheduler.
         pipeline_class: Class of the pipeline that calls it; ``None``: any.
 
@@ -58,7 +58,7 @@ def choose_scheduler(
     if name is None or isinstance(name, SchedulerChoice):
         return name
     if not isinstance(name, (str, type)):
-        raise InvalidRequest("scheduler", name, "the name of a scheduler")
+        raise InvalidRequest("scheduler", name, "the name of a scheduler, as a string")
     choice = _find_sampler(name) if isinstance(name, str) else None
     if choice is None:
         choice = SchedulerChoice(_find_class(name, base))
@@ -75,7 +75,7 @@ def choose_scheduler(
 def example_of(
     choice: SchedulerChoice | None, base: SchedulerMixin | None
 ) -> SchedulerMixin | None:
-    """Returns a scheduler like that of a request, to look at."""
+    """Returns a scheduler like that of a request, for inspection."""
     if choice is None or base is None:
         return base
     return choice.example or choice.build(base)
@@ -110,7 +110,7 @@ def list_scheduler_names(base: SchedulerMixin | None) -> list[str]:
 
 
 def _suggest(name: str, base: SchedulerMixin) -> str:
-    """Returns the nearest of all names that a request for this model may give."""
+    """Suggests the nearest of the names that a request for this model can use."""
     by_lower = {one.lower(): one for one in list_scheduler_names(base)}
     words = " ".join(name[:_LONGEST_NAME].lower().replace("_", " ").split())
     near = difflib.get_close_matches(words, by_lower, n=3)

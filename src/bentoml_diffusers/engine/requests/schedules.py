@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 _SCHEDULES = ("timesteps", "sigmas")
-_RUNGE_KUTTA_STEPS = 4  # with which PNDM begins
+_RUNGE_KUTTA_STEPS = 4  # that PNDM begins with
 
 
 def check_steps(
@@ -27,12 +27,12 @@ def check_steps(
 
     Args:
         cls: Class of the pipeline.
-        defaults: Of its method.
-        arguments: Of the call.
-        scheduler: One like that of the request; only looked at.
+        defaults: Defaults of its method.
+        arguments: Arguments of the call.
+        scheduler: One like that of the request; not changed.
 
     Raises:
-        InvalidRequest: 400, the scheduler cannot take these steps, or none is left.
+        InvalidRequest: 400, the scheduler cannot run these steps, or none is left.
     """
     steps = arguments.get("num_inference_steps")
     least, most = _least_steps(scheduler), _most_steps(scheduler)
@@ -47,7 +47,7 @@ def check_steps(
 
 
 def _most_steps(scheduler: SchedulerMixin | None) -> int | None:
-    """A flow may be cut into any number of steps, however many it was trained with."""
+    """The largest number of steps; unlimited for flow matching, whatever the training had."""
     config = getattr(scheduler, "config", None)
     is_flow = type(scheduler).__name__.startswith("FlowMatch")
     if is_flow or getattr(config, "use_flow_sigmas", False):
@@ -56,7 +56,7 @@ def _most_steps(scheduler: SchedulerMixin | None) -> int | None:
 
 
 def _least_steps(scheduler: SchedulerMixin | None) -> int:
-    """Fewer fail inside of diffusers (0.42)."""
+    """The smallest number of steps; fewer fail inside of diffusers (0.42)."""
     begins_slowly = not getattr(getattr(scheduler, "config", None), "skip_prk_steps", True)
     is_pndm = type(scheduler).__name__ == "PNDMScheduler"
     return _RUNGE_KUTTA_STEPS if is_pndm and begins_slowly else 1
@@ -65,7 +65,7 @@ def _least_steps(scheduler: SchedulerMixin | None) -> int:
 def _check_schedule(name: str, value: Any, scheduler: SchedulerMixin | None) -> None:
     setter = getattr(scheduler, "set_timesteps", None)
     if setter is not None and name not in inspect.signature(setter).parameters:
-        raise InvalidRequest(name, value, f"none: {type(scheduler).__name__} chooses its own")
+        raise InvalidRequest(name, value, f"None: {type(scheduler).__name__} chooses its own")
 
 
 def _check_strength(
@@ -95,7 +95,7 @@ def _check_strength(
 def _count_steps_left(
     cls: type[Any], steps: int, strength: float, scheduler: SchedulerMixin | None
 ) -> int:
-    """As the pipeline itself counts: PNDM has more timesteps than steps, a flow rounds up."""
+    """Counts as the pipeline does: PNDM has more timesteps than steps, flow matching rounds up."""
     if scheduler is None or not hasattr(cls, "get_timesteps"):
         return 0
     own = type(scheduler).from_config(scheduler.config)
@@ -103,6 +103,6 @@ def _count_steps_left(
     own.set_timesteps(steps, **({"mu": 1.0} if shifts else {}))
     try:
         left = cls.get_timesteps(SimpleNamespace(scheduler=own), steps, strength, "cpu")[0]
-    except (AttributeError, TypeError):  # a pipeline that counts in a way of its own
+    except (AttributeError, TypeError):  # a pipeline with its own way of counting
         return 0
     return len(left)

@@ -1,4 +1,4 @@
-"""Seeds of a request: one per image, drawn where none was given."""
+"""Seeds of a request: one per image, drawn if there is none."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def choose_seeds(
     task: Task, seed: int | list[int] | None, arguments: Mapping[str, Any]
 ) -> tuple[int, ...]:
-    """Returns one seed of 32 bits per image; none where the noise comes from elsewhere.
+    """Returns one seed of 32 bits per image; empty if the noise does not come from seeds.
 
     Raises:
         InvalidRequest: 400, not a seed, or not one per image.
     """
     if arguments.get("generator") is not None or "generator" not in task.inputs:
         if seed is not None:
-            raise InvalidRequest("seed", seed, "no seed: the noise comes from elsewhere")
+            raise InvalidRequest("seed", seed, "no seed: the noise comes from generator or latents")
         return ()
     count = count_images(arguments)
     given = seed if isinstance(seed, list) else [secrets.randbits(32) if seed is None else seed]

@@ -1,7 +1,7 @@
-"""Tensors that a request brings: text or images that are encoded already, latents, masks.
+"""Checks tensors in a request: encoded text or images, latents, masks.
 
-Pipelines take any, and fail far inside. What the config of the denoiser says is checked before the
-request is queued; what is found out only in the call is the caller's fault as well.
+Pipelines accept any, and fail deep inside. The widths in the denoiser's config are checked before
+the request is queued; a failure in the call is blamed on the caller's tensors as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline
 
-# Where the config of a denoiser says how wide encoded text is, and its pooled form.
+# Keys in a denoiser's config with the width of encoded text, and of its pooled form.
 _TEXT_WIDTHS = {
     "FluxTransformer2DModel": "joint_attention_dim",
     "QwenImageTransformer2DModel": "joint_attention_dim",
@@ -33,13 +33,13 @@ _POOLED_WIDTHS = {
 }
 _TEXT = ("prompt_embeds", "negative_prompt_embeds")
 _POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-# Whose code finds out that a tensor does not fit.
+# Packages whose code fails on a tensor that does not fit.
 _LIBRARIES = ("torch", "diffusers", "transformers", "PIL", "numpy")
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 def check_tensors(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
-    """Checks tensors and arrays of a request.
+    """Checks the tensors and arrays of a request.
 
     Raises:
         InvalidRequest: 400, one is empty, has NaN or infinity, or another width than the denoiser
@@ -66,11 +66,11 @@ def check_tensors(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> 
 
 
 def blame_tensors(error: BaseException, arguments: Mapping[str, Any]) -> InvalidRequest | None:
-    """Returns the caller's fault, if a library failed on a tensor that the caller brought.
+    """Returns the error as the caller's fault, if a library failed on one of the caller's tensors.
 
     Args:
-        error: What came out of a pipeline before its second step.
-        arguments: Of the request.
+        error: The error that a pipeline raised before its second step.
+        arguments: Arguments of the request.
     """
     shapes = {name: _shapes_of(value) for name, value in arguments.items()}
     given: dict[str, Any] = {name: shape for name, shape in shapes.items() if shape is not None}
@@ -78,7 +78,7 @@ def blame_tensors(error: BaseException, arguments: Mapping[str, Any]) -> Invalid
         return None
     reason = shorten(str(error).partition("\n")[0])
     field, got = next(iter(given.items())) if len(given) == 1 else ("arguments", given)
-    return InvalidRequest(field, got, f"what fits the model: {reason}")
+    return InvalidRequest(field, got, f"a tensor that fits the model: {reason}")
 
 
 def _tensors_of(value: Any) -> Iterator[torch.Tensor]:

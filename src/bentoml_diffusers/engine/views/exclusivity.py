@@ -1,4 +1,4 @@
-"""Which pipelines cannot have two requests at once."""
+"""Which pipelines cannot run two requests at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exclusivity:
-    """Why requests run one at a time.
+    """The reason why requests run one at a time.
 
     Attributes:
-        reason: For the log.
+        reason: Text for the log.
         calls_can_be_collected: ``False`` if even the modules must be called directly.
     """
 
@@ -28,9 +28,9 @@ class Exclusivity:
 def exclusive_reason(pipeline: DiffusionPipeline) -> Exclusivity | None:
     """Returns why requests of this pipeline cannot run side by side, or ``None``.
 
-    A step cache keeps one state in the module, and whoever finishes resets it. Offload hooks of a
-    pipeline move modules at the end of a call, under the feet of the others. A guider that hooks
-    into layers of the denoiser changes them for everybody.
+    A step cache keeps one state in the module, and each request that ends resets it. Offload hooks
+    of a pipeline move modules at the end of a call, while others still use them. A guider that
+    hooks into layers of the denoiser changes them for all requests.
     """
     for name, part in pipeline.components.items():
         if getattr(part, "is_cache_enabled", False):

@@ -1,4 +1,4 @@
-"""Preview images: what the latents of a running request show so far."""
+"""Preview images: the current latents of a running request, decoded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def generate_preview(
 
     Args:
         view: The pipeline of the request.
-        step_output: What the scheduler returned. Where it holds the predicted clean sample, that
-            is shown: it is recognisable much earlier than the noisy one.
+        step_output: What the scheduler returned. If it has the predicted clean sample, that is
+            decoded: it is recognisable much earlier than the noisy one.
         arguments: The request's arguments, for ``height`` and ``width``.
         is_full: Through the autoencoder, as it would be at the end; else coarse, by colours
             alone, at next to no cost.
 
     Returns:
-        ``None`` for a pipeline whose latents cannot be shown.
+        ``None`` for a pipeline whose latents cannot be decoded.
     """
     processor, vae = getattr(view, "image_processor", None), getattr(view, "vae", None)
     latents = _clean_sample(step_output)[:1]

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 
 def count_steps(scheduler: Any, view: DiffusionPipeline, request: Request, ticket: Ticket) -> None:
-    """Lets a scheduler of a request look at the ticket before each step, and count it after.
+    """Makes a scheduler check the ticket before each step, and count the step after it.
 
-    By its class: a pipeline that copies its scheduler, such as LTX-2, gets a copy that steps
-    itself. Copies stop with the request, but only the original counts.
+    This changes its class, so copies of the scheduler work, too, such as those of LTX-2. Copies
+    stop with the request, but only the original counts.
 
     Args:
         scheduler: The request's own.
-        view: The pipeline that steps it, for previews. The first one of several stays.
-        request: What was asked.
-        ticket: Of the request.
+        view: The pipeline that steps it, for previews; the first one if there are several.
+        request: The request.
+        ticket: The request's ticket.
     """
-    name = "step" if hasattr(scheduler, "step") else "step_pred"  # the score SDEs call it so
+    name = (
+        "step" if hasattr(scheduler, "step") else "step_pred"
+    )  # its name in the score SDE schedulers
     cls: Any = type(scheduler)
     if hasattr(cls, name) and _COUNTER not in vars(scheduler):
         scheduler.__class__ = _counting_class(cls, name)
@@ -76,7 +78,7 @@ class _Counter:
         """Counts a step, unless a copy of the scheduler did it."""
         if scheduler is not self._scheduler:
             return
-        if scheduler.timesteps is not self._timesteps:  # one of several runs, such as a prior's
+        if scheduler.timesteps is not self._timesteps:  # one of several loops, such as a prior's
             self._timesteps = scheduler.timesteps
             self._done_before = self.ticket.steps_done
         total = self._done_before + len(scheduler.timesteps)

@@ -1,4 +1,4 @@
-"""Request-scoped views: a pipeline object of its own for each request, over shared weights."""
+"""Request-scoped views: a separate pipeline object for each request, over shared weights."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Views:
     """Makes the views of one pipeline.
 
     Args:
-        base: The pipeline; nothing of it is ever changed, and it stays on its device.
-        limits: Bounds of the batches.
+        base: The pipeline; it is never changed, and stays on its device.
+        limits: Limits of the batches.
         shares_modules: ``False`` gives views with the modules themselves, whose calls are not
             collected.
 
@@ -62,10 +62,10 @@ class Views:
         """Returns a pipeline for one request: shared modules, its own schedulers and state.
 
         Args:
-            request: What was asked.
+            request: The request.
             member: The thread of the request.
             conductor: Runs the calls of shared modules.
-            replaced: Components of this request's own, such as tokenizers.
+            replaced: The request's own components, such as tokenizers.
         """
         prototype = self._prototype(request.pipeline_class)
         parts: dict[int, Any] = {
@@ -101,9 +101,9 @@ class Views:
 
 
 def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
-    """Returns a copy with other parts, by their ids; also of the pipelines that it holds.
+    """Returns a copy with parts replaced by id, also in the pipelines that it contains.
 
-    Not by `setattr`: that also rewrites the pipeline's config.
+    Not by `setattr`, which would also rewrite the pipeline's config.
     """
     view = copy.copy(pipeline)
     for name, part in vars(pipeline).items():
@@ -115,7 +115,7 @@ def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> Diffus
 
 
 def _with_inner(pipeline: DiffusionPipeline) -> list[DiffusionPipeline]:
-    """Returns the pipelines that a pipeline holds, such as a prior and a decoder, then itself."""
+    """Returns the pipelines inside of a pipeline, such as prior and decoder, then itself."""
     held = [part for part in vars(pipeline).values() if isinstance(part, DiffusionPipeline)]
     return [*(inner for one in held for inner in _with_inner(one)), pipeline]
 
@@ -133,7 +133,7 @@ def _silence(pipeline: Any) -> None:
     if not hasattr(pipeline, "blocks"):
         return
     blocks = [copy_blocks(pipeline)]
-    while blocks:  # a modular pipeline tells only the first level of its blocks
+    while blocks:  # a modular pipeline lists only the first level of its blocks
         block = blocks.pop()
         if hasattr(block, "set_progress_bar_config"):
             block.set_progress_bar_config(disable=True)
@@ -203,7 +203,7 @@ def _shadow(
 ) -> torch.nn.Module:
     """Returns a module over the same weights whose calls go to the conductor.
 
-    Hooks belong to the module itself, which the conductor calls: here they would run twice.
+    Without hooks: the conductor calls the module itself, so here they would run twice.
     """
     shadow = copy.copy(module)
     drop_hooks(shadow)
@@ -224,9 +224,9 @@ def _collect(conductor: Conductor, member: Member, function: SharedModule) -> Ca
 def _as_class(base: DiffusionPipeline, cls: type[DiffusionPipeline]) -> DiffusionPipeline:
     if cls is type(base):
         return copy.copy(base)
-    # Not `cls.from_pipe`: it casts the shared weights to float32.
+    # Not `cls.from_pipe`: it would cast the shared weights to float32.
     known = inspect.signature(cls.__init__).parameters
-    # Some classes correct the config of the scheduler that they are given.
+    # Some classes modify the config of the scheduler that they get.
     own = {"scheduler": copy.deepcopy(getattr(base, "scheduler", None))}
     given = {**dict(base.config), **base.components, **own}
     return cls(**{name: given[name] for name in known if name in given})
