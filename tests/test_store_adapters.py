@@ -94,9 +94,7 @@ def test_alpha_and_words_come_from_the_files_own_metadata(tmp_path, name):
 
 
 def test_files_are_found_in_folders(tmp_path, lora_dir, name):
-    with pytest.raises(
-        errors.InvalidModel, match=r"weight_name must name one; found: one\.safetensors, two\.s"
-    ):
+    with pytest.raises(errors.InvalidModel, match=r"one\.safetensors, two\.safetensors.*weight_n"):
         bentoml_diffusers.import_lora(name, lora_dir)
     model = bentoml_diffusers.import_lora(name, lora_dir, weight_name="two.safetensors")
     assert list(record_of(model).files) == ["two.safetensors"]

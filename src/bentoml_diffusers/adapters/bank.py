@@ -112,9 +112,8 @@ class AdapterBank:
         self._said_exclusive = False
         self._layers = LayerMap(pipeline)
         self._running: dict[int, Running] = {}
-        self._tree = (
-            threading.Lock()
-        )  # guards the modules' structure: PEFT changes it, readers walk over it
+        # Guards the modules' structure: PEFT changes it, readers walk over it.
+        self._tree = threading.Lock()
         self._max_rank = options.max_lora_rank or DEFAULT_MAX_RANK
         slots = options.lora_slots or DEFAULT_SLOTS
         self._pool = SlotPool(self._layers, slots, self._max_rank, self._runs_on)

@@ -49,9 +49,8 @@ class SlotPool:
         self._running = running
         self._layers: dict[LayerKey, SlotLayer] = {}
         self._residents: OrderedDict[object, _Resident] = OrderedDict()
-        self._lock = (
-            threading.Lock()
-        )  # guards the residents: for writing them, and for reading without the baton
+        # Guards the residents: for writing them, and for reading without the baton.
+        self._lock = threading.Lock()
         self._free = list(range(slots, 0, -1))
 
     def acquire(self, loras: Iterable[HostLora]) -> list[int]:

@@ -111,7 +111,7 @@ def describe_embedding(adapter: AdapterFile, token: str | None) -> dict[str, Any
         raise InvalidModel(adapter.name, "holds no textual inversion: its tensors are not vectors")
     token = token or layout.token
     if token is None:
-        raise InvalidModel(adapter.name, "does not name its token", "pass token=")
+        raise InvalidModel(adapter.name, "does not name its token", "give token=")
     shape = next(iter(shapes.values()))
     return {
         "token": token,

@@ -199,8 +199,7 @@ def _choose(names: list[str], weight_name: str | None, source: str) -> str:
     if len(preferred or files) != 1:
         listed = ", ".join(sorted(files)[:20]) or "none"
         raise InvalidModel(
-            source,
-            f"must have one file with weights, or weight_name must name one; found: {listed}",
+            source, f"must have one file with weights, found: {listed}", "give weight_name="
         )
     return (preferred or files)[0]
 
