@@ -45,7 +45,7 @@ def one_for_all():
 @pytest.mark.parametrize("make", [without_words, one_for_all])
 def test_a_tokenizer_that_tells_no_prompts_apart_is_refused(make):
     pipeline = SimpleNamespace(components={"tokenizer": testing.tiny_tokenizer(), "other": make()})
-    with pytest.raises(errors.InvalidModel, match=r"has a other .* of all prompts; .* again"):
+    with pytest.raises(errors.InvalidModel, match=r"has a other .* for all prompts; .* again"):
         check_tokenizers(pipeline, "demo:1")
 
 

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
 _FIELDS = ("ip_adapter_image", "ip_adapter_image_embeds")
 _NEGATIVE = tuple(f"negative_{name}" for name in _FIELDS)  # of Flux
-_LAYERS = (
-    "encoder_hid_proj",
-    "image_proj",
-)  # attributes of a denoiser with an IP-Adapter; SD3 has the second
+# Attributes of a denoiser with an IP-Adapter; SD3 has the second.
+_LAYERS = ("encoder_hid_proj", "image_proj")
 
 
 def check_ip_adapter(

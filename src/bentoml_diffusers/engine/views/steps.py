@@ -28,9 +28,8 @@ def count_steps(scheduler: Any, view: DiffusionPipeline, request: Request, ticke
         request: The request.
         ticket: The request's ticket.
     """
-    name = (
-        "step" if hasattr(scheduler, "step") else "step_pred"
-    )  # its name in the score SDE schedulers
+    # Schedulers of score SDEs call it `step_pred`.
+    name = "step" if hasattr(scheduler, "step") else "step_pred"
     cls: Any = type(scheduler)
     if hasattr(cls, name) and _COUNTER not in vars(scheduler):
         scheduler.__class__ = _counting_class(cls, name)

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 FILENAME = "diffusion_workflow.json"
 _SUFFIXES = (".json", ".zip", *RESULT_SUFFIXES)
-_COMPRESSIONS = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # other methods inflate everything at once
+# Other methods inflate everything at once.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP = b"PK\x03\x04"
 _ZIP_ENTRY = b"PK\x01\x02"
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError)
