@@ -262,9 +262,7 @@ class QueueFull(DiffusersError):
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__(
-            f"{waiting} requests are waiting already; try again in {retry_after_s} seconds"
-        )
+        super().__init__(f"{waiting} requests are waiting; try again in {retry_after_s} seconds")
 
 
 class DeadlineUnreachable(DiffusersError):
