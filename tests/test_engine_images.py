@@ -6,6 +6,8 @@ import functools
 import numpy as np
 import pytest
 import torch
+from comparing import same_image
+from families.stable_diffusion_3 import FAMILY as sd3
 from PIL import Image
 
 import bentoml_diffusers
@@ -73,6 +75,20 @@ def test_generators_of_the_caller_go_with_their_images(engine_of, name):
     assert result.seeds == ()
     lone = [engine.run(task, **call, seed=seed).images[0] for seed in seeds]
     assert max(levels_off(*pair) for pair in zip(result.images, lone, strict=True)) <= 1
+
+
+def test_noise_that_diffusers_draws_without_a_generator_is_that_of_the_seed():
+    """The control image of SD3 is encoded with PyTorch's global generator."""
+    name = "StableDiffusion3ControlNetPipeline"
+    with Engine(sd3.build(name)) as engine:
+        call = sd3.calls(name)[0]
+        first, other, again = (
+            engine.run("__call__", **call, seed=seed).output[0] for seed in (7, 8, 7)
+        )
+        two = engine.run("__call__", **call, seed=7, num_images_per_prompt=2).output[0]
+    assert np.array_equal(first, again)
+    assert not same_image(first, other)
+    assert same_image(two, np.concatenate([first, other]))
 
 
 def test_alone_they_are_equal_to_the_bit(engine_of):

@@ -18,6 +18,10 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "build" / "families.json"
@@ -68,9 +72,10 @@ def main() -> int:
         return 0
     results: _Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not arguments.table:
-        results |= try_pages(arguments.pages or list_pages())
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True))
+        for found in try_pages(arguments.pages or list_pages()):
+            results |= found
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True))
     TABLE.write_text(make_page(results), encoding="utf-8")
     failed = [
         f"{name}: {check} {cell[1]}"
@@ -89,10 +94,10 @@ def list_pages() -> list[str]:
     return [file.stem for file in files if "\nFAMILY = " in file.read_text(encoding="utf-8")]
 
 
-def try_pages(pages: list[str]) -> _Results:
+def try_pages(pages: list[str]) -> Iterator[_Results]:
     """Tries pages in processes of their own, two at once."""
     with ThreadPoolExecutor(2) as pool:
-        return {name: rows for part in pool.map(_try_apart, pages) for name, rows in part.items()}
+        yield from pool.map(_try_apart, pages)
 
 
 def _try_apart(page: str) -> _Results:
@@ -100,9 +105,11 @@ def _try_apart(page: str) -> _Results:
         into = Path(folder, "results.json")
         environment = {**os.environ, **SETTINGS, "BENTOML_HOME": folder}
         command = [sys.executable, "-m", "tools.families", page, "--into", str(into)]
-        subprocess.run(command, cwd=ROOT, env=environment, check=True)  # noqa: S603
-        results: _Results = json.loads(into.read_text())
-    print(page, flush=True)
+        done = subprocess.run(  # noqa: S603
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        results: _Results = json.loads(into.read_text()) if done.returncode == 0 else {}
+    print(page if results else f"{page} FAILED: {done.stderr[-2000:]}", flush=True)
     return results
 
 
@@ -122,7 +129,7 @@ def try_page(page: str) -> _Results:
         with one_thread():
             outcomes = check_class(family, name)
         rows[name] = {check: [item.passed, item.reason] for check, item in outcomes.items()}
-        if rows[name]["shares"][0] and family.shares(name) == 2:
+        if rows[name].get("shares", [False])[0] and family.shares(name) == 2:
             rows[name]["shares"] = ["2 of 3", ""]
     return {family.name: rows}
 

@@ -33,6 +33,7 @@ class Variant:
         shares: How many of the three requests share one; ``None``: as the family says.
         without: Checks that cannot be done, with the reason of each.
         needs: Packages that the class needs beside those of diffusers.
+        broken: Why it does not run in diffusers itself; empty where it does.
         base: The class itself where diffusers has it under no public name.
     """
 
@@ -42,6 +43,7 @@ class Variant:
     shares: int | None = None
     without: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    broken: str = ""
     base: type | None = None
 
 
@@ -99,6 +101,8 @@ class Family:
 
     def why_missing(self, name: str) -> str:
         """Returns why the class cannot be made here, or nothing."""
+        if self.variant(name).broken:
+            return self.variant(name).broken
         needs = {*self.needs, *self.variant(name).needs}
         missing = sorted(package for package in needs if find_spec(package) is None)
         if missing:

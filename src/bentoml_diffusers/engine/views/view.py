@@ -20,6 +20,7 @@ from bentoml_diffusers._compat import (
     restore_text_model,
 )
 from bentoml_diffusers.engine.forwards import SharedModule, parameter_defaults, texts_of
+from bentoml_diffusers.engine.views.noise import seed_encoder
 from bentoml_diffusers.engine.views.steps import count_steps
 from bentoml_diffusers.loading import denoiser_names
 
@@ -72,6 +73,8 @@ class Views:
             key: _shadow(module, functions, member, conductor)
             for key, (module, functions) in self._shared.items()
         }
+        for module in parts.values() if request.seeds else ():
+            seed_encoder(module, request.seeds[0])
         guider = getattr(self._base, "guider", None)
         if guider is not None:
             parts[id(guider)] = _copy_guider(guider, request.guidance_scale)
