@@ -3,7 +3,7 @@
 from diffusers import SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
 
 from families import wan
-from families.family import Family
+from families.family import Family, Variant
 
 
 def make():
@@ -23,6 +23,8 @@ FAMILY = Family(
     needs=("ftfy",),
     classes={
         "SkyReelsV2Pipeline": {},
-        "SkyReelsV2DiffusionForcingPipeline": {},
+        "SkyReelsV2DiffusionForcingPipeline": Variant(
+            without={"cancel": "it steps copies of its scheduler: no step is counted"}
+        ),
     },
 )
