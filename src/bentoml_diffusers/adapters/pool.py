@@ -71,6 +71,7 @@ class SlotPool:
                     self._residents.move_to_end(lora.key)
                 held.append(resident.slot)
         except BaseException:
+            # The caller learns of no slot, so it could never release these.
             self.release(held)
             raise
         return held
@@ -122,14 +123,17 @@ class SlotPool:
     def _load(self, lora: HostLora) -> _Resident:
         import torch
 
+        # A file that was replaced is never asked for again: its slot goes first.
         for old in list_outdated(self._residents, lora.key):
             if not self._residents[old].leases:
                 self._free.append(self._evict(old))
         slot = self._take_slot()
         try:
+            # Buffers made in inference mode could not be written to outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 self._fill(slot, lora)
         except BaseException:
+            # A half-copied LoRA must not stay: gathering forwards read empty slots as zeros.
             self._clear(slot, lora)
             self._free.append(slot)
             raise

@@ -85,11 +85,13 @@ class Worker:
     def _run_one(self, request: Request, ticket: Ticket) -> Result:
         started = time.monotonic()
         ticket.check()
+        # Reads files: before the baton is held, so that others run meanwhile.
         prepared = self._bank.prepare(request.adapters)
         alone = request.exclusive or self._is_exclusive or prepared.exclusive
         work = request.work(ticket, self.paces.get(request.signature))
         member = Member(ticket, alone, work=work)
         while True:
+            # Noted first: a release between the attempt and the wait would be missed otherwise.
             seen = self._releases.count
             with self.conductor.turn(member):
                 ticket.check()
@@ -108,6 +110,7 @@ class Worker:
         try:
             lease = self._bank.acquire(prepared)
         except AdaptersBusy:
+            # Nobody holds slots, so waiting would never end.
             if not self._releases.held:
                 raise
             return None

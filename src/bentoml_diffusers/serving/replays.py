@@ -286,7 +286,7 @@ def _read_fields(
             )
             if not is_left_out:
                 yield name, _decode(field, value, workflow, model.limits)
-        elif not _is_default(value, task.inputs.get(name)):
+        elif not _is_encoded_default(value, task.inputs.get(name)):
             fields = ", ".join(model.model_fields)
             raise InvalidWorkflow(field, value, f"its default: a request can say only {fields}")
     guidance = workflow.guider.config.get("guidance_scale") if workflow.guider else None
@@ -351,7 +351,7 @@ def _decode(field: str, value: Any, workflow: Workflow, limits: RequestLimits) -
     return decoded
 
 
-def _is_default(value: Any, item: Input | None) -> bool:
+def _is_encoded_default(value: Any, item: Input | None) -> bool:
     try:
         return item is not None and value == Encoder().encode(item.default)
     except UnsupportedValue:

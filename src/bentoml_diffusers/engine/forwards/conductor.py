@@ -50,6 +50,7 @@ class Conductor:
     ) -> None:
         self.profile = CostProfile(max_rows)
         self._runs = Forwards(bank, self.profile)
+        # Guards the baton; never held while code of a pipeline or a module runs.
         self._mutex = threading.Lock()
         self._said: set[type[Any]] = set()
         self._processors = AttentionProcessors(modules)
@@ -77,6 +78,7 @@ class Conductor:
         try:
             yield
         finally:
+            # Still with the baton: nobody else can run with these processors meanwhile.
             self._processors.take_back()
             with self._mutex:
                 self._baton.leave(member)
@@ -97,6 +99,7 @@ class Conductor:
         if not member.alone:
             self._isolate_changes(member)
         kind = (module.name, *(part.shape[1:] for part in args[:1] if hasattr(part, "shape")))
+        # Without the mutex: a request that enters right now joins at the next forward.
         if self._is_lone() and (member.owns_rows or not module.in_buckets):
             return self._runs.run_lone(Job(member, module, args, kwargs, None, kind))
         pairs = member.lease.pairs if member.lease else ()
@@ -154,6 +157,7 @@ class Conductor:
         return sorted(chosen, key=lambda job: job.pairs)
 
     def _perform(self, jobs: list[Job]) -> None:
+        # Not under the mutex: requests enter, and are cancelled, while the device works.
         self._runs.run(jobs)
         with self._mutex:
             self._baton.share(jobs)

@@ -106,6 +106,7 @@ class Forwards:
                 job.result = result
 
     def _after_out_of_memory(self, jobs: list[Job], error: Exception) -> None:
+        # Cached blocks of other sizes may hold what was missing.
         torch.cuda.empty_cache()
         if len(jobs) == 1:
             jobs[0].error = error
@@ -119,6 +120,7 @@ class Forwards:
         for job in jobs:
             with error_of(job):
                 job.result = self.run_lone(job)
+        # Each runs alone: so joining them was what failed, and must not be tried again.
         if all(job.error is None for job in jobs) and jobs[0].call is not None:
             logger.info("forwards of %s are not shared: %s", jobs[0].module.name, error)
             mark, kind = _marks(jobs[0].module, jobs[0].call)
@@ -173,6 +175,7 @@ class Forwards:
             (job.member.lease, count) for job, count in zip(jobs, counts, strict=True)
         ]
         if rows > sum(counts):
+            # Padding belongs to no request, and gets no LoRA.
             shares.append((None, rows - sum(counts)))
         arguments = join(calls, rows)
         stop = self._profile.start(module.device, jobs[0].kind, rows)

@@ -72,6 +72,7 @@ class Baton(Generic[M, J]):
         self.entering.append(member)
         self.turns.enter(member.work)
         self._admit()
+        # While nobody holds it, nobody else would pass it on.
         return not self.is_held
 
     def leave(self, member: M) -> None:
@@ -89,11 +90,13 @@ class Baton(Generic[M, J]):
     def step_back(self, member: M) -> None:
         """Lets the request that holds the baton go on only when it is alone."""
         self.live -= 1
+        # Before all others: it has begun, and holds its adapters' slots.
         self.entering.appendleft(member)
         self._admit()
 
     def share(self, jobs: list[J]) -> None:
         """Notes that a group was run; the first one's request goes on by itself."""
+        # The first one's thread ran the group, and still holds the baton.
         self.ready.extend(job.member for job in jobs[1:])
 
     def pass_on(self) -> M | None:
@@ -122,6 +125,7 @@ class Baton(Generic[M, J]):
                 return
             self.entering.remove(member)
             if member.alone:
+                # None of its forwards will be charged: alone it does not wait for its turn.
                 self.turns.charge(member.work, member.work.remaining)
             if not self.live:
                 self._on_first()
@@ -140,6 +144,7 @@ class Baton(Generic[M, J]):
         """Lets requests that must stop go on, to find that out."""
         for member in [member for member in self.entering if member.ticket.must_stop]:
             self.entering.remove(member)
+            # Counted without a look at who is alone: it only raises, and `leave` counts it down.
             self.live += 1
             self.ready.append(member)
         for job in [job for job in self.waiting if job.member.ticket.must_stop]:

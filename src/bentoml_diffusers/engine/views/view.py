@@ -80,6 +80,7 @@ class Views:
             parts[id(guider)] = _copy_guider(guider, request.guidance_scale)
         for pipeline in _with_inner(prototype):
             for scheduler in _schedulers_of(pipeline):
+                # Deep: schedulers keep the state of a call in lists and tensors.
                 parts[id(scheduler)] = copy.deepcopy(scheduler)
         main = getattr(prototype, "scheduler", None)
         if main is not None and request.scheduler is not None:

@@ -169,9 +169,11 @@ def _publish(folder: Path, tag: Tag, store: _compat.StoreAccess, record: Record)
     target = store.root / tag.path()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        # The only moment at which readers see a change: the whole entry appears at once.
         folder.rename(target)  # fails if the target is a folder with files
     except OSError as err:
         if target.exists():
             raise TagConflict(tag, "another model", record.source) from err
         raise
+    # Last: `latest` must never name a version that is not there.
     store.set_latest(tag)
