@@ -26,7 +26,7 @@ from bentoml_diffusers.tasks.checks import (
     count_pixel_steps,
     with_rgb_images,
 )
-from bentoml_diffusers.tasks.sizes import complete_size
+from bentoml_diffusers.tasks.sizes import complete_size, fit_area
 from bentoml_diffusers.workflow.replay import fit_to_image
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Resolver:
         canvas = None
         if options.keep_size:
             bound, canvas = fit_to_image(self.pipeline, task, bound)
-        bound = fit_latents(self.pipeline, bound)
+        bound = fit_latents(self.pipeline, fit_area(task, bound))
         pixels, pixel_steps = count_pixel_steps(self.pipeline, task, bound)
         return Request(
             task=task,

@@ -1,5 +1,6 @@
 """Images, video and audio as values, and as files: what pipelines make, encoded and decoded."""
 
+from bentoml_diffusers.media.decoders import decode_video
 from bentoml_diffusers.media.encoders import encode_media, has_codecs, import_av, write_media
 from bentoml_diffusers.media.formats import (
     ANIMATIONS,
@@ -19,6 +20,7 @@ __all__ = [
     "UnreadableMedia",
     "Video",
     "VideoFormat",
+    "decode_video",
     "encode_media",
     "find_container",
     "format_of",

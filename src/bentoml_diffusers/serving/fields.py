@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL.Image import Image as PILImage
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from bentoml_diffusers.errors import InvalidOption
 from bentoml_diffusers.serving.codecs import SIZE_STEP
@@ -52,6 +52,7 @@ _TYPES: Mapping[Kind, Any] = {
     "boolean": bool,
     "image": PILImage,
     "mask": PILImage,
+    "video": Annotated[Any, WithJsonSchema({"type": "file", "format": "binary"})],
     "pair": Annotated[
         list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)
     ],
@@ -235,6 +236,7 @@ _MEANINGS: Mapping[str, str] = {
     "negative_prompt_2": "The same for the second text encoder.",
     "negative_prompt_3": "The same for the third text encoder.",
     "image": "The image to start from: a file, or base64.",
+    "video": "The video to start from: an MP4 or WebM file, or base64.",
     "mask_image": "White where to generate, black where to keep: a file, or base64.",
     "control_image": "The image that guides the ControlNet: a file, or base64.",
     "control_mode": "Kind of control, counted from 0.",

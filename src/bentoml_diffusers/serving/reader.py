@@ -23,6 +23,7 @@ from bentoml_diffusers.errors import (
     RequestCancelled,
     UnreadableRequest,
 )
+from bentoml_diffusers.media import decode_video
 from bentoml_diffusers.options import RequestLimits
 from bentoml_diffusers.serving.callers import (
     PICKLE,
@@ -68,6 +69,7 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
 
     limits: ClassVar[RequestLimits] = RequestLimits()
     flags: ClassVar[frozenset[str]] = frozenset()  # fields that are true or false
+    video_fields: ClassVar[frozenset[str]] = frozenset()  # files that become lists of frames
     base64_fields: ClassVar[frozenset[str]] = frozenset()  # in base64, or a file in a form
     uploads: ClassVar[UploadBudget] = UploadBudget(RequestLimits().max_open_upload_bytes)
 
@@ -203,6 +205,8 @@ class RequestModel(bentoml.IODescriptor):  # type: ignore[misc]
         try:
             if isinstance(value, PILImage):  # of a neighbour
                 return prepare_image(value, cls.limits)
+            if name in cls.video_fields:
+                return decode_video(cls._read_file(name, value), cls.limits).frames
             return decode_image(cls._read_file(name, value), cls.limits)
         except ValueError as err:
             raise cls._fault(name, str(err)) from err

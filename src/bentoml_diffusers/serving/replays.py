@@ -336,6 +336,10 @@ def _decode(field: str, value: Any, workflow: Workflow, limits: RequestLimits) -
 
     What else is not a plain value the request model refuses.
     """
+    if isinstance(value, list):  # the frames of a video
+        return [
+            _decode(f"{field}[{index}]", item, workflow, limits) for index, item in enumerate(value)
+        ]
     kind = value.get(KIND) if isinstance(value, dict) else None
     if kind == "tensor":
         return encode_base64(workflow.blobs.get(str(value.get("blob")), b""))

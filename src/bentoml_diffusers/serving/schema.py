@@ -63,7 +63,11 @@ def make_request_model(task: Task, limits: RequestLimits) -> type[RequestModel]:
         fields["guidance_scale"] = (float | None, _GUIDANCE)
     base = _make_base(title, limits, _choose_parts(task, fields))
     base.flags = frozenset(item.name for item in items if item.kind == "boolean")
-    return add_choices(create_model(title, __base__=base, **fields), task.output.kind)
+    made = add_choices(create_model(title, __base__=base, **fields), task.output.kind)
+    videos = [item.name for item in items if item.kind == "video"]
+    made.video_fields = frozenset(videos)
+    made.multipart_fields = [*made.multipart_fields, *videos]  # BentoML knows images and paths only
+    return made
 
 
 def _takes_latents(task: Task) -> bool:
@@ -73,7 +77,11 @@ def _takes_latents(task: Task) -> bool:
 
 
 def _list_served(task: Task) -> Iterator[Input]:
-    return (item for item in task.inputs.values() if why_left_out(item) is None)
+    """Yields the inputs that a request can say; the size says the area of Kontext, too."""
+    has_size = set(_SIDES) <= set(task.inputs) and not task.is_modular
+    for item in task.inputs.values():
+        if why_left_out(item) is None and not (has_size and item.name == "max_area"):
+            yield item
 
 
 def _check_default_size(fields: dict[str, Any], limits: RequestLimits) -> None:

@@ -109,7 +109,8 @@ def read_kind(name: str, hint: Any, default: Any = None) -> Kind:
         kind = next((kind for cls, kind in _KINDS_BY_DEFAULT if isinstance(default, cls)), "other")
     if kind == "image" and name.endswith("latents"):  # an image type, since diffusers encodes it
         return "tensor"
-    return _IMAGES_BY_NAME.get(name, kind) if kind == "image" else kind
+    is_frames = _IMAGES_BY_NAME.get(name) == "video" and kind in _OPAQUE  # such as lists of lists
+    return _IMAGES_BY_NAME.get(name, kind) if kind == "image" or is_frames else kind
 
 
 def _members(hint: Any) -> list[Any]:

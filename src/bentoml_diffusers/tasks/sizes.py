@@ -27,6 +27,19 @@ def default_size(pipeline: Any, task: Task) -> tuple[int, int]:
     return height, width
 
 
+def fit_area(task: Task, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with the area of the size that they give.
+
+    Kontext scales a size to its ``max_area`` of a megapixel, unless that is the area of the size.
+    """
+    height, width = arguments.get("height"), arguments.get("width")
+    is_free = "max_area" in task.inputs and not task.is_modular
+    is_free = is_free and arguments.get("max_area") is None
+    if not is_free or not isinstance(height, int) or not isinstance(width, int):
+        return dict(arguments)
+    return {**arguments, "max_area": height * width}
+
+
 def complete_size(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments with both height and width if one of them is present.
 

@@ -41,7 +41,7 @@ class Bounds:
         return cls(
             max_json_bytes=1 << 20,
             max_values=20_000,
-            max_blobs=16,
+            max_blobs=16 + limits.max_frames,
             max_blob_bytes=limits.max_upload_bytes,
             max_side=limits.max_side,
             max_pixels=limits.max_pixels,
