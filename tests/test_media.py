@@ -125,6 +125,8 @@ def test_a_text_comes_back_from_each_container(name):
     text = '{"prompt": "ein Stück für €", "n": "' + "x" * 100_000 + '"}'
     assert read_text(encode(media, name, **{FORMATS[name].text_key: text})) == text
     assert read_text(encode(media, name)) is None
+    if FORMATS[name].video is not None:
+        assert len(decode_frames(encode(media, name, **{FORMATS[name].text_key: text}))[0]) == 7
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -27,6 +27,7 @@ _NO_TEXTS: Mapping[str, Any] = MappingProxyType({})
 _LAYOUTS = {1: "mono", 2: "stereo"}
 _MAX_DENOMINATOR = 1001  # of 30000/1001 and its like
 _SECONDS_OF_GROUP = 2  # between two frames that players can jump to, and pieces of a stream
+_BUFFER_BYTES = 64 * 1024  # besides the texts
 _BT709 = 1  # FFmpeg's number of the color space, primaries and transfer of HD video
 _LIMITED_RANGE = 1
 
@@ -121,7 +122,15 @@ def _encode(
 ) -> Iterator[None]:
     """Yields when there may be something to take: after each frame, and at the end."""
     av = import_av()
-    with av.open(target, "w", format=file_format.container, options=dict(options)) as container:
+    # FFmpeg goes back to write the size of a box, which in a stream it can only in its buffer.
+    buffer_size = _BUFFER_BYTES + sum(len(str(text).encode()) for text in metadata.values())
+    with av.open(
+        target,
+        "w",
+        format=file_format.container,
+        options=dict(options),
+        buffer_size=buffer_size,
+    ) as container:
         for name, text in metadata.items():
             container.metadata[name] = text
         if isinstance(media, Video):
