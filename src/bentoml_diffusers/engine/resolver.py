@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from bentoml_diffusers.adapters import AdapterBank
-    from bentoml_diffusers.tasks import RequestOptions
+    from bentoml_diffusers.tasks import RequestOptions, Task
     from bentoml_diffusers.tasks.finder import Finder
     from bentoml_diffusers.workflow.replay import Plan
 
@@ -80,15 +80,8 @@ class Resolver:
         if task.is_modular:
             bound = task.prepare(bound)
         base = getattr(self.pipeline, "scheduler", None)
-        cls, defaults = task.pipeline_class, task.with_defaults({})
-        choice = choose_scheduler(options.scheduler, base, cls)
-        check_arguments(task, bound)
-        check_steps(cls, defaults, bound, example_of(choice, base))
-        check_clip_skip(self.pipeline, bound)
-        check_tensors(self.pipeline, bound)
-        if not task.is_modular:
-            check_ip_adapter(self.pipeline, defaults, bound)
-            check_inputs(self.pipeline, cls, defaults, bound)
+        choice = choose_scheduler(options.scheduler, base, task.pipeline_class)
+        self._check(task, bound, example_of(choice, base))
         canvas = None
         if options.keep_size:
             bound, canvas = fit_to_image(self.pipeline, task, bound)
@@ -118,3 +111,17 @@ class Resolver:
             canvas=canvas,
             max_sequence_length=find_sequence_length(task, bound),
         )
+
+    def _check(self, task: Task, bound: Mapping[str, Any], scheduler: Any) -> None:
+        """Checks what needs no adapter and no tensor on the device, in the caller's terms.
+
+        The class's own checks are last: their texts name neither the field nor what is expected.
+        """
+        cls, defaults = task.pipeline_class, task.with_defaults({})
+        check_arguments(task, bound)
+        check_steps(cls, defaults, bound, scheduler)
+        check_clip_skip(self.pipeline, bound)
+        check_tensors(self.pipeline, bound)
+        if not task.is_modular:
+            check_ip_adapter(self.pipeline, defaults, bound)
+            check_inputs(self.pipeline, cls, defaults, bound)
