@@ -47,6 +47,7 @@ FAMILY = Family(
     adjust=adjust,
     arguments={"height": 32, "width": 32, "max_sequence_length": 1024},
     lora_layers=("to_query", "to_key", "to_value"),
+    alone="its requests run one after another here; the cause is open",
     without={"store": "the processor is a stand-in: transformers' own needs torchvision"},
     classes={
         "Kandinsky5T2IPipeline": {},
