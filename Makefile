@@ -38,6 +38,8 @@ help:
 	@echo "make test-numerics   run the tests with the numeric kernels of other processors"
 	@echo "make test-families   try the pipeline classes of all families"
 	@echo "make simulate   run the order of work in 100,000 random worlds"
+	@echo "make test-jobs       kill a process 50 times while it runs jobs, and look for lost ones"
+	@echo "make test-postgres   run the tests of jobs on a PostgreSQL server from a wheel"
 	@echo "make lint    check style and format"
 	@echo "make types   check the types"
 	@echo "make docs    build the documentation into docs/_build/html"
@@ -65,6 +67,12 @@ test-clients: $(VENV)/.installed-test $(CLIENTS)/.installed$(if $(QUICK),-quick)
 
 simulate: $(VENV)/.installed-test
 	$(BIN)/python -m tools.simulation --requests 10000000 --processes 2 $(ARGS)
+
+test-jobs: $(VENV)/.installed-test
+	JOB_KILLS=50 BENTOML_DO_NOT_TRACK=True $(BIN)/python -m pytest tests/test_jobs.py -k lost $(ARGS)
+
+test-postgres: $(VENV)/.installed-test-postgres
+	BENTOML_DO_NOT_TRACK=True $(BIN)/python -m pytest tests/test_jobs.py -m postgres $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -128,5 +136,5 @@ $(BIN)/python:
 $(NEWEST)/bin/python:
 	$(PYTHON) -m venv $(NEWEST)
 
-.PHONY: help demo test test-clients test-families test-numerics lint types docs lowest newest release-check clean
+.PHONY: help demo test test-jobs test-postgres test-clients test-families test-numerics lint types docs lowest newest release-check clean
 .PRECIOUS: $(VENV)/.installed-%

@@ -30,10 +30,9 @@ _names = itertools.count()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the many classes of `make test-families`, whatever other markers are asked for."""
-    if "families" in config.option.markexpr:
-        return
-    many = [item for item in items if item.get_closest_marker("families")]
+    """Leaves out what has a target of its own in the Makefile, whatever other marker is named."""
+    own = [name for name in ("families", "postgres") if name not in config.option.markexpr]
+    many = [item for item in items if any(map(item.get_closest_marker, own))]
     config.hook.pytest_deselected(items=many)
     items[:] = [item for item in items if item not in many]
 

@@ -55,6 +55,7 @@ PUBLIC = {
     "EngineReport",
     "Handle",
     "KeyOptions",
+    "JobOptions",
     "MODULE_NAME",
     "ModelOptions",
     "OpenAIOptions",

@@ -202,7 +202,7 @@ def demo_server(tmp_path_factory):
     """Address of `bentoml diffusers demo`."""
     folder = tmp_path_factory.mktemp("demo")
     with start_server(
-        ["diffusers", "demo"], folder, dict(os.environ), folder / "log.txt"
+        ["diffusers", "demo", "--jobs", "jobs"], folder, dict(os.environ), folder / "log.txt"
     ) as server:
         yield server.url
 

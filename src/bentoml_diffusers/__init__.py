@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from bentoml_diffusers.serving.access import AccessOptions, KeyOptions
     from bentoml_diffusers.serving.legacy import get_runnable, load_model
-    from bentoml_diffusers.serving.options import OpenAIOptions
+    from bentoml_diffusers.serving.options import JobOptions, OpenAIOptions
     from bentoml_diffusers.serving.service import service
     from bentoml_diffusers.store import (
         API_VERSION,
@@ -53,6 +53,7 @@ _HOMES = {
     "EngineReport": "engine",
     "Handle": "engine",
     "KeyOptions": "serving.access",
+    "JobOptions": "serving.options",
     "MODULE_NAME": "store",
     "ModelOptions": "options",
     "OpenAIOptions": "serving.options",
@@ -86,6 +87,7 @@ __all__ = [
     "EngineReport",
     "Handle",
     "KeyOptions",
+    "JobOptions",
     "MODULE_NAME",
     "ModelOptions",
     "OpenAIOptions",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TAG_VARIABLE = "BENTOML_DIFFUSERS_TAG"
 EMBED_VARIABLE = "BENTOML_DIFFUSERS_EMBED"
 ACCESS_VARIABLE = "BENTOML_DIFFUSERS_ACCESS"  # and in JSON who may call
+JOBS_VARIABLE = "BENTOML_DIFFUSERS_JOBS"
 BUNDLED_PIPELINES = ("stable_diffusion_mega", "score_sde_vp")
 BUNDLED_CLASSES = {
     "StableDiffusionMegaPipeline": "stable_diffusion_mega",

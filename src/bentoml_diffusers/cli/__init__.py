@@ -12,6 +12,7 @@ from bentoml_diffusers._logs import quiet_loading
 from bentoml_diffusers._names import EMBED_VARIABLE, TAG_VARIABLE
 from bentoml_diffusers.cli.doctor import doctor
 from bentoml_diffusers.cli.entries import embedding, info, list_command, lora
+from bentoml_diffusers.cli.jobs import jobs, jobs_option
 from bentoml_diffusers.cli.keys import key
 from bentoml_diffusers.cli.lines import one_line_errors
 from bentoml_diffusers.cli.listening import access_options, prepare, read_port
@@ -27,12 +28,13 @@ def diffusers_command() -> None:
     """Store and serve diffusers pipelines."""
 
 
-for command in (info, list_command, lora, embedding, workflow, replay, key, mellon, doctor):
+for command in (info, list_command, lora, embedding, workflow, replay, jobs, key, mellon, doctor):
     diffusers_command.add_command(command)
 
 
 @diffusers_command.command(context_settings=_SERVE_ARGUMENTS)
 @access_options
+@jobs_option
 @reproducible_option
 @click.pass_context
 @one_line_errors
@@ -60,6 +62,7 @@ def demo(context: click.Context, **access: Any) -> None:
 @click.option("--embed-workflow", "workflow", is_flag=True, help="Write workflows into images.")
 @click.option("--embed-infotext", "infotext", is_flag=True, help="Also AUTOMATIC1111's text.")
 @access_options
+@jobs_option
 @reproducible_option
 @click.pass_context
 @one_line_errors

@@ -190,6 +190,20 @@ class Engine:
         """
         return self._submit(Ticket(), task, args, arguments, base=options)
 
+    @shows_options(RequestOptions)
+    def check(
+        self, task: str, /, *args: Any, options: RequestOptions | None = None, **arguments: Any
+    ) -> int:
+        """Checks a request as :meth:`submit` does, and raises what that raises; runs nothing.
+
+        It reads no file: that of a LoRA may still turn out to be broken.
+
+        Returns:
+            Its work: pixels times images times steps.
+        """
+        chosen, own = RequestOptions.split(arguments, options)
+        return self._resolver.resolve(task, args, own, chosen, None).pixel_steps
+
     def replay(self, workflow: Workflow, /, *, strict: bool = True, **overrides: Any) -> Result:
         """Repeats a workflow and waits for it. See :meth:`submit_replay`."""
         return self.submit_replay(workflow, strict=strict, **overrides).result()

@@ -42,6 +42,13 @@ def expect_parts(parts: int) -> None:
         account.expect(parts)
 
 
+def charge_now(task: str, pixel_steps: int) -> None:
+    """Charges for a request that is queued elsewhere, to run when its caller has gone."""
+    account = payer.get()
+    if account is not None:
+        account.charge(task, pixel_steps).close()
+
+
 @contextlib.contextmanager
 def charged(task: str, pixel_steps: int, future: Future[Any]) -> Iterator[None]:
     """Charges for a request that the block queues.

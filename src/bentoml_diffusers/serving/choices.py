@@ -22,6 +22,7 @@ from bentoml_diffusers.adapters.scales import read_scales
 from bentoml_diffusers.errors import InvalidRequest
 from bentoml_diffusers.options import MAX_SEED
 from bentoml_diffusers.serving.codecs import FORMATS_BY_KIND
+from bentoml_diffusers.store import find_adapter
 from bentoml_diffusers.tasks import ADAPTER_OPTIONS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from bentoml_diffusers.serving.reader import RequestModel
 
+AdapterKind = Literal["lora", "textual_inversion"]
 ANSWER_FIELDS = ("n", "output_format", "previews")  # of a request: how to answer it
 _MAX_SCALE = 10.0
 _NUMBER = TypeAdapter(Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)])
@@ -185,3 +187,29 @@ def add_choices(base: type[RequestModel], kind: str) -> type[RequestModel]:
     Base.__name__ = base.__name__
     Base.flags = base.flags | {"previews"}
     return Base
+
+
+def pin_choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of fields, with each adapter of the store named by its version.
+
+    Args:
+        values: Of a request, as JSON.
+    """
+    kinds: dict[str, AdapterKind] = {
+        "lora_weights": "lora",
+        "textual_inversions": "textual_inversion",
+    }
+    pinned = dict(values)
+    for name, kind in kinds.items():
+        choices = _as_choices(values.get(name))
+        if isinstance(choices, list):
+            pinned[name] = [_pin_choice(one, kind) for one in choices]
+    return pinned
+
+
+def _pin_choice(choice: Any, kind: AdapterKind) -> Any:
+    """A file below ``lora_dir`` has no version, and what is wrong is refused elsewhere."""
+    if not isinstance(choice, dict) or not isinstance(choice.get("name"), str):
+        return choice
+    found = find_adapter(choice["name"], kind)
+    return choice if found is None else {**choice, "name": found.tag}

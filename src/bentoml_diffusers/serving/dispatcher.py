@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bentoml_diffusers.engine import Result, expect_parts
+from bentoml_diffusers.engine import Result, charge_now, expect_parts
 from bentoml_diffusers.errors import DiffusersError
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.calls import (
@@ -52,7 +52,8 @@ class Dispatcher:
     """Runs calls on an engine. For the thread of one event loop.
 
     Args:
-        engine: What runs them; an object with its ``arun``, ``stream``, ``areplay``, ``report``,
+        engine: What runs them; an object with its ``arun``, ``stream``, ``areplay``, ``check``,
+            ``report``,
             ``look_at_queue``, ``find_task`` and ``pipeline`` may stand for it.
         requests: What the service takes, with its limits, by task.
         embed: What is written into the images.
@@ -86,6 +87,16 @@ class Dispatcher:
         """
         request = await self.requests[task].from_values(values)
         return to_arguments({name: getattr(request, name) for name in type(request).model_fields})
+
+    async def check(self, call: Call) -> None:
+        """Checks a call as :meth:`run` does, and raises what that raises; runs nothing.
+
+        Its caller pays for it now, since somebody else will run it.
+        """
+        checks = (
+            asyncio.to_thread(self.engine.check, call.task, **part) for part in self._prepare(call)
+        )
+        charge_now(call.task, sum(await asyncio.gather(*checks)))
 
     async def run(self, call: Call, receive: Receive | None = None) -> Answer:
         """Runs a call; cancelling the awaiting task cancels it.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bentoml_diffusers.errors import InvalidOption
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
 # Steps by the `quality` of OpenAI's images API, as a share of those of a request that gives none.
@@ -48,3 +50,71 @@ class OpenAIOptions:
         for pair in self.model_aliases.items():
             if not all(isinstance(name, str) and name for name in pair):
                 raise InvalidOption("model_aliases", pair, "a name by a name")
+
+
+_LEAST = {
+    "max_waiting": 1,
+    "max_running": 1,
+    "max_attempts": 1,
+    "timeout_s": 1,
+    "lease_s": 1,
+    "keep_s": 1,
+    "url_lifetime_s": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Where jobs are kept, how many, and for how long; ``service(..., jobs=JobOptions(...))``.
+
+    Attributes:
+        folder: Of the SQLite database and of the images, where ``database`` and ``results`` name
+            no other place. ``~`` is the home of the user who runs the service.
+        database: URL for SQLAlchemy, such as ``"postgresql+psycopg://user@host/name"``. SQLite is
+            for the workers of one machine, PostgreSQL for those of many.
+        results: Folder, or URL for fsspec such as ``"s3://bucket/jobs"``, that all workers reach.
+        max_waiting: Jobs that wait; more are refused with 429.
+        max_running: Jobs that a worker runs at once; they share forwards like other requests.
+        max_attempts: How often a job is begun: one whose worker dies is begun again.
+        timeout_s: Seconds that a job may take once it is begun; that of other requests
+            (``traffic.timeout``) is not for jobs.
+        lease_s: Seconds after which a job whose worker is silent is given to another one.
+        keep_s: Seconds that a job and its images are kept after its end.
+        url_lifetime_s: Seconds that the address of an image is good for.
+
+    Raises:
+        InvalidOption: 400, a number that is too small.
+    """
+
+    folder: str | os.PathLike[str] = "~/.local/share/bentoml_diffusers/jobs"
+    database: str | None = None
+    results: str | None = None
+    max_waiting: int = 10_000
+    max_running: int = 4
+    max_attempts: int = 3
+    timeout_s: float = 3600.0
+    lease_s: float = 30.0
+    keep_s: float = 7 * 24 * 3600.0
+    url_lifetime_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            least, value = _LEAST.get(item.name), getattr(self, item.name)
+            if least is not None and (not isinstance(value, (int, float)) or value < least):
+                raise InvalidOption(item.name, value, f"a number from {least}")
+
+    @property
+    def database_url(self) -> str:
+        """Where the table is."""
+        return self.database or f"sqlite:///{self._folder / 'jobs.sqlite'}"
+
+    @property
+    def results_url(self) -> str:
+        """Where the images are."""
+        return self.results or str(self._folder / "results")
+
+    @property
+    def _folder(self) -> Path:
+        folder = Path(self.folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

@@ -29,8 +29,9 @@ from bentoml_diffusers.serving.dialects import (
 from bentoml_diffusers.serving.dispatcher import NOTHING, Dispatcher
 from bentoml_diffusers.serving.endpoints import find_endpoints
 from bentoml_diffusers.serving.guards import OPEN, list_guards
+from bentoml_diffusers.serving.jobs import Jobs
 from bentoml_diffusers.serving.keys import KeyRing
-from bentoml_diffusers.serving.options import OpenAIOptions
+from bentoml_diffusers.serving.options import JobOptions, OpenAIOptions
 from bentoml_diffusers.serving.pins import pin_adapters
 from bentoml_diffusers.serving.request_ids import RequestIds
 from bentoml_diffusers.serving.sizes import check_default_sizes, check_stored_size
@@ -59,6 +60,7 @@ def service(
     openai: OpenAIOptions | None = None,
     keys: KeyOptions | None = None,
     access: AccessOptions = OPEN,
+    jobs: JobOptions | None = None,
     service_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> bentoml.Service[Any]:
@@ -84,6 +86,7 @@ def service(
         openai: How it speaks OpenAI's.
         keys: API keys that clients need; ``None``: everyone may call who can reach the service.
         access: Which paths are open, need a key, or are closed; which web pages may call.
+        jobs: Takes jobs too, in the API of Replicate, and where it keeps them.
         service_options: Arguments for ``bentoml.service``, such as
             ``{"traffic": {"timeout": 60}, "resources": {"gpu": 1}}``.
         **options: See :class:`bentoml_diffusers.ModelOptions`.
@@ -107,7 +110,7 @@ def service(
         endpoints=endpoints,
         limits=bounds,
         uploads=uploads,
-        dialects=choose_dialects(dialects),
+        dialects=choose_dialects(dialects, has_jobs=jobs is not None),
         openai=openai or OpenAIOptions(),
     )
     requests, apis = context.requests, make_apis(context)
@@ -137,6 +140,8 @@ def service(
                 _find_tasks(self.engine, requests)
             check_default_sizes(self.engine, requests)
             context.load(Dispatcher(self.engine, requests, embed), found)
+            if jobs is not None:
+                context.load_jobs(Jobs(jobs, name, Dispatcher(self.engine, requests, embed)))
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def check_model() -> None:
@@ -156,6 +161,8 @@ def service(
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         def close_engine(self) -> None:
+            if jobs is not None:
+                context.jobs.close()
             self.engine.close(cancel=True)
 
     DiffusersService.mount_asgi_app(make_app(context), path="/", name="dialects")

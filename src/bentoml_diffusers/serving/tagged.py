@@ -3,13 +3,15 @@
 import json
 import os
 
-from bentoml_diffusers._names import ACCESS_VARIABLE, EMBED_VARIABLE, TAG_VARIABLE
+from bentoml_diffusers._names import ACCESS_VARIABLE, EMBED_VARIABLE, JOBS_VARIABLE, TAG_VARIABLE
 from bentoml_diffusers.options import EmbedOptions
 from bentoml_diffusers.serving.access import AccessOptions, KeyOptions
+from bentoml_diffusers.serving.options import JobOptions
 from bentoml_diffusers.serving.service import service
 
 _access = json.loads(os.environ.get(ACCESS_VARIABLE, "{}"))
 _keys = _access.get("keys")
+_jobs = os.environ.get(JOBS_VARIABLE)
 
 svc = service(
     os.environ.get(TAG_VARIABLE, "demo:latest"),
@@ -17,4 +19,5 @@ svc = service(
     allowed_hosts=_access.get("allowed_hosts"),
     keys=None if _keys is None else KeyOptions(file=_keys),
     access=AccessOptions(cors_origins=_access.get("cors_origins", ())),
+    jobs=None if _jobs is None else JobOptions(folder=_jobs),
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from bentoml_diffusers.errors import InvalidOption
-from bentoml_diffusers.serving.dialects import huggingface, native, openai
+from bentoml_diffusers.serving.dialects import huggingface, native, openai, replicate
 from bentoml_diffusers.serving.dialects.context import Dialect, DialectContext
 from bentoml_diffusers.serving.error_answers import error_response as native_error
 from bentoml_diffusers.serving.openapi import Schemas, make_document, make_page_routes
@@ -38,18 +38,19 @@ _DIALECTS: Mapping[str, Dialect] = {
     "openai": openai.DIALECT,
     "huggingface": huggingface.DIALECT,
 }
+_JOB_DIALECTS: Mapping[str, Dialect] = {"replicate": replicate.DIALECT}  # where a service has jobs
 DEFAULT_DIALECTS = tuple(_DIALECTS)
 
 
-def choose_dialects(names: Sequence[str]) -> dict[str, Dialect]:
-    """Returns dialects by their names.
+def choose_dialects(names: Sequence[str], *, has_jobs: bool = False) -> dict[str, Dialect]:
+    """Returns dialects by their names, and those that jobs have.
 
     Raises:
         InvalidOption: 400, an unknown one, or none.
     """
     if isinstance(names, str) or not names or set(names) - set(_DIALECTS):
         raise InvalidOption("dialects", names, f"some of {', '.join(_DIALECTS)}")
-    return {name: _DIALECTS[name] for name in names}
+    return {name: _DIALECTS[name] for name in names} | dict(_JOB_DIALECTS if has_jobs else {})
 
 
 def make_apis(context: DialectContext) -> dict[str, Any]:

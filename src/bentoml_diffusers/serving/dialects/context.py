@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bentoml_diffusers.options import RequestLimits
     from bentoml_diffusers.serving.dispatcher import Dispatcher
     from bentoml_diffusers.serving.endpoints import Endpoint
+    from bentoml_diffusers.serving.jobs import Jobs
     from bentoml_diffusers.serving.openapi import Schemas
     from bentoml_diffusers.serving.openapi.document import Paths
     from bentoml_diffusers.serving.options import OpenAIOptions
@@ -63,6 +64,7 @@ class DialectContext:
     dialects: Mapping[str, Dialect]
     openai: OpenAIOptions
     _loaded: list[tuple[Dispatcher, ServedModel]] = field(default_factory=list)
+    _jobs: list[Jobs] = field(default_factory=list)
 
     @property
     def requests(self) -> Mapping[str, type[RequestModel]]:
@@ -78,6 +80,15 @@ class DialectContext:
     def served(self) -> ServedModel:
         """What clients call the model."""
         return self._loaded[-1][1]
+
+    @property
+    def jobs(self) -> Jobs:
+        """What takes jobs, in a service that has some."""
+        return self._jobs[-1]
+
+    def load_jobs(self, jobs: Jobs) -> None:
+        """Notes what takes the jobs of this worker."""
+        self._jobs[:] = [jobs]
 
     def load(self, dispatcher: Dispatcher, model: bentoml.Model) -> None:
         """Notes what runs the calls of this worker, and on which model."""
