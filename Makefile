@@ -37,7 +37,7 @@ help:
 	@echo "make test-clients    try the clients of OpenAI, Hugging Face and others (npm, too, if there)"
 	@echo "make test-numerics   run the tests with the numeric kernels of other processors"
 	@echo "make test-families   try the pipeline classes of all families"
-	@echo "make simulate   run the order of work in 100,000 random worlds"
+	@echo "make simulate        run the order of work with 10,000,000 random requests"
 	@echo "make test-jobs       kill a process 50 times while it runs jobs, and look for lost ones"
 	@echo "make test-postgres   run the tests of jobs on a PostgreSQL server from a wheel"
 	@echo "make lint    check style and format"
@@ -136,5 +136,5 @@ $(BIN)/python:
 $(NEWEST)/bin/python:
 	$(PYTHON) -m venv $(NEWEST)
 
-.PHONY: help demo test test-jobs test-postgres test-clients test-families test-numerics lint types docs lowest newest release-check clean
+.PHONY: help demo simulate test test-jobs test-postgres test-clients test-families test-numerics lint types docs lowest newest release-check clean
 .PRECIOUS: $(VENV)/.installed-%

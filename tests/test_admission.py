@@ -11,6 +11,7 @@ from bentoml_diffusers.engine.forwards.profile import CostProfile
 from bentoml_diffusers.engine.order import Estimate
 from bentoml_diffusers.engine.requests.request import Ticket
 from bentoml_diffusers.serving import refusals
+from bentoml_diffusers.serving.jobs import JobsFull
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 
@@ -172,6 +173,7 @@ def test_each_error_has_one_outcome_in_all_counts():
         refusals.UploadsFull.__name__: (503, "refused"),
         refusals.QuotaExceeded.__name__: (429, "refused"),
         "DeadlineUnreachable": (503, "refused"),
+        JobsFull.__name__: (429, "refused"),
         "RequestCancelled": (503, "cancelled"),
         "DeadlineExceeded": (504, "expired"),
     }

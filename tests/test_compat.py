@@ -208,7 +208,7 @@ def test_keep_thread_counts():
 
     decide = original(DefaultStrategy.get_worker_env)
     assert {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} <= set(THREAD_ENVS)
-    assert list(inspect.signature(decide).parameters)[:2] == ["cls", "runnable_class"]
+    assert "runnable_class" in inspect.signature(decide).parameters
 
 
 def test_install_image_container():

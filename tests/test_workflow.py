@@ -493,7 +493,9 @@ def test_a_blob_of_another_kind_is_refused(kind):
         decode(broken.with_blobs({name: data}))
 
 
-LIMITS = RequestLimits(max_side=64, max_pixels=64 * 64, max_steps=20, max_prompt_chars=50)
+LIMITS = RequestLimits(
+    max_side=64, max_pixels=64 * 64, max_steps=20, max_prompt_chars=50, max_frames=1
+)
 
 
 def bomb(side):
@@ -526,7 +528,7 @@ def zip_of(files):
         ({"a.json": "{}", "/etc/x": ""}, "one JSON file"),
         ({"blobs/x": ""}, "one JSON file"),
         ({"a.json": " " * (64 << 20)}, "a zip of 1 files with 67108864 bytes"),
-        ({"a.json": "{}", **{f"blobs/{n}.bin": "" for n in range(20)}}, "at most 16 blobs"),
+        ({"a.json": "{}", **{f"blobs/{n}.bin": "" for n in range(20)}}, "at most 17 blobs"),
     ],
 )
 def test_a_zip_holds_one_workflow(files, match):
@@ -582,8 +584,8 @@ def test_depth_is_bounded():
 
 
 def test_blobs_of_an_untrusted_workflow_are_bounded():
-    many = make(image=[Image.new("L", (8, 8), color) for color in range(17)])
-    refused(many.to_json(), "at most 16", limits=LIMITS)
+    many = make(image=[Image.new("L", (8, 8), color) for color in range(18)])
+    refused(many.to_json(), "at most 17", limits=LIMITS)
     small = dataclasses.replace(LIMITS, max_upload_bytes=100)
     refused(make(image=IMAGE.convert("RGB")).to_json(), "at most", limits=small)
 

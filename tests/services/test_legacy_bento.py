@@ -104,4 +104,4 @@ def test_image_has_the_tested_versions_of_what_the_wheel_needs(bento):
 
 
 def _plain_name(line):
-    return re.split("[>=]=", line)[0].replace("_", "-").lower()
+    return re.match(r"[\w.-]*", line)[0].replace("_", "-").lower()
