@@ -13,7 +13,7 @@ def test_timeout_and_stop_in_the_middle_of_a_request(serve, tiny_home):
         before = server.generate()
         steps_of_one = count_steps(server)
 
-        answer = server.client.post("/txt2img", json={**ENDLESS, "height": 256, "width": 256})
+        answer = server.client.post("/txt2img", json={**ENDLESS, "height": 512, "width": 512})
         assert answer.status_code == 504
         assert "not finished within" in answer.json()["error"]
         metrics = server.client.get("/metrics").text
