@@ -1,12 +1,24 @@
 """API keys without a server: what is stored, what is left of a limit, who pays for what."""
 
+import asyncio
 import json
 
 import pytest
 
-from bentoml_diffusers import AccessOptions, Engine, EngineLimits, KeyOptions, errors, testing
+from bentoml_diffusers import (
+    AccessOptions,
+    Engine,
+    EngineLimits,
+    KeyOptions,
+    RequestLimits,
+    errors,
+    testing,
+)
 from bentoml_diffusers.engine import expect_parts, payer
 from bentoml_diffusers.serving import refusals
+from bentoml_diffusers.serving.calls import Call
+from bentoml_diffusers.serving.dispatcher import Dispatcher
+from bentoml_diffusers.serving.endpoints import classic_endpoints
 from bentoml_diffusers.serving.key_file import KeyRecord, add_key, hash_key, read_keys, read_pairs
 from bentoml_diffusers.serving.keys import Account, KeyRing, Visit
 from bentoml_diffusers.serving.quotas import Bucket, Places
@@ -225,3 +237,30 @@ class TestPaths:
     def test_wrong_options(self, options):
         with pytest.raises(errors.InvalidOption):
             AccessOptions(**options)
+
+
+class TestJobs:
+    """A job runs when its caller has gone: it is charged when it is accepted."""
+
+    @pytest.fixture
+    def check(self, engine):
+        endpoints = classic_endpoints(RequestLimits())
+        dispatcher = Dispatcher(engine, {one.task: one.request for one in endpoints})
+
+        def check(task="txt2img"):
+            asyncio.run(dispatcher.check(Call(task=task, arguments=CALL, n=2)))
+
+        return check
+
+    def test_it_is_charged_once_with_all_its_images(self, pay, check):
+        account = make_account(requests_per_minute=2, pixel_steps_per_minute=2 * WORK)
+        pay(account)
+        check()
+        pay(account)  # each call is a visit
+        with pytest.raises(refusals.QuotaExceeded):
+            check()
+
+    def test_a_key_for_other_tasks_has_no_job(self, pay, check):
+        pay(make_account(tasks=("img2img",)))
+        with pytest.raises(refusals.TaskForbidden):
+            check()

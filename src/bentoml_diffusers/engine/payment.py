@@ -43,7 +43,12 @@ def expect_parts(parts: int) -> None:
 
 
 def charge_now(task: str, pixel_steps: int) -> None:
-    """Charges for a request that is queued elsewhere, to run when its caller has gone."""
+    """Charges for a call that is queued elsewhere, to run when its caller has gone.
+
+    Args:
+        task: What it asks for.
+        pixel_steps: The work of one of its parts, see :func:`expect_parts`.
+    """
     account = payer.get()
     if account is not None:
         account.charge(task, pixel_steps).close()

@@ -96,7 +96,7 @@ class Dispatcher:
         checks = (
             asyncio.to_thread(self.engine.check, call.task, **part) for part in self._prepare(call)
         )
-        charge_now(call.task, sum(await asyncio.gather(*checks)))
+        charge_now(call.task, max(await asyncio.gather(*checks)))  # the payer counts the parts
 
     async def run(self, call: Call, receive: Receive | None = None) -> Answer:
         """Runs a call; cancelling the awaiting task cancels it.
