@@ -1,23 +1,11 @@
-"""The order of work under a virtual clock, with everything that can happen to requests.
-
-Random worlds of callers, sizes, LoRAs, corrupt files, cancels, deadlines, too little memory and
-workers that die; the engine's own queue, baton, policy and costs; threads are generators. After
-each event the promises are checked. A world is repeated by its seed::
-
-    python -m tools.simulation --requests 10000000 --processes 2
-    python -m tools.simulation --seed 4711
-"""
+"""One engine with its callers, and what it promises after each event."""
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import itertools
-import multiprocessing
 import random
-import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bentoml_diffusers.engine.order import (
@@ -31,112 +19,12 @@ from bentoml_diffusers.engine.order import (
     record_group,
 )
 from bentoml_diffusers.engine.order.turns import AGED_SHARE, PATIENCE
+from tools.simulation.actors import Broken, Job, Member, Slots, Stop, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable
 
 REQUESTS = 100  # of a world
-
-
-class Broken(AssertionError):
-    """A promise was not kept."""
-
-
-class Stop(Exception):
-    """How a request ended that was not done."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """As the engine's, on the clock of a world."""
-
-    world: World
-    deadline: float | None
-    steps_done: int = 0
-    steps_total: int | None = None
-    is_cancelled: bool = False
-
-    @property
-    def must_stop(self) -> bool:
-        """True if ``check`` would raise."""
-        return self.is_cancelled or (self.deadline is not None and self.world.now > self.deadline)
-
-    def check(self) -> None:
-        """Raises if the request must stop."""
-        if self.must_stop:
-            raise Stop("cancelled" if self.is_cancelled else "late")
-
-
-@dataclass(eq=False)
-class Member:
-    """A request, and its thread."""
-
-    name: int
-    ticket: Ticket
-    work: Work
-    alone: bool
-    loras: frozenset[int]
-    size: int
-    rows: int
-    load_s: float
-    is_corrupt: bool
-    dies_at: int
-    previews: int
-    task: Any = None
-    job: Job | None = None
-    thread: Generator[tuple[Any, ...], None, None] | None = None
-    answer: str | None = None
-    since: int = 0
-    callers: int = 0
-    aged_at: int | None = None
-    allowed: int = 0
-
-
-@dataclass(eq=False)
-class Job:
-    """A call that waits."""
-
-    member: Member
-    kind: Hashable
-    rows: int
-    is_step: bool
-    max_rows: int = 64
-    error: BaseException | None = None
-    key: Hashable = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.key = self.kind
-
-    @property
-    def work(self) -> Work:
-        """That of its request."""
-        return self.member.work
-
-
-class Slots:
-    """LoRAs in slots, as the adapter pool holds them."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.held: Counter[int] = Counter()
-        self.resident: set[int] = set()
-
-    def acquire(self, wanted: frozenset[int]) -> bool:
-        """Holds LoRAs; returns whether there was room."""
-        pinned = {one for one in self.resident if self.held[one]} | wanted
-        if len(pinned) > self.size:
-            return False
-        for one in sorted(self.resident - pinned)[
-            : max(0, len(self.resident | wanted) - self.size)
-        ]:
-            self.resident.discard(one)
-        self.resident |= wanted
-        self.held.update(wanted)
-        return True
-
-    def release(self, wanted: frozenset[int]) -> None:
-        """Gives them up."""
-        self.held.subtract(wanted)
 
 
 class World:
@@ -491,24 +379,3 @@ def run_worlds(seeds: range) -> Counter[str]:
     for seed in seeds:
         counts += run_world(seed)
     return counts
-
-
-def main() -> None:
-    """Reads the command line and says what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, help="repeat this world only")
-    given = parser.parse_args()
-    began, first = time.perf_counter(), given.seed or 0
-    worlds = 1 if given.seed is not None else -(-given.requests // REQUESTS)
-    chunks = [range(n, min(n + 50, first + worlds)) for n in range(first, first + worlds, 50)]
-    counts: Counter[str] = Counter()
-    with multiprocessing.Pool(given.processes) as pool:
-        for found in pool.imap_unordered(run_worlds, chunks):
-            counts += found
-    print(f"{counts.total()} requests in {time.perf_counter() - began:.0f} s: {dict(counts)}")
-
-
-if __name__ == "__main__":
-    main()
